@@ -1,0 +1,1 @@
+//! splitconv: a model in, a pair of halves out.

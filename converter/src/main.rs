@@ -1,0 +1,2 @@
+//! splitconv.
+fn main() {}

@@ -1,0 +1,96 @@
+//! Running a range of layers.
+//!
+//! A *half* is a function from rows to rows (or to logits) over a layer range, with its own KV
+//! cache. Edge, cloud and whole model are the same executor over another range.
+
+use std::ops::Range;
+
+use crate::cache::KvCache;
+use crate::model::HParams;
+
+/// Runs one range of layers of one model. Shared by all sequences; each sequence brings its own
+/// [`KvCache`].
+pub trait Executor: Send + Sync {
+    /// The whole model's shape.
+    fn hparams(&self) -> &HParams;
+
+    /// The layers this executor holds.
+    fn layers(&self) -> Range<usize>;
+
+    /// An empty cache for up to `n_ctx` positions of this executor's layers.
+    ///
+    /// # Errors
+    /// When `n_ctx` is zero or more than the memory allows.
+    fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError>;
+
+    /// Embeds `ids` into `rows` (`ids.len() × n_embd`, row after row).
+    ///
+    /// # Errors
+    /// When this half holds no embedding or an id is outside the vocabulary.
+    fn embed(&self, ids: &[u32], rows: &mut Vec<f32>) -> Result<(), ExecError>;
+
+    /// Runs the layers in place over `rows` (`n × n_embd`), which stand at positions
+    /// `cache.len()..cache.len() + n`, and advances the cache by `n`.
+    ///
+    /// # Errors
+    /// When the context is full or `rows` is not whole rows; the cache is then unchanged.
+    fn forward(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<(), ExecError>;
+
+    /// Final norm and head: `rows` (`n × n_embd`) to `logits` (`n × n_vocab`).
+    ///
+    /// # Errors
+    /// When this half holds no head.
+    fn logits(&self, rows: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError>;
+}
+
+/// Why a half could not run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecError {
+    /// More positions than the cache has.
+    #[error(
+        "the context is full: {used} of {n_ctx} positions used and {more} more asked for; raise it with -c or shorten the prompt"
+    )]
+    ContextFull {
+        /// Positions in use.
+        used: usize,
+        /// Positions there are.
+        n_ctx: usize,
+        /// Positions asked for.
+        more: usize,
+    },
+    /// An id that is no token.
+    #[error("token id {id} is outside the vocabulary of {n_vocab}")]
+    BadToken {
+        /// The id.
+        id: u32,
+        /// The size of the vocabulary.
+        n_vocab: usize,
+    },
+    /// Rows of the wrong size.
+    #[error("{len} values are not whole rows of {width}")]
+    BadRows {
+        /// Values given.
+        len: usize,
+        /// Width of a row.
+        width: usize,
+    },
+    /// This half lacks a part.
+    #[error("this half (layers {first}..{end}) holds no {what}")]
+    Missing {
+        /// `token embedding` or `head`.
+        what: &'static str,
+        /// First layer here.
+        first: usize,
+        /// End layer here.
+        end: usize,
+    },
+    /// No memory for a cache.
+    #[error("cannot hold a KV cache of {n_ctx} positions ({bytes} bytes); lower -c")]
+    CacheTooLarge {
+        /// Positions asked for.
+        n_ctx: usize,
+        /// Bytes they need.
+        bytes: usize,
+    },
+}

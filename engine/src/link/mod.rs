@@ -1,0 +1,1 @@
+//! The gRPC link between the halves.

@@ -1,0 +1,2 @@
+//! splitrun.
+fn main() {}

@@ -1,0 +1,5 @@
+//! GGUF files.
+
+mod value;
+
+pub use value::{Array, Metadata, Value, ValueType};

@@ -1,0 +1,16 @@
+//! What the bytes of splitconv and splitrun mean: GGUF files, GGML block types, the pair of
+//! halves on disk, and the activation frame on the wire.
+//!
+//! Nothing here starts a thread, opens a socket, touches a device or decides a policy.
+//!
+//! | module | what it is about |
+//! |---|---|
+//! | [`gguf`] | reader over a memory map, streaming writer, typed metadata |
+//! | [`blocks`] | one file per GGML block type: layout, decode, encode |
+//! | [`pair`] | names, keys and the boundary contract of the two halves |
+//! | [`wire`] | the activation frame: TS, TAB-Q, zstd |
+
+pub mod blocks;
+pub mod gguf;
+pub mod pair;
+pub mod wire;
