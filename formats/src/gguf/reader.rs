@@ -1,0 +1,313 @@
+//! A GGUF file over a memory map, and several shards of one model as one.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use super::error::{GgufError, GgufErrorKind as Kind};
+use super::header::{self, Header, TensorInfo};
+use super::value::Metadata;
+
+/// One open GGUF file. Tensor data stays in the map until it is touched.
+#[derive(Debug)]
+pub struct Gguf {
+    path: PathBuf,
+    map: Mmap,
+    header: Header,
+    by_name: HashMap<String, usize>,
+}
+
+impl Gguf {
+    /// Opens and checks a file: header, metadata, tensor directory, ranges.
+    ///
+    /// Memory used is bounded by the size of the header. Tensor data is not read.
+    ///
+    /// # Errors
+    /// Any [`GgufErrorKind`](super::GgufErrorKind), with the file's name.
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        let fail = |e| GgufError::new(path, e);
+        let file = File::open(path).map_err(|e| fail(e.into()))?;
+        let kind = file.metadata().map_err(|e| fail(e.into()))?;
+        if !kind.is_file() {
+            let e = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
+            return Err(fail(e.into()));
+        }
+        if kind.len() == 0 {
+            return Err(fail(Kind::NotGguf { found: Vec::new() }));
+        }
+        // SAFETY: the map is read-only and private to this struct. Another process that truncates
+        // the file while we run would fault us, as it would every program that maps its weights;
+        // our own writers never change a file in place (they write a new one and rename it).
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| fail(e.into()))?;
+        let header = header::parse(&map).map_err(fail)?;
+        let by_name = header
+            .tensors
+            .iter()
+            .enumerate()
+            .map(|(i, t)| (t.name.clone(), i))
+            .collect();
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+            header,
+            by_name,
+        })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// GGUF version: 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.header.version
+    }
+
+    /// Alignment of tensor data in bytes.
+    pub fn alignment(&self) -> usize {
+        self.header.alignment
+    }
+
+    /// The metadata.
+    pub fn metadata(&self) -> &Metadata {
+        &self.header.metadata
+    }
+
+    /// The tensor directory, in the file's order.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.header.tensors
+    }
+
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name.get(name).map(|i| &self.header.tensors[*i])
+    }
+
+    /// The bytes of a tensor of this file.
+    pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
+        // The header check put every tensor of this file inside the map; a foreign one gets what
+        // the range allows.
+        self.map
+            .get(tensor.start..tensor.start + tensor.bytes)
+            .unwrap_or(&[])
+    }
+
+    /// Size of the file in bytes.
+    pub fn file_bytes(&self) -> usize {
+        self.map.len()
+    }
+
+    /// First byte of the data section.
+    pub fn data_start(&self) -> usize {
+        self.header.data_start
+    }
+
+    /// Reads the file a second time with the `gguf-rs` crate and compares what both saw.
+    ///
+    /// Only our bounded reader's acceptance makes this safe: `gguf-rs` allocates what a header
+    /// claims.
+    ///
+    /// # Errors
+    /// When the two readers disagree about version, keys, names, shapes or offsets.
+    pub fn second_opinion(&self) -> Result<(), GgufError> {
+        let fail = |why: String| GgufError::new(&self.path, Kind::SecondOpinion(why));
+        let path = self
+            .path
+            .to_str()
+            .ok_or_else(|| fail("the path is not UTF-8".into()))?;
+        let mut container = gguf_rs::get_gguf_container(path).map_err(|e| fail(e.to_string()))?;
+        let other = container.decode().map_err(|e| fail(e.to_string()))?;
+        if other.metadata().len() != self.metadata().len() {
+            return Err(fail(format!(
+                "{} metadata keys there, {} here",
+                other.metadata().len(),
+                self.metadata().len()
+            )));
+        }
+        if other.tensors().len() != self.tensors().len() {
+            return Err(fail(format!(
+                "{} tensors there, {} here",
+                other.tensors().len(),
+                self.tensors().len()
+            )));
+        }
+        for (theirs, ours) in other.tensors().iter().zip(self.tensors()) {
+            let offset = (ours.start - self.data_start()) as u64;
+            let mut shape = theirs.shape.clone();
+            while shape.len() > ours.dims.len() && shape.last() == Some(&1) {
+                shape.pop();
+            }
+            if theirs.name != ours.name
+                || theirs.offset != offset
+                || theirs.kind != ours.block_type.id()
+                || shape != ours.dims
+            {
+                return Err(fail(format!(
+                    "tensor `{}` {shape:?} at {} there, `{}` {:?} at {offset} here",
+                    theirs.name, theirs.offset, ours.name, ours.dims
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All shards of one model, read as one.
+#[derive(Debug)]
+pub struct GgufSet {
+    files: Vec<Gguf>,
+    by_name: HashMap<String, (usize, usize)>,
+}
+
+impl GgufSet {
+    /// Opens `path` and, when its metadata says `split.count` > 1, its sibling shards
+    /// (`NAME-00001-of-00003.gguf` …) from the same folder. Any shard may be named.
+    ///
+    /// # Errors
+    /// When a shard is missing, is of another model, or holds a tensor twice.
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        let first = Gguf::open(path)?;
+        let count = split_count(first.metadata());
+        if count <= 1 {
+            return Self::from_files(vec![first]);
+        }
+        let shard = |no: usize, why: String| {
+            GgufError::new(
+                path,
+                Kind::Shard {
+                    no: no + 1,
+                    count,
+                    why,
+                },
+            )
+        };
+        let no = first
+            .metadata()
+            .get("split.no")
+            .and_then(super::Value::as_u64)
+            .unwrap_or(0);
+        let no = usize::try_from(no).unwrap_or(usize::MAX);
+        let stem = shard_stem(path, no, count).ok_or_else(|| {
+            shard(
+                no,
+                format!(
+                    "the file's name does not end in -{:05}-of-{count:05}.gguf, so the other \
+                     shards cannot be found; rename it as it was",
+                    no.saturating_add(1)
+                ),
+            )
+        })?;
+        let mut files = Vec::new();
+        let mut first = Some(first);
+        for i in 0..count {
+            let file = if i == no { first.take() } else { None };
+            let file = match file {
+                Some(f) => f,
+                None => Gguf::open(&path.with_file_name(shard_name(&stem, i, count)))?,
+            };
+            let m = file.metadata();
+            let its_no = m.get("split.no").and_then(super::Value::as_u64);
+            if its_no != Some(i as u64) || split_count(m) != count {
+                return Err(GgufError::new(
+                    file.path(),
+                    Kind::Shard {
+                        no: i + 1,
+                        count,
+                        why: format!(
+                            "its metadata says shard {} of {}",
+                            its_no.map_or(0, |n| n.saturating_add(1)),
+                            split_count(m)
+                        ),
+                    },
+                ));
+            }
+            files.push(file);
+        }
+        let total: usize = files.iter().map(|f| f.tensors().len()).sum();
+        let said = files[0]
+            .metadata()
+            .get("split.tensors.count")
+            .and_then(super::Value::as_u64);
+        if said.is_some_and(|s| s != total as u64) {
+            return Err(shard(
+                0,
+                format!(
+                    "{} tensors promised, {total} found in all shards",
+                    said.unwrap_or(0)
+                ),
+            ));
+        }
+        Self::from_files(files)
+    }
+
+    /// A set of files opened by the caller (no sibling is looked for).
+    ///
+    /// # Errors
+    /// When a tensor stands in two files.
+    pub fn from_files(files: Vec<Gguf>) -> Result<Self, GgufError> {
+        let mut by_name = HashMap::new();
+        for (f, file) in files.iter().enumerate() {
+            for (t, tensor) in file.tensors().iter().enumerate() {
+                if let Some((other, _)) = by_name.insert(tensor.name.clone(), (f, t)) {
+                    let other: &Gguf = &files[other];
+                    return Err(GgufError::new(
+                        file.path(),
+                        Kind::Malformed {
+                            what: format!("tensor `{}`", tensor.name),
+                            why: format!("it also stands in {}", other.path().display()),
+                        },
+                    ));
+                }
+            }
+        }
+        Ok(Self { files, by_name })
+    }
+
+    /// The files, in shard order; at least one.
+    pub fn files(&self) -> &[Gguf] {
+        &self.files
+    }
+
+    /// The metadata of the first shard, which describes the model.
+    pub fn metadata(&self) -> &Metadata {
+        self.files[0].metadata()
+    }
+
+    /// The tensor called `name` and the file it stands in.
+    pub fn tensor(&self, name: &str) -> Option<(&Gguf, &TensorInfo)> {
+        let (f, t) = *self.by_name.get(name)?;
+        let file = &self.files[f];
+        Some((file, &file.tensors()[t]))
+    }
+
+    /// All tensors with their files, shard by shard.
+    pub fn tensors(&self) -> impl Iterator<Item = (&Gguf, &TensorInfo)> {
+        self.files
+            .iter()
+            .flat_map(|f| f.tensors().iter().map(move |t| (f, t)))
+    }
+}
+
+fn split_count(m: &Metadata) -> usize {
+    let n = m
+        .get("split.count")
+        .and_then(super::Value::as_u64)
+        .unwrap_or(0);
+    // GGUF stores it as a u16; more is damage and would only make us look for files.
+    usize::try_from(n).unwrap_or(0).min(usize::from(u16::MAX))
+}
+
+/// `STEM` of `STEM-00001-of-00002.gguf`, when the numbers are these.
+fn shard_stem(path: &Path, no: usize, count: usize) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let suffix = format!("-{:05}-of-{count:05}.gguf", no.checked_add(1)?);
+    name.strip_suffix(&suffix).map(str::to_owned)
+}
+
+/// The name of shard `no` (from 0) of `count`, as GGUF defines it.
+pub fn shard_name(stem: &str, no: usize, count: usize) -> String {
+    format!("{stem}-{:05}-of-{count:05}.gguf", no + 1)
+}
