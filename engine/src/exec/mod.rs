@@ -3,6 +3,8 @@
 //! A *half* is a function from rows to rows (or to logits) over a layer range, with its own KV
 //! cache. Edge, cloud and whole model are the same executor over another range.
 
+pub mod cpu;
+
 use std::ops::Range;
 
 use crate::cache::KvCache;

@@ -95,6 +95,11 @@ impl Gguf {
             .unwrap_or(&[])
     }
 
+    /// Bytes of the file by position; empty when `range` reaches past the end.
+    pub fn bytes(&self, range: std::ops::Range<usize>) -> &[u8] {
+        self.map.get(range).unwrap_or(&[])
+    }
+
     /// Size of the file in bytes.
     pub fn file_bytes(&self) -> usize {
         self.map.len()
@@ -281,6 +286,12 @@ impl GgufSet {
         let (f, t) = *self.by_name.get(name)?;
         let file = &self.files[f];
         Some((file, &file.tensors()[t]))
+    }
+
+    /// Which file (an index into [`files`](Self::files)) holds `name`, and its place there.
+    pub fn find(&self, name: &str) -> Option<(usize, &TensorInfo)> {
+        let (f, t) = *self.by_name.get(name)?;
+        Some((f, &self.files[f].tensors()[t]))
     }
 
     /// All tensors with their files, shard by shard.

@@ -1,0 +1,172 @@
+//! Choosing an instruction set, once, at start.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use formats::blocks::BlockType;
+use half::f16;
+
+use super::matmul::{Acts, Out};
+use super::scalar;
+
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
+
+/// An instruction set for the kernels. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Plain Rust: slow, everywhere, and the definition of right.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Isa {
+    /// The best this processor has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            return Self::Avx2;
+        }
+        Self::Scalar
+    }
+
+    /// Every set this processor can run.
+    pub fn available() -> Vec<Self> {
+        let mut all = vec![Self::Scalar];
+        let best = Self::detect();
+        if best != Self::Scalar {
+            all.push(best);
+        }
+        all
+    }
+
+    pub(crate) fn matmul(
+        self,
+        ty: BlockType,
+        weights: &[u8],
+        row_bytes: usize,
+        rows: Range<usize>,
+        x: &Acts<'_>,
+        out: Out,
+    ) {
+        match self {
+            Self::Scalar => scalar::matmul(ty, weights, row_bytes, rows, x, &mut |r, i, v| {
+                // SAFETY: `matmul` gives each task its own range of columns.
+                unsafe { out.set(r, i, v) }
+            }),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `detect` is the only maker of `Avx2` and has seen the features; `matmul`
+            // gives each task its own range of columns and has checked the sizes.
+            Self::Avx2 => unsafe { avx2::matmul(ty, weights, row_bytes, rows, x, out) },
+        }
+    }
+
+    /// Σ x².
+    pub(crate) fn sum_squares(self, x: &[f32]) -> f32 {
+        match self {
+            Self::Scalar => scalar::sum_squares(x),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Self::Avx2 => unsafe { avx2::sum_squares(x) },
+        }
+    }
+
+    /// `scores[t] = (q · k[t]) × scale` for the keys at `t × stride`.
+    pub(crate) fn scores(
+        self,
+        q: &[f32],
+        keys: &[f16],
+        stride: usize,
+        scale: f32,
+        scores: &mut [f32],
+    ) {
+        match self {
+            Self::Scalar => {
+                for (s, k) in scores.iter_mut().zip(keys.chunks(stride)) {
+                    *s = scalar::dot_f16(q, &k[..q.len()]) * scale;
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Self::Avx2 => unsafe { avx2::scores(q, keys, stride, scale, scores) },
+        }
+    }
+
+    /// `s[t] = e^(s[t] − max s)`; returns the sum.
+    pub(crate) fn softmax(self, s: &mut [f32]) -> f32 {
+        match self {
+            Self::Scalar => scalar::softmax(s),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Self::Avx2 => unsafe { avx2::softmax(s) },
+        }
+    }
+
+    /// `out[d] = Σ w[t] · v[t][d]` for the values at `t × stride`, in ascending `t`.
+    pub(crate) fn weighted_sum(self, w: &[f32], values: &[f16], stride: usize, out: &mut [f32]) {
+        match self {
+            Self::Scalar => {
+                out.fill(0.0);
+                for (w, v) in w.iter().zip(values.chunks(stride)) {
+                    let n = out.len();
+                    scalar::add_scaled(out, *w, &v[..n]);
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Self::Avx2 => unsafe { avx2::weighted_sum(w, values, stride, out) },
+        }
+    }
+
+    /// `gate[i] = silu(gate[i]) · up[i]`.
+    pub(crate) fn swiglu(self, gate: &mut [f32], up: &[f32]) {
+        match self {
+            Self::Scalar => scalar::swiglu(gate, up),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Self::Avx2 => unsafe { avx2::swiglu(gate, up) },
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+        })
+    }
+}
+
+/// An instruction set this processor lacks, or no name of one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("kernels `{name}` cannot run here; this processor has: {available}")]
+pub struct IsaError {
+    /// What was asked for.
+    pub name: String,
+    /// What there is.
+    pub available: String,
+}
+
+impl FromStr for Isa {
+    type Err = IsaError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        if s == "auto" {
+            return Ok(Self::detect());
+        }
+        let all = Self::available();
+        all.iter().copied().find(|i| i.to_string() == s).ok_or_else(|| IsaError {
+            name: s.to_owned(),
+            available: all.iter().map(Self::to_string).collect::<Vec<_>>().join(", "),
+        })
+    }
+}

@@ -1,0 +1,173 @@
+//! Weight matrices times activation rows, over the pool.
+
+use std::ops::Range;
+
+use super::isa::Isa;
+use super::lanes::LANES;
+use super::pool::Session;
+use super::scalar::{Grouping, grouping};
+use crate::model::Tensor;
+
+/// Columns are padded to whole groups of the widest kind.
+const PAD: usize = 32;
+/// Weight rows that one item takes at least: enough work to outweigh the claim.
+const GRAIN: usize = 16;
+
+/// Activation rows prepared for kernels: padded with zeros to a multiple of 32 columns, with the
+/// lane sums of their groups when a weight type has minima.
+#[derive(Debug, Default)]
+pub(crate) struct ActBuf {
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    x: Vec<f32>,
+    sums: [Vec<f32>; 2],
+    has_sums: [bool; 2],
+}
+
+impl ActBuf {
+    /// The place to write `rows × cols` activations: rows of [`stride`](Self::stride) values.
+    pub(crate) fn reset(&mut self, rows: usize, cols: usize) -> &mut [f32] {
+        self.rows = rows;
+        self.cols = cols;
+        self.stride = cols.next_multiple_of(PAD);
+        self.x.clear();
+        self.x.resize(rows * self.stride, 0.0);
+        self.has_sums = [false; 2];
+        &mut self.x
+    }
+
+    /// Values from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The values, to change them in place before the first product.
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        self.has_sums = [false; 2];
+        &mut self.x
+    }
+
+    fn view(&mut self, g: Grouping) -> Acts<'_> {
+        let which = usize::from(g.group == 16);
+        if g.min && !self.has_sums[which] {
+            let sums = &mut self.sums[which];
+            sums.clear();
+            sums.resize(self.rows * self.stride / g.group * LANES, 0.0);
+            for (out, x) in sums.chunks_exact_mut(LANES).zip(self.x.chunks_exact(g.group)) {
+                out.copy_from_slice(&x[..LANES]);
+                for x in x[LANES..].chunks_exact(LANES) {
+                    for (o, x) in out.iter_mut().zip(x) {
+                        *o += x;
+                    }
+                }
+            }
+            self.has_sums[which] = true;
+        }
+        Acts {
+            x: &self.x,
+            sums: if g.min { &self.sums[which] } else { &[] },
+            rows: self.rows,
+            cols: self.cols,
+            stride: self.stride,
+            groups: self.stride / g.group,
+        }
+    }
+}
+
+/// Activation rows as kernels see them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Acts<'a> {
+    x: &'a [f32],
+    sums: &'a [f32],
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    groups: usize,
+}
+
+impl Acts<'_> {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Row `r`, zeros to the next multiple of 32 included.
+    pub(crate) fn padded_row(&self, r: usize) -> &[f32] {
+        &self.x[r * self.stride..(r + 1) * self.stride]
+    }
+
+    /// Lane sums of all groups of row `r`; empty when the type has no minima.
+    pub(crate) fn sums(&self, r: usize) -> &[f32] {
+        let n = self.groups * LANES;
+        self.sums.get(r * n..(r + 1) * n).unwrap_or(&[])
+    }
+
+    /// Lane sums of group `g` of row `r`.
+    pub(crate) fn group_sum(&self, r: usize, g: usize) -> &[f32] {
+        &self.sums(r)[g * LANES..(g + 1) * LANES]
+    }
+}
+
+/// Where products go: value `i` of row `r` at `r × stride + i`. Tasks write disjoint columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Out {
+    ptr: *mut f32,
+    len: usize,
+    stride: usize,
+}
+
+// SAFETY: a plain address; `set` is only called for columns that one task owns.
+unsafe impl Sync for Out {}
+// SAFETY: as above.
+unsafe impl Send for Out {}
+
+impl Out {
+    pub(crate) fn new(values: &mut [f32], stride: usize) -> Self {
+        Self { ptr: values.as_mut_ptr(), len: values.len(), stride }
+    }
+
+    /// Values there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Writes column `i` of row `r`.
+    ///
+    /// # Safety
+    /// No other thread may access that value at the same time, and the slice given to `new` must
+    /// still be borrowed by the caller.
+    #[inline]
+    pub(crate) unsafe fn set(&self, r: usize, i: usize, v: f32) {
+        let at = r * self.stride + i;
+        debug_assert!(at < self.len);
+        if at < self.len {
+            // SAFETY: in range; exclusive by the contract above.
+            unsafe { *self.ptr.add(at) = v }
+        }
+    }
+}
+
+/// `out[r × out_stride + i] = w[i] · x[r]` for every weight row `i` and activation row `r`.
+pub(crate) fn matmul(
+    session: &Session<'_>,
+    isa: Isa,
+    w: &Tensor,
+    x: &mut ActBuf,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let acts = x.view(grouping(w.block_type));
+    assert!(acts.cols == w.cols && w.rows <= out_stride, "{}: shapes differ", w.name);
+    assert!(out.len() >= acts.rows.saturating_sub(1) * out_stride + w.rows);
+    let data = w.data();
+    let row_bytes = w.row_bytes();
+    assert_eq!(data.len(), row_bytes * w.rows);
+    let out = Out::new(out, out_stride);
+    session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {
+        isa.matmul(w.block_type, data, row_bytes, rows, &acts, out);
+    });
+}

@@ -1,0 +1,158 @@
+//! The CPU executor.
+//!
+//! Weights stay in the memory map and are multiplied as they are; activations are f32; keys and
+//! values are f16. Every sum runs in the one order of [`lanes`], so the result does not depend on
+//! the instruction set, the number of threads, or how a prompt is cut into chunks.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod forward;
+mod isa;
+mod lanes;
+mod matmul;
+mod pool;
+mod rope;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use formats::blocks;
+
+pub use isa::{Isa, IsaError};
+
+use self::forward::Scratch;
+use self::matmul::matmul;
+use self::pool::Pool;
+use self::rope::RopeTable;
+use super::{ExecError, Executor};
+use crate::cache::KvCache;
+use crate::model::{HParams, ModelPart};
+
+/// Rows that go through the layers at once; a longer chunk is run in pieces, so that scratch
+/// memory is bounded and activations stay in cache.
+const MAX_ROWS: usize = 128;
+
+/// Runs a [`ModelPart`] on the processor.
+pub struct CpuExecutor {
+    part: ModelPart,
+    isa: Isa,
+    pool: Pool,
+    rope: RopeTable,
+    /// Buffers of forward passes that are not running now.
+    scratch: Mutex<Vec<Scratch>>,
+}
+
+impl CpuExecutor {
+    /// An executor with `threads` threads.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn new(part: ModelPart, threads: usize, isa: Isa) -> std::io::Result<Self> {
+        let rope = RopeTable::new(&part.hparams.rope);
+        Ok(Self { part, isa, pool: Pool::new(threads)?, rope, scratch: Mutex::default() })
+    }
+
+    /// The model part it runs.
+    pub fn part(&self) -> &ModelPart {
+        &self.part
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn missing(&self, what: &'static str) -> ExecError {
+        ExecError::Missing { what, first: self.part.layers.start, end: self.part.layers.end }
+    }
+
+    /// The number of rows in `len` values.
+    fn rows(&self, len: usize) -> Result<usize, ExecError> {
+        let width = self.part.hparams.n_embd;
+        if !len.is_multiple_of(width) {
+            return Err(ExecError::BadRows { len, width });
+        }
+        Ok(len / width)
+    }
+
+    fn with_scratch<T>(&self, f: impl FnOnce(&mut Scratch) -> T) -> T {
+        let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut scratch = kept.unwrap_or_default();
+        let out = f(&mut scratch);
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+        out
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn hparams(&self) -> &HParams {
+        &self.part.hparams
+    }
+
+    fn layers(&self) -> Range<usize> {
+        self.part.layers.clone()
+    }
+
+    fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {
+        let bytes = self.part.hparams.kv_bytes(&self.part.layers, n_ctx);
+        if n_ctx == 0 {
+            return Err(ExecError::CacheTooLarge { n_ctx, bytes });
+        }
+        KvCache::new(self.part.layers.len(), n_ctx, self.part.hparams.kv_width())
+            .ok_or(ExecError::CacheTooLarge { n_ctx, bytes })
+    }
+
+    fn embed(&self, ids: &[u32], rows: &mut Vec<f32>) -> Result<(), ExecError> {
+        let t = self.part.token_embd.as_ref().ok_or_else(|| self.missing("token embedding"))?;
+        let (data, row_bytes) = (t.data(), t.row_bytes());
+        rows.clear();
+        rows.resize(ids.len() * t.cols, 0.0);
+        for (id, row) in ids.iter().zip(rows.chunks_exact_mut(t.cols)) {
+            let at = *id as usize * row_bytes;
+            let bad = ExecError::BadToken { id: *id, n_vocab: t.rows };
+            let bytes = data.get(at..at + row_bytes).ok_or_else(|| bad.clone())?;
+            blocks::dequantize_row(t.block_type, bytes, row).map_err(|_| bad)?;
+        }
+        Ok(())
+    }
+
+    fn forward(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<(), ExecError> {
+        let n = self.rows(rows.len())?;
+        if cache.len() + n > cache.n_ctx() {
+            return Err(ExecError::ContextFull {
+                used: cache.len(),
+                n_ctx: cache.n_ctx(),
+                more: n,
+            });
+        }
+        let width = self.part.hparams.n_embd;
+        self.with_scratch(|scratch| {
+            for rows in rows.chunks_mut(MAX_ROWS * width) {
+                let session = self.pool.session();
+                forward::run(self, &session, scratch, cache, rows);
+            }
+        });
+        Ok(())
+    }
+
+    fn logits(&self, rows: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError> {
+        let (norm, head) = self.part.head.as_ref().ok_or_else(|| self.missing("head"))?;
+        let n = self.rows(rows.len())?;
+        logits.clear();
+        logits.resize(n * head.rows, 0.0);
+        let (width, eps) = (self.part.hparams.n_embd, self.part.hparams.rms_eps);
+        self.with_scratch(|scratch| {
+            let pieces = rows.chunks(MAX_ROWS * width).zip(logits.chunks_mut(MAX_ROWS * head.rows));
+            for (rows, logits) in pieces {
+                let session = self.pool.session();
+                let x = &mut scratch.normed;
+                forward::norm(&session, self.isa, rows, width, norm, eps, x);
+                matmul(&session, self.isa, head, x, logits, head.rows);
+            }
+        });
+        Ok(())
+    }
+}

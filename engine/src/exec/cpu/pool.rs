@@ -1,0 +1,279 @@
+//! A small thread pool for kernels that take microseconds.
+//!
+//! Inside a [`Session`] the workers spin between jobs; outside they sleep. A job is a number of
+//! items; each thread claims items until none is left, so a worker that the system has taken off
+//! its core delays nobody. What is computed never depends on who computes it: an item is a range
+//! of output values, and no sum crosses items.
+
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Items a job may have; callers with more work make larger items.
+const MAX_ITEMS: usize = u16::MAX as usize;
+/// Empty looks at the job word before a waiting thread lets others run.
+const SPINS: u32 = 4000;
+
+type Job = *const (dyn Fn(usize) + Sync);
+
+struct Shared {
+    /// Epoch (32 bits), items (16), next item (16): one word, so that a claim is one exchange and
+    /// a thread that was away cannot claim from a job that is over.
+    word: AtomicU64,
+    job: UnsafeCell<Option<Job>>,
+    done: AtomicUsize,
+    panicked: AtomicBool,
+    hot: AtomicBool,
+    stop: AtomicBool,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+// SAFETY: `job` is written only by the one thread that holds the session, while no item is
+// claimable (every item of the job before is done); it is read only after a successful claim,
+// which the writer's release store of `word` precedes.
+unsafe impl Sync for Shared {}
+// SAFETY: the raw pointer in `job` is to a `Sync` closure.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// Claims an item of the current job.
+    fn claim(&self) -> Option<usize> {
+        let mut word = self.word.load(Ordering::Acquire);
+        loop {
+            let (items, next) = ((word >> 16) & 0xffff, word & 0xffff);
+            if next >= items {
+                return None;
+            }
+            match self.word.compare_exchange_weak(
+                word,
+                word + 1,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Some(next as usize),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    fn work(&self) {
+        while let Some(item) = self.claim() {
+            // SAFETY: the claim succeeded, so the job of this epoch is published and stays valid
+            // until its last item is counted in `done`.
+            let job = unsafe { *self.job.get() };
+            if let Some(job) = job {
+                // SAFETY: as above; `run` does not return before `done` reaches the item count.
+                let job = unsafe { &*job };
+                if catch_unwind(AssertUnwindSafe(|| job(item))).is_err() {
+                    self.panicked.store(true, Ordering::Relaxed);
+                }
+            }
+            self.done.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    fn worker(&self) {
+        let mut idle = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            self.work();
+            if self.hot.load(Ordering::Acquire) {
+                relax(&mut idle);
+                continue;
+            }
+            idle = 0;
+            let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(
+                self.wake
+                    .wait_while(guard, |()| {
+                        !self.hot.load(Ordering::Acquire) && !self.stop.load(Ordering::Relaxed)
+                    })
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+        }
+    }
+}
+
+fn relax(idle: &mut u32) {
+    *idle += 1;
+    if *idle < SPINS {
+        std::hint::spin_loop();
+    } else {
+        std::thread::yield_now();
+    }
+}
+
+/// Worker threads of one executor.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    session: Mutex<()>,
+}
+
+impl Pool {
+    /// A pool that computes with `threads` threads, the caller's among them (at least one).
+    pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            word: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            done: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            hot: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        let mut pool = Self { shared, workers: Vec::new(), session: Mutex::new(()) };
+        for i in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let worker = std::thread::Builder::new()
+                .name(format!("kernel-{i}"))
+                .spawn(move || shared.worker())?;
+            pool.workers.push(worker);
+        }
+        Ok(pool)
+    }
+
+    /// Threads that compute.
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Wakes the workers and keeps them awake until the session is dropped. One at a time: a
+    /// second caller waits.
+    pub(crate) fn session(&self) -> Session<'_> {
+        let guard = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.workers.is_empty() {
+            let sleep = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.hot.store(true, Ordering::Release);
+            drop(sleep);
+            self.shared.wake.notify_all();
+        }
+        Session { pool: self, _guard: guard }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let sleep = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        drop(sleep);
+        self.shared.wake.notify_all();
+        for w in self.workers.drain(..) {
+            // A worker's panic was already handed to the caller of `run`.
+            let _ = w.join();
+        }
+    }
+}
+
+/// The right to run jobs.
+pub(crate) struct Session<'a> {
+    pool: &'a Pool,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Session<'_> {
+    /// Threads that compute.
+    pub(crate) fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Calls `f(item)` once for each item in `0..items`, on all threads.
+    pub(crate) fn run(&self, items: usize, f: &(dyn Fn(usize) + Sync)) {
+        if items <= 1 || self.pool.workers.is_empty() || items > MAX_ITEMS {
+            (0..items).for_each(f);
+            return;
+        }
+        let shared = &*self.pool.shared;
+        // SAFETY: only the lifetime changes; this function returns after the last item is done.
+        let job: Job = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(f)
+        };
+        shared.done.store(0, Ordering::Relaxed);
+        // SAFETY: this thread holds the session and every item of the last job is done, so
+        // nobody reads the cell.
+        unsafe { *shared.job.get() = Some(job) };
+        let epoch = (shared.word.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
+        shared.word.store(epoch << 32 | (items as u64) << 16, Ordering::Release);
+        shared.work();
+        let mut idle = 0;
+        while shared.done.load(Ordering::Acquire) < items {
+            relax(&mut idle);
+        }
+        if shared.panicked.swap(false, Ordering::Relaxed) {
+            resume_unwind(Box::new("a kernel panicked"));
+        }
+    }
+
+    /// Splits `0..n` into ranges of at least `grain`, a few per thread, and calls `f` on each.
+    pub(crate) fn ranges(
+        &self,
+        n: usize,
+        grain: usize,
+        f: &(dyn Fn(std::ops::Range<usize>) + Sync),
+    ) {
+        // Six items per thread even out a core that is busy with something else.
+        let per = n.div_ceil(self.threads() * 6).max(grain.max(1)).max(n.div_ceil(MAX_ITEMS));
+        // Kernels take four weight rows at a time.
+        let per = if per > 4 { per.next_multiple_of(4) } else { per };
+        self.run(n.div_ceil(per), &|i| f(i * per..((i + 1) * per).min(n)));
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.pool.shared.hot.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_runs_once() {
+        for threads in [1, 2, 5] {
+            let pool = Pool::new(threads).unwrap();
+            for round in 0..200 {
+                let s = pool.session();
+                for n in [0, 1, 2, 7, 100 + round] {
+                    let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                    s.run(n, &|i| {
+                        hits[i].fetch_add(1, Ordering::Relaxed);
+                    });
+                    assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_cover_everything_once() {
+        let pool = Pool::new(3).unwrap();
+        let s = pool.session();
+        for (n, grain) in [(1, 8), (100, 8), (200_000, 1), (7, 0)] {
+            let sum = AtomicUsize::new(0);
+            s.ranges(n, grain, &|r| {
+                sum.fetch_add(r.map(|i| i + 1).sum(), Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), n * (n + 1) / 2);
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(2).unwrap();
+        let s = pool.session();
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            s.run(50, &|i| assert!(i != 33));
+        }));
+        assert!(caught.is_err());
+        let n = AtomicUsize::new(0);
+        s.run(50, &|_| {
+            n.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(n.into_inner(), 50);
+    }
+}

@@ -1,0 +1,185 @@
+//! Kernels in plain Rust: the definition that every other instruction set must equal bit for bit.
+
+mod attention;
+mod block32;
+mod float;
+mod super256;
+
+use formats::blocks::BlockType;
+
+pub(crate) use attention::{add_scaled, dot_f16};
+pub(crate) use super256::{scale_k3, scale_min_k4};
+
+use super::lanes::{LANES, Lanes, exp, fold};
+use super::matmul::Acts;
+
+/// Weights unpacked at a time.
+const PANEL: usize = 256;
+
+/// Up to [`PANEL`] weights as `quant × scale + min`.
+struct Panel {
+    q: [f32; PANEL],
+    scale: [f32; PANEL / 16],
+    min: [f32; PANEL / 16],
+}
+
+/// How the weights of a type are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grouping {
+    /// Quants that share a scale.
+    pub(crate) group: usize,
+    /// Whether groups have a minimum.
+    pub(crate) min: bool,
+}
+
+/// The grouping of `ty`.
+pub(crate) fn grouping(ty: BlockType) -> Grouping {
+    use BlockType as T;
+    let (group, min) = match ty {
+        T::F32 | T::F16 | T::BF16 | T::Q4_0 | T::Q5_0 | T::Q8_0 | T::IQ4_NL => (32, false),
+        T::Q4_1 | T::Q5_1 | T::Q4_K | T::Q5_K => (32, true),
+        T::Q2_K => (16, true),
+        T::Q3_K | T::Q6_K => (16, false),
+    };
+    Grouping { group, min }
+}
+
+/// Unpacks weights `k0..k0 + n` of a row; `n ≤ PANEL`, `k0` a multiple of `PANEL`. The rest of
+/// the last group is zero.
+fn unpack(ty: BlockType, row: &[u8], k0: usize, n: usize, p: &mut Panel) {
+    let block = |b: usize| ty.block_bytes() * (k0 / ty.block_len() + b);
+    match ty {
+        BlockType::F32 | BlockType::F16 | BlockType::BF16 => {
+            p.scale.fill(1.0);
+            let bytes = &row[block(0)..block(n)];
+            match ty {
+                BlockType::F32 => float::f32s(bytes, &mut p.q[..n]),
+                BlockType::F16 => float::f16s(bytes, &mut p.q[..n]),
+                _ => float::bf16s(bytes, &mut p.q[..n]),
+            }
+            p.q[n..n.next_multiple_of(32)].fill(0.0);
+        }
+        BlockType::Q4_0
+        | BlockType::Q4_1
+        | BlockType::Q5_0
+        | BlockType::Q5_1
+        | BlockType::Q8_0
+        | BlockType::IQ4_NL => {
+            for g in 0..n / 32 {
+                let q: &mut [f32] = &mut p.q[g * 32..g * 32 + 32];
+                let (scale, min) = block32::unpack(ty, &row[block(g)..block(g + 1)], q);
+                p.scale[g] = scale;
+                p.min[g] = min;
+            }
+        }
+        BlockType::Q2_K | BlockType::Q3_K | BlockType::Q4_K | BlockType::Q5_K | BlockType::Q6_K => {
+            let b = &row[block(0)..block(1)];
+            super256::unpack(ty, b, &mut p.q, &mut p.scale, &mut p.min);
+        }
+    }
+}
+
+/// Weight rows `rows` times all activation rows: `out(r, i)` receives row `i` of the weights times
+/// row `r` of the activations.
+pub(crate) fn matmul(
+    ty: BlockType,
+    weights: &[u8],
+    row_bytes: usize,
+    rows: std::ops::Range<usize>,
+    x: &Acts<'_>,
+    out: &mut dyn FnMut(usize, usize, f32),
+) {
+    let Grouping { group, min } = grouping(ty);
+    let mut panel = Panel { q: [0.0; PANEL], scale: [0.0; 16], min: [0.0; 16] };
+    let mut acc: Vec<Lanes> = vec![[0.0; LANES]; x.rows()];
+    for i in rows {
+        let row = &weights[i * row_bytes..(i + 1) * row_bytes];
+        acc.fill([0.0; LANES]);
+        for k0 in (0..x.cols()).step_by(PANEL) {
+            let n = PANEL.min(x.cols() - k0);
+            unpack(ty, row, k0, n, &mut panel);
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let xs = &x.padded_row(r)[k0..];
+                for g in 0..n.div_ceil(group) {
+                    let q = &panel.q[g * group..(g + 1) * group];
+                    let t = group_dot(q, &xs[g * group..]);
+                    let s = panel.scale[g];
+                    for l in 0..LANES {
+                        acc[l] = s.mul_add(t[l], acc[l]);
+                    }
+                    if min {
+                        let sums = x.group_sum(r, k0 / group + g);
+                        let m = panel.min[g];
+                        for l in 0..LANES {
+                            acc[l] = m.mul_add(sums[l], acc[l]);
+                        }
+                    }
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            out(r, i, fold(acc));
+        }
+    }
+}
+
+fn group_dot(q: &[f32], x: &[f32]) -> Lanes {
+    let mut t = [0.0; LANES];
+    for l in 0..LANES {
+        t[l] = q[l] * x[l];
+    }
+    for k in (LANES..q.len()).step_by(LANES) {
+        for l in 0..LANES {
+            t[l] = q[k + l].mul_add(x[k + l], t[l]);
+        }
+    }
+    t
+}
+
+/// Σ x² in lanes.
+pub(crate) fn sum_squares(x: &[f32]) -> f32 {
+    let mut acc = [0.0; LANES];
+    for c in x.chunks(LANES) {
+        for (a, v) in acc.iter_mut().zip(c) {
+            *a = v.mul_add(*v, *a);
+        }
+    }
+    fold(&acc)
+}
+
+/// eˣ to about one unit in the last place; 0 below −87.
+pub(crate) fn exp(x: f32) -> f32 {
+    if x.is_nan() || x <= exp::LO {
+        return 0.0;
+    }
+    let x = x.min(exp::HI);
+    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let r = n.mul_add(-exp::LN2_HI, x);
+    let r = n.mul_add(-exp::LN2_LO, r);
+    let mut p = exp::POLY[0];
+    for c in &exp::POLY[1..] {
+        p = p.mul_add(r, *c);
+    }
+    let p = p.mul_add(r * r, r) + 1.0;
+    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+}
+
+/// Scores to weights: `s[t] = e^(s[t] − max s)`; returns their sum, in lanes by `t`.
+pub(crate) fn softmax(s: &mut [f32]) -> f32 {
+    let max = s.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let mut acc = [0.0; LANES];
+    for c in s.chunks_mut(LANES) {
+        for (a, v) in acc.iter_mut().zip(c) {
+            *v = exp(*v - max);
+            *a += *v;
+        }
+    }
+    fold(&acc)
+}
+
+/// `gate[i] = silu(gate[i]) · up[i]`.
+pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        *g = *g / (1.0 + exp(-*g)) * u;
+    }
+}
