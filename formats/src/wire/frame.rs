@@ -347,9 +347,8 @@ impl Scratch {
         {
             return Err(malformed);
         }
-        let claimed = match zstd::zstd_safe::get_frame_content_size(&self.spread) {
-            Ok(Some(n)) => n,
-            _ => return Err(malformed),
+        let Ok(Some(claimed)) = zstd::zstd_safe::get_frame_content_size(&self.spread) else {
+            return Err(malformed);
         };
         let len = usize::try_from(claimed)
             .ok()
