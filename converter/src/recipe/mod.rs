@@ -360,10 +360,7 @@ impl Chooser<'_> {
         }
         let flat = bits.flat(from);
         if to != flat {
-            *self
-                .fallbacks
-                .entry((role, row_len, flat, to))
-                .or_default() += 1;
+            *self.fallbacks.entry((role, row_len, flat, to)).or_default() += 1;
         }
         to
     }

@@ -75,7 +75,7 @@ pub enum SourceError {
     #[error(
         "{}: tensor `{first}`{more} is missing; the file is not whole, fetch or make it again",
         path.display(),
-        more = others(*.others)
+        more = and_more(*.others)
     )]
     MissingTensor {
         /// The file.
@@ -132,7 +132,7 @@ pub enum SourceError {
     },
 }
 
-fn others(n: usize) -> String {
+fn and_more(n: usize) -> String {
     if n == 0 {
         String::new()
     } else {

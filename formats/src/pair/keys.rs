@@ -68,6 +68,7 @@ impl HalfRole {
     }
 
     /// The other half.
+    #[must_use]
     pub const fn other(self) -> Self {
         match self {
             Self::Edge => Self::Cloud,
