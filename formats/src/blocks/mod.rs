@@ -3,8 +3,45 @@
 //! Every type has a file of its own with its layout struct, a compile-time size assertion, a
 //! decoder and an encoder. A *row* is the unit: `n` weights, `n` a multiple of
 //! [`BlockType::block_len`], occupy [`BlockType::row_bytes`]`(n)` bytes.
+//!
+//! [`dequantize_row`] and [`quantize_row`] serve whole rows of any type; [`blocks_of`] views a row
+//! as its layout structs, for kernels that work on the codes. All layouts have alignment 1.
+//! The searches behind the encoders are in `search` (one group of weights), `half_scale` (scales
+//! stored as half floats) and `superblock` (K-quants).
 
 use std::fmt;
+
+mod codec;
+mod float;
+mod half_scale;
+mod iq4_nl;
+mod pack;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+mod search;
+mod superblock;
+
+pub use codec::{Block, RowSizeError, blocks_of, dequantize_row, quantize_row};
+pub use iq4_nl::{BlockIq4Nl, IQ4_NL_LEVELS};
+pub use pack::scale_min;
+pub use q2_k::BlockQ2K;
+pub use q3_k::BlockQ3K;
+pub use q4_0::BlockQ4_0;
+pub use q4_1::BlockQ4_1;
+pub use q4_k::BlockQ4K;
+pub use q5_0::BlockQ5_0;
+pub use q5_1::BlockQ5_1;
+pub use q5_k::BlockQ5K;
+pub use q6_k::BlockQ6K;
+pub use q8_0::BlockQ8_0;
 
 /// Weights in a K-quant super-block.
 pub const QK_K: usize = 256;

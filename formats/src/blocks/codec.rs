@@ -1,0 +1,171 @@
+//! Rows of any block type to and from `f32`.
+
+use bytemuck::Pod;
+
+use super::{
+    BlockIq4Nl, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K,
+    BlockQ6K, BlockQ8_0,
+};
+use super::{BlockType, float};
+
+/// The layout of one block of `N` weights. All fields are bytes, so a block may lie at any
+/// address: rows are viewed in place in a memory map.
+pub trait Block<const N: usize>: Pod {
+    /// The type this is the layout of.
+    const TYPE: BlockType;
+
+    /// The weights, with the arithmetic of GGML's own scalar decoder: the same bits.
+    fn decode(&self, out: &mut [f32; N]);
+
+    /// The block that errs least in `Σ importance·(x − decoded)²` (all importances 1 when
+    /// `None`), as far as the search finds it. Equal input gives equal bytes.
+    ///
+    /// A NaN counts as 0, an infinity as the largest magnitude the block can hold; the result
+    /// always decodes to finite weights.
+    fn encode(x: &[f32; N], importance: Option<&[f32; N]>) -> Self;
+}
+
+/// A row whose sizes do not go together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RowSizeError {
+    /// Not whole blocks, or the bytes are not those of that many weights.
+    #[error(
+        "a row of {weights} {ty} weights does not fit {bytes} bytes: {ty} stores {} weights in {} bytes, in whole blocks only",
+        ty.block_len(), ty.block_bytes()
+    )]
+    Bytes {
+        /// Type of the row.
+        ty: BlockType,
+        /// Weights in the `f32` slice.
+        weights: usize,
+        /// Bytes in the encoded slice.
+        bytes: usize,
+    },
+    /// The importance slice is not one number per weight.
+    #[error(
+        "{importances} importances given for {weights} {ty} weights: give one per weight, or none"
+    )]
+    Importance {
+        /// Type of the row.
+        ty: BlockType,
+        /// Weights in the row.
+        weights: usize,
+        /// Length of the importance slice.
+        importances: usize,
+    },
+}
+
+fn check(ty: BlockType, weights: usize, bytes: usize) -> Result<(), RowSizeError> {
+    if ty.row_bytes(weights) == Some(bytes) {
+        Ok(())
+    } else {
+        Err(RowSizeError::Bytes { ty, weights, bytes })
+    }
+}
+
+/// The blocks of a row, in place. `None` when `bytes` is not a whole number of blocks.
+pub fn blocks_of<const N: usize, B: Block<N>>(bytes: &[u8]) -> Option<&[B]> {
+    bytemuck::try_cast_slice(bytes).ok()
+}
+
+/// Decodes a row: `out.len()` weights from `bytes`, bit for bit what GGML decodes.
+///
+/// Any bytes decode (to NaN or infinity if a stored scale says so); none panics.
+///
+/// # Errors
+/// [`RowSizeError`] when the two lengths do not describe the same whole blocks.
+pub fn dequantize_row(ty: BlockType, bytes: &[u8], out: &mut [f32]) -> Result<(), RowSizeError> {
+    check(ty, out.len(), bytes.len())?;
+    match ty {
+        BlockType::F32 => float::decode_f32(bytes, out),
+        BlockType::F16 => float::decode_f16(bytes, out),
+        BlockType::BF16 => float::decode_bf16(bytes, out),
+        BlockType::Q4_0 => decode_blocks::<32, BlockQ4_0>(bytes, out),
+        BlockType::Q4_1 => decode_blocks::<32, BlockQ4_1>(bytes, out),
+        BlockType::Q5_0 => decode_blocks::<32, BlockQ5_0>(bytes, out),
+        BlockType::Q5_1 => decode_blocks::<32, BlockQ5_1>(bytes, out),
+        BlockType::Q8_0 => decode_blocks::<32, BlockQ8_0>(bytes, out),
+        BlockType::IQ4_NL => decode_blocks::<32, BlockIq4Nl>(bytes, out),
+        BlockType::Q2_K => decode_blocks::<256, BlockQ2K>(bytes, out),
+        BlockType::Q3_K => decode_blocks::<256, BlockQ3K>(bytes, out),
+        BlockType::Q4_K => decode_blocks::<256, BlockQ4K>(bytes, out),
+        BlockType::Q5_K => decode_blocks::<256, BlockQ5K>(bytes, out),
+        BlockType::Q6_K => decode_blocks::<256, BlockQ6K>(bytes, out),
+    }
+    Ok(())
+}
+
+fn decode_blocks<const N: usize, B: Block<N>>(bytes: &[u8], out: &mut [f32]) {
+    let blocks = blocks_of::<N, B>(bytes).unwrap_or_default();
+    for (block, chunk) in blocks.iter().zip(out.as_chunks_mut::<N>().0) {
+        block.decode(chunk);
+    }
+}
+
+/// Encodes a row of `f32` weights into `out`, minimising `Σ importance·(x − decoded)²`.
+///
+/// `importance`, when given, holds one non-negative number per weight (for a matrix row: the mean
+/// square of the activation each column meets). The float types ignore it.
+///
+/// Quantised types take NaN as 0 and saturate infinities, so they always decode to finite
+/// weights. `F32` keeps every bit; `F16` and `BF16` keep NaN and infinities and round what is
+/// finite to the nearest finite value.
+///
+/// # Errors
+/// [`RowSizeError`] when the lengths do not describe the same whole blocks.
+pub fn quantize_row(
+    ty: BlockType,
+    row: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<(), RowSizeError> {
+    check(ty, row.len(), out.len())?;
+    if let Some(importance) = importance
+        && importance.len() != row.len()
+    {
+        return Err(RowSizeError::Importance {
+            ty,
+            weights: row.len(),
+            importances: importance.len(),
+        });
+    }
+    match ty {
+        BlockType::F32 => float::encode_f32(row, out),
+        BlockType::F16 => float::encode_f16(row, out),
+        BlockType::BF16 => float::encode_bf16(row, out),
+        BlockType::Q4_0 => encode_blocks::<32, BlockQ4_0>(row, importance, out),
+        BlockType::Q4_1 => encode_blocks::<32, BlockQ4_1>(row, importance, out),
+        BlockType::Q5_0 => encode_blocks::<32, BlockQ5_0>(row, importance, out),
+        BlockType::Q5_1 => encode_blocks::<32, BlockQ5_1>(row, importance, out),
+        BlockType::Q8_0 => encode_blocks::<32, BlockQ8_0>(row, importance, out),
+        BlockType::IQ4_NL => encode_blocks::<32, BlockIq4Nl>(row, importance, out),
+        BlockType::Q2_K => encode_blocks::<256, BlockQ2K>(row, importance, out),
+        BlockType::Q3_K => encode_blocks::<256, BlockQ3K>(row, importance, out),
+        BlockType::Q4_K => encode_blocks::<256, BlockQ4K>(row, importance, out),
+        BlockType::Q5_K => encode_blocks::<256, BlockQ5K>(row, importance, out),
+        BlockType::Q6_K => encode_blocks::<256, BlockQ6K>(row, importance, out),
+    }
+    Ok(())
+}
+
+fn encode_blocks<const N: usize, B: Block<N>>(
+    row: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    let mut importances = importance.map(|w| w.as_chunks::<N>().0.iter());
+    let blocks = row.as_chunks::<N>().0;
+    for (x, bytes) in blocks.iter().zip(out.chunks_exact_mut(size_of::<B>())) {
+        let w = importances.as_mut().and_then(Iterator::next);
+        bytes.copy_from_slice(bytemuck::bytes_of(&B::encode(x, w)));
+    }
+}
+
+/// Ties a layout struct to the table of [`BlockType`]: size, and byte alignment.
+macro_rules! assert_layout {
+    ($block:ty, $ty:expr) => {
+        const _: () = assert!(size_of::<$block>() == $ty.block_bytes());
+        const _: () = assert!(align_of::<$block>() == 1);
+    };
+}
+pub(super) use assert_layout;

@@ -1,0 +1,123 @@
+//! Q3_K: 16 sub-blocks of 16 weights `x ≈ (d·(scale − 32))·(q − 4)`, `q` of 3 bits, scales of
+//! 6 bits.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::codec::{Block, assert_layout};
+use super::search::{inverse, round_to, sanitise};
+use super::superblock::fit_scale_super;
+use super::{BlockType, QK_K};
+
+/// 110 bytes for 256 weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQ3K {
+    /// Third bits: weight `32·k + i` in bit `k` of byte `i`.
+    pub hmask: [u8; 32],
+    /// Low two bits: weight `128·h + 32·k + i` in bits `2k..2k+2` of byte `32·h + i`.
+    pub qs: [u8; 64],
+    /// Scales of 6 bits; [`BlockQ3K::scale`] unpacks them.
+    pub scales: [u8; 12],
+    /// Factor of the scales, a little-endian half float.
+    pub d: [u8; 2],
+}
+
+assert_layout!(BlockQ3K, BlockType::Q3_K);
+
+/// Levels the largest magnitude is tried at; the range is −4..=3.
+const TRIES: [f32; 15] = [
+    1.6, 2.0, 2.3, 2.55, 2.75, 2.95, 3.1, 3.3, 3.5, 3.7, 3.9, 4.1, 4.35, 4.7, 6.0,
+];
+
+fn snap(v: f32) -> f32 {
+    round_to(v, -4.0, 3.0)
+}
+
+impl BlockQ3K {
+    /// Factor of the scales, decoded.
+    #[inline]
+    pub fn d(&self) -> f32 {
+        f16::from_le_bytes(self.d).to_f32()
+    }
+
+    /// Scale of sub-block `b` (0..16), −32..=31.
+    ///
+    /// Low nibbles: sub-blocks 0..8 low and 8..16 high in bytes 0..8; upper two bits: sub-block
+    /// `4k + i` in bits `2k..2k+2` of byte `8 + i`.
+    #[inline]
+    pub fn scale(&self, b: usize) -> i8 {
+        let low = if b < 8 {
+            self.scales[b] & 15
+        } else {
+            self.scales[b % 8] >> 4
+        };
+        let high = self.scales[8 + b % 4] >> (b / 4 % 4 * 2) & 3;
+        (low | high << 4) as i8 - 32
+    }
+}
+
+fn pack_scales(scales: &[i8; 16]) -> [u8; 12] {
+    let mut out = [0; 12];
+    for (b, &scale) in scales.iter().enumerate() {
+        let s = (scale + 32) as u8;
+        out[b % 8] |= (s & 15) << (b / 8 * 4);
+        out[8 + b % 4] |= (s >> 4) << (b / 4 * 2);
+    }
+    out
+}
+
+impl Block<QK_K> for BlockQ3K {
+    const TYPE: BlockType = BlockType::Q3_K;
+
+    fn decode(&self, out: &mut [f32; QK_K]) {
+        let d = self.d();
+        for (b, sub) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let step = d * f32::from(self.scale(b));
+            let (half, pair, side) = (b / 8, b % 8 / 2, b % 2 * 16);
+            for (i, v) in sub.iter_mut().enumerate() {
+                let low = self.qs[half * 32 + side + i] >> (2 * pair) & 3;
+                let high = self.hmask[side + i] >> (half * 4 + pair) & 1;
+                *v = step * f32::from((low | high << 2) as i8 - 4);
+            }
+        }
+    }
+
+    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
+        let (x, w) = sanitise(x, importance);
+        let x: [[f32; 16]; 16] = bytemuck::cast(x);
+        let w: [[f32; 16]; 16] = bytemuck::cast(w);
+        let fit = fit_scale_super(&x, &w, 32.0, &TRIES, snap);
+        let (mut hmask, mut qs) = ([0u8; 32], [0u8; 64]);
+        for (b, sub) in x.iter().enumerate() {
+            let inv = inverse(fit.effective(b));
+            let (half, pair, side) = (b / 8, b % 8 / 2, b % 2 * 16);
+            for (i, v) in sub.iter().enumerate() {
+                let q = (snap(v * inv) + 4.0) as u8;
+                qs[half * 32 + side + i] |= (q & 3) << (2 * pair);
+                hmask[side + i] |= (q >> 2) << (half * 4 + pair);
+            }
+        }
+        Self {
+            hmask,
+            qs,
+            scales: pack_scales(&fit.scales),
+            d: fit.d.to_le_bytes(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_survive_the_packing() {
+        let scales = [-32, 31, 0, -1, 15, 16, -16, -17, 7, 8, -8, 30, 1, 2, 3, -31];
+        let block = BlockQ3K {
+            scales: pack_scales(&scales),
+            ..BlockQ3K::zeroed()
+        };
+        assert_eq!(std::array::from_fn(|b| block.scale(b)), scales);
+    }
+}

@@ -1,0 +1,63 @@
+//! Q4_1: 32 weights `x ≈ d·q + m`, `q` of 4 bits.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::BlockType;
+use super::codec::{Block, assert_layout};
+use super::half_scale::best_affine;
+use super::pack::{nibble, pack_nibbles};
+use super::search::{inverse, level, sanitise};
+
+/// 20 bytes for 32 weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQ4_1 {
+    /// Step, a little-endian half float.
+    pub d: [u8; 2],
+    /// Offset, a little-endian half float.
+    pub m: [u8; 2],
+    /// Weight `j` in the low nibble of byte `j`, weight `j + 16` in the high one.
+    pub qs: [u8; 16],
+}
+
+assert_layout!(BlockQ4_1, BlockType::Q4_1);
+
+const TOP: f32 = 15.0;
+const TRIMS: [f32; 6] = [-0.02, 0.0, 0.02, 0.04, 0.07, 0.11];
+
+impl BlockQ4_1 {
+    /// The step, decoded.
+    #[inline]
+    pub fn d(&self) -> f32 {
+        f16::from_le_bytes(self.d).to_f32()
+    }
+
+    /// The offset, decoded.
+    #[inline]
+    pub fn m(&self) -> f32 {
+        f16::from_le_bytes(self.m).to_f32()
+    }
+}
+
+impl Block<32> for BlockQ4_1 {
+    const TYPE: BlockType = BlockType::Q4_1;
+
+    fn decode(&self, out: &mut [f32; 32]) {
+        let (d, m) = (self.d(), self.m());
+        for (j, v) in out.iter_mut().enumerate() {
+            *v = f32::from(nibble(&self.qs, j)) * d + m;
+        }
+    }
+
+    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
+        let (x, w) = sanitise(x, importance);
+        let (d, m) = best_affine(&x, &w, TOP, &TRIMS);
+        let (inv, offset) = (inverse(d.to_f32()), m.to_f32());
+        Self {
+            d: d.to_le_bytes(),
+            m: m.to_le_bytes(),
+            qs: pack_nibbles(&x.map(|v| level(v, offset, inv, TOP) as u8)),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Q6_K: 16 sub-blocks of 16 weights `x ≈ (d·scale)·(q − 32)`, `q` of 6 bits, scales of 8 bits.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::codec::{Block, assert_layout};
+use super::search::{inverse, round_to, sanitise};
+use super::superblock::fit_scale_super;
+use super::{BlockType, QK_K};
+
+/// 210 bytes for 256 weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQ6K {
+    /// Low nibbles: weight `128·h + 64·n + i` (`i` in 0..64) in nibble `n` of byte `64·h + i`.
+    pub ql: [u8; 128],
+    /// Upper two bits: weight `128·h + 32·k + i` in bits `2k..2k+2` of byte `32·h + i`.
+    pub qh: [u8; 64],
+    /// Scales of the sub-blocks.
+    pub scales: [i8; 16],
+    /// Factor of the scales, a little-endian half float.
+    pub d: [u8; 2],
+}
+
+assert_layout!(BlockQ6K, BlockType::Q6_K);
+
+/// Levels the largest magnitude is tried at; the range is −32..=31.
+const TRIES: [f32; 16] = [
+    24.0, 27.0, 28.5, 29.25, 29.75, 30.25, 30.5, 30.75, 31.0, 31.25, 31.5, 31.75, 32.0, 32.25,
+    32.5, 33.5,
+];
+
+fn snap(v: f32) -> f32 {
+    round_to(v, -32.0, 31.0)
+}
+
+impl BlockQ6K {
+    /// Factor of the scales, decoded.
+    #[inline]
+    pub fn d(&self) -> f32 {
+        f16::from_le_bytes(self.d).to_f32()
+    }
+}
+
+impl Block<QK_K> for BlockQ6K {
+    const TYPE: BlockType = BlockType::Q6_K;
+
+    fn decode(&self, out: &mut [f32; QK_K]) {
+        let d = self.d();
+        for (b, sub) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let step = d * f32::from(self.scales[b]);
+            let (low, nibble) = (b / 8 * 64 + b % 4 * 16, b % 8 / 4 * 4);
+            let (high, shift) = (b / 8 * 32 + b % 2 * 16, b % 8 / 2 * 2);
+            for (i, v) in sub.iter_mut().enumerate() {
+                let q = self.ql[low + i] >> nibble & 15 | (self.qh[high + i] >> shift & 3) << 4;
+                *v = step * f32::from(q as i8 - 32);
+            }
+        }
+    }
+
+    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
+        let (x, w) = sanitise(x, importance);
+        let x: [[f32; 16]; 16] = bytemuck::cast(x);
+        let w: [[f32; 16]; 16] = bytemuck::cast(w);
+        let fit = fit_scale_super(&x, &w, 128.0, &TRIES, snap);
+        let (mut ql, mut qh) = ([0u8; 128], [0u8; 64]);
+        for (b, sub) in x.iter().enumerate() {
+            let inv = inverse(fit.effective(b));
+            let (low, nibble) = (b / 8 * 64 + b % 4 * 16, b % 8 / 4 * 4);
+            let (high, shift) = (b / 8 * 32 + b % 2 * 16, b % 8 / 2 * 2);
+            for (i, v) in sub.iter().enumerate() {
+                let q = (snap(v * inv) + 32.0) as u8;
+                ql[low + i] |= (q & 15) << nibble;
+                qh[high + i] |= (q >> 4) << shift;
+            }
+        }
+        Self {
+            ql,
+            qh,
+            scales: fit.scales,
+            d: fit.d.to_le_bytes(),
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Scales of a K-quant super-block: `B` sub-blocks of `N` weights whose own scales are small
+//! integers times one half float.
+//!
+//! First every sub-block gets its best real-valued scale. Then, for a few choices of the shared
+//! half float, every sub-block takes the integer scale that errs least *with its weights rounded
+//! again under exactly that scale*, and least squares over the whole super-block moves the
+//! shared half float to where it fits these integers best.
+
+use half::f16;
+
+use super::half_scale::saturate;
+use super::search::{
+    Affine, affine_error, fit_affine, fit_scale, inverse, level, refit_offset, scale_error,
+};
+
+/// `x ≈ (d·scale)·l − (dmin·min)` for the sub-block's `scale` and `min`.
+pub(super) struct AffineSuper<const B: usize> {
+    pub(super) d: f16,
+    pub(super) dmin: f16,
+    pub(super) scales: [u8; B],
+    pub(super) mins: [u8; B],
+}
+
+impl<const B: usize> AffineSuper<B> {
+    /// The step and offset a decoder will see in sub-block `b`.
+    pub(super) fn effective(&self, b: usize) -> Affine {
+        stored(self.d, self.dmin, self.scales[b], self.mins[b])
+    }
+
+    /// The levels of sub-block `b`, each `0..=top`.
+    pub(super) fn levels<const N: usize>(&self, b: usize, x: &[f32; N], top: f32) -> [u8; N] {
+        let fit = self.effective(b);
+        let inv = inverse(fit.scale);
+        x.map(|v| level(v, fit.offset, inv, top) as u8)
+    }
+}
+
+fn stored(d: f16, dmin: f16, scale: u8, min: u8) -> Affine {
+    Affine {
+        scale: d.to_f32() * f32::from(scale),
+        offset: -(dmin.to_f32() * f32::from(min)),
+    }
+}
+
+/// Shared scales to start from, relative to the one that maps the largest to the top integer.
+const STARTS: [f32; 3] = [1.0, 0.9, 1.12];
+
+/// Rounds of integer choice and least squares per start.
+const ROUNDS: usize = 3;
+
+/// Best scales for levels `0..=top` and integers `0..=limit` (for scales and minima).
+pub(super) fn fit_affine_super<const B: usize, const N: usize>(
+    x: &[[f32; N]; B],
+    w: &[[f32; N]; B],
+    top: f32,
+    limit: f32,
+    trims: &[f32],
+) -> AffineSuper<B> {
+    let fits: [Affine; B] = std::array::from_fn(|b| fit_affine(&x[b], &w[b], top, trims, true));
+    let scale = fits.iter().fold(0.0f32, |a, f| a.max(f.scale)) / limit;
+    let min = fits.iter().fold(0.0f32, |a, f| a.max(-f.offset)) / limit;
+    let mut best: Option<(AffineSuper<B>, f32)> = None;
+    for start in STARTS {
+        let (mut d, mut dmin) = (saturate(scale * start), saturate(min));
+        let mut last = f32::INFINITY;
+        for _ in 0..ROUNDS {
+            let (candidate, error) = choose_affine(x, w, &fits, d, dmin, top, limit);
+            if error >= last {
+                break;
+            }
+            last = error;
+            (d, dmin) = refit_affine_super(x, w, &candidate, top);
+            if best.as_ref().is_none_or(|b| error < b.1) {
+                best = Some((candidate, error));
+            }
+        }
+    }
+    best.map_or(
+        AffineSuper {
+            d: f16::ZERO,
+            dmin: f16::ZERO,
+            scales: [0; B],
+            mins: [0; B],
+        },
+        |b| b.0,
+    )
+}
+
+/// The integers around `v` worth trying, within `0..=limit`.
+fn around(v: f32, limit: f32) -> [u8; 2] {
+    let low = v.floor().clamp(0.0, limit);
+    [low as u8, (low + 1.0).min(limit) as u8]
+}
+
+fn choose_affine<const B: usize, const N: usize>(
+    x: &[[f32; N]; B],
+    w: &[[f32; N]; B],
+    fits: &[Affine; B],
+    d: f16,
+    dmin: f16,
+    top: f32,
+    limit: f32,
+) -> (AffineSuper<B>, f32) {
+    let mut out = AffineSuper {
+        d,
+        dmin,
+        scales: [0; B],
+        mins: [0; B],
+    };
+    let mut total = 0.0;
+    let (inv_d, inv_dmin) = (inverse(d.to_f32()), inverse(dmin.to_f32()));
+    for b in 0..B {
+        let mut best = f32::INFINITY;
+        for scale in around(fits[b].scale * inv_d, limit) {
+            // The minimum follows the step that was really chosen, not the ideal one.
+            let ideal = Affine {
+                scale: d.to_f32() * f32::from(scale),
+                offset: fits[b].offset,
+            };
+            let offset = refit_offset(&x[b], &w[b], ideal, top).min(0.0);
+            for min in around(-offset * inv_dmin, limit) {
+                let e = affine_error(&x[b], &w[b], stored(d, dmin, scale, min), top);
+                if e < best {
+                    best = e;
+                    (out.scales[b], out.mins[b]) = (scale, min);
+                }
+            }
+        }
+        total += best;
+    }
+    (out, total)
+}
+
+/// Least squares for `d` and `dmin` with all integers fixed.
+fn refit_affine_super<const B: usize, const N: usize>(
+    x: &[[f32; N]; B],
+    w: &[[f32; N]; B],
+    fit: &AffineSuper<B>,
+    top: f32,
+) -> (f16, f16) {
+    let (mut aa, mut ac, mut cc, mut xa, mut xc) = (0.0f64, 0.0f64, 0.0f64, 0.0f64, 0.0f64);
+    for b in 0..B {
+        let (s, m) = (f64::from(fit.scales[b]), f64::from(fit.mins[b]));
+        let effective = fit.effective(b);
+        let inv = inverse(effective.scale);
+        let (mut sw, mut sl, mut sll, mut sx, mut sxl) = (0.0f32, 0.0f32, 0.0f32, 0.0f32, 0.0f32);
+        for (&v, &weight) in x[b].iter().zip(&w[b]) {
+            let l = level(v, effective.offset, inv, top);
+            sw += weight;
+            sl += weight * l;
+            sll += weight * l * l;
+            sx += weight * v;
+            sxl += weight * v * l;
+        }
+        aa += s * s * f64::from(sll);
+        ac -= s * m * f64::from(sl);
+        cc += m * m * f64::from(sw);
+        xa += s * f64::from(sxl);
+        xc -= m * f64::from(sx);
+    }
+    let det = aa * cc - ac * ac;
+    if det > 1e-9 * aa * cc {
+        let d = (xa * cc - xc * ac) / det;
+        let dmin = (xc * aa - xa * ac) / det;
+        if d > 0.0 && dmin >= 0.0 {
+            return (saturate(d as f32), saturate(dmin as f32));
+        }
+    } else if cc == 0.0 && aa > 0.0 && xa > 0.0 {
+        return (saturate((xa / aa) as f32), fit.dmin);
+    }
+    (fit.d, fit.dmin)
+}
+
+/// `x ≈ (d·scale)·l` with signed `scale` and `l`.
+pub(super) struct ScaleSuper<const B: usize> {
+    pub(super) d: f16,
+    pub(super) scales: [i8; B],
+}
+
+impl<const B: usize> ScaleSuper<B> {
+    /// The step a decoder will see in sub-block `b`.
+    pub(super) fn effective(&self, b: usize) -> f32 {
+        self.d.to_f32() * f32::from(self.scales[b])
+    }
+}
+
+/// Best scales for integers `-limit..limit` and levels given by `snap`; `tries` as in
+/// [`fit_scale`].
+pub(super) fn fit_scale_super<const B: usize, const N: usize>(
+    x: &[[f32; N]; B],
+    w: &[[f32; N]; B],
+    limit: f32,
+    tries: &[f32],
+    snap: impl Fn(f32) -> f32 + Copy,
+) -> ScaleSuper<B> {
+    let fits: [f32; B] = std::array::from_fn(|b| fit_scale(&x[b], &w[b], tries, snap));
+    let largest = fits
+        .iter()
+        .fold(0.0f32, |a, &b| if b.abs() > a.abs() { b } else { a });
+    let mut best = ScaleSuper {
+        d: f16::ZERO,
+        scales: [0; B],
+    };
+    let mut least = f32::INFINITY;
+    for start in STARTS {
+        let mut d = saturate(largest * start / -limit);
+        let mut last = f32::INFINITY;
+        for _ in 0..ROUNDS {
+            let (scales, error) = choose_scales(x, w, &fits, d, limit, snap);
+            if error >= last {
+                break;
+            }
+            last = error;
+            let candidate = ScaleSuper { d, scales };
+            d = refit_scale_super(x, w, &candidate, snap);
+            if error < least {
+                least = error;
+                best = candidate;
+            }
+        }
+    }
+    best
+}
+
+fn choose_scales<const B: usize, const N: usize>(
+    x: &[[f32; N]; B],
+    w: &[[f32; N]; B],
+    fits: &[f32; B],
+    d: f16,
+    limit: f32,
+    snap: impl Fn(f32) -> f32 + Copy,
+) -> ([i8; B], f32) {
+    let d = d.to_f32();
+    let inv = inverse(d);
+    let mut scales = [0i8; B];
+    let mut total = 0.0;
+    for b in 0..B {
+        let middle = (fits[b] * inv).round();
+        let mut best = f32::INFINITY;
+        for step in [0.0, -1.0, 1.0] {
+            let scale = (middle + step).clamp(-limit, limit - 1.0);
+            let e = scale_error(&x[b], &w[b], d * scale, snap);
+            if e < best {
+                best = e;
+                scales[b] = scale as i8;
+            }
+        }
+        total += best;
+    }
+    (scales, total)
+}
+
+/// Least squares for `d` with all integers fixed.
+fn refit_scale_super<const B: usize, const N: usize>(
+    x: &[[f32; N]; B],
+    w: &[[f32; N]; B],
+    fit: &ScaleSuper<B>,
+    snap: impl Fn(f32) -> f32,
+) -> f16 {
+    let (mut xa, mut aa) = (0.0f64, 0.0f64);
+    for b in 0..B {
+        let inv = inverse(fit.effective(b));
+        let (mut sxl, mut sll) = (0.0f32, 0.0f32);
+        for (&v, &weight) in x[b].iter().zip(&w[b]) {
+            let l = snap(v * inv);
+            sxl += weight * v * l;
+            sll += weight * l * l;
+        }
+        let s = f64::from(fit.scales[b]);
+        xa += s * f64::from(sxl);
+        aa += s * s * f64::from(sll);
+    }
+    if aa > 0.0 {
+        saturate((xa / aa) as f32)
+    } else {
+        fit.d
+    }
+}
