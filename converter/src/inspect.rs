@@ -132,7 +132,7 @@ fn text(i: &Inspection, metadata: &Metadata) -> String {
     let mut out = vec![format!(
         "{}\n  GGUF v{}, {} bytes, {} tensors, {:.4} bits per weight\n",
         i.file, i.gguf_version, i.file_bytes, i.tensor_count, i.bits_per_weight
-    );
+    )];
     out.push(match &i.half {
         Some(h) => format!(
             "  {} half: layers {} to {} of {}, rows of {} values\n  pair {}\n",
@@ -155,7 +155,7 @@ fn text(i: &Inspection, metadata: &Metadata) -> String {
         out.push(format!("  {k} = {v} ({})\n", v.value_type()));
     }
     let w = i.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
-    out.push_str("\ntensors\n");
+    out.push("\ntensors\n".to_owned());
     for t in &i.tensors {
         let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
         out.push(format!(
@@ -166,5 +166,5 @@ fn text(i: &Inspection, metadata: &Metadata) -> String {
             t.bytes
         ));
     }
-    out
+    out.concat()
 }

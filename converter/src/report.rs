@@ -139,7 +139,7 @@ impl Report {
         let mut out = vec![format!(
             "{:w$}  {:5}  {:>14}  {:6}  {:6}  {:>14}\n",
             "tensor", "half", "shape", "from", "to", "bytes"
-        );
+        )];
         for t in &self.tensors {
             let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
             let how = if t.copied { "  copied" } else { "" };
@@ -153,7 +153,7 @@ impl Report {
                 t.bytes
             ));
         }
-        out
+        out.concat()
     }
 
     fn summary(&self) -> String {
@@ -181,7 +181,7 @@ impl Report {
             Some(id) => format!("pair   {id}\n"),
             None => "dry run: nothing was written\n".to_owned(),
         });
-        out
+        out.concat()
     }
 
     fn cost(&self, role: HalfRole) -> HalfCost {

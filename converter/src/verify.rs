@@ -137,7 +137,7 @@ pub fn run(args: &VerifyArgs) -> Result<(), Box<dyn Error>> {
     if let Some(id) = verdict.pair_id.filter(|_| verdict.whole_pair) {
         out.push(format!("ok  both are one pair, {id}\n"));
     }
-    print_text(&out)
+    print_text(&out.concat())
 }
 
 /// A file is itself; a folder or the beginning of a pair's names is what is found there.

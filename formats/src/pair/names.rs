@@ -221,11 +221,11 @@ fn list(folder: &Path) -> Result<Listing, LocateError> {
     let mut found = Listing::default();
     for entry in std::fs::read_dir(place).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
-        let Some(text) = name.to_str().filter(|n| n.ends_with(".gguf")) else {
+        let path = folder.join(&name);
+        let Some(text) = name.to_str() else {
             continue;
         };
-        let path = folder.join(&name);
-        if !path.is_file() {
+        if path.extension() != Some(OsStr::new("gguf")) || !path.is_file() {
             continue;
         }
         if let Some((pair, role)) = PairName::parse(text) {
