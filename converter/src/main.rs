@@ -1,2 +1,7 @@
-//! splitconv.
-fn main() {}
+//! The `splitconv` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    converter::cli::main()
+}

@@ -1,5 +1,11 @@
 //! The two files of a split model: names, keys, digests and the boundary contract.
 
 mod contract;
+mod keys;
+mod names;
 
 pub use contract::{BadPairId, Contract, ContractMismatch, PairId};
+pub use keys::{
+    Digest, FORMAT_VERSION, HalfInfo, HalfRole, PairError, PairIdBuilder, SourceDigest, key,
+};
+pub use names::{LocateError, Located, PairName, ShardName, locate, model_stem, shard_of};

@@ -1,0 +1,65 @@
+//! A conversion from beginning to end.
+
+use std::error::Error;
+
+use formats::pair::PairName;
+
+use crate::cli::ConvertArgs;
+use crate::progress;
+use crate::recipe::{self, Bits, Request};
+use crate::report::Report;
+use crate::source::Source;
+use crate::stream::{self, Target};
+
+/// Bits of the edge when nothing is said.
+const EDGE_BITS: u32 = 4;
+/// Bits of the cloud when nothing is said.
+const CLOUD_BITS: u32 = 8;
+
+/// Converts, or with `--dry-run` says what it would do.
+///
+/// # Errors
+/// Whatever stands in the way; nothing has been written then.
+pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
+    // Both are required by the command line; a caller of the library may have left them out.
+    let model = args.model.as_deref().ok_or("no model was named")?;
+    let split = args.split.ok_or("no --split was given")?;
+    let bits = |given: Option<Bits>, forced: Option<_>, default| match (given, forced) {
+        (Some(bits), _) => Ok(bits),
+        (None, Some(ty)) => Ok(Bits::nominal(ty)),
+        (None, None) => Bits::new(default),
+    };
+    let request = Request {
+        split,
+        edge_bits: bits(args.edge_bits, args.edge_type, EDGE_BITS)?,
+        cloud_bits: bits(args.cloud_bits, args.cloud_type, CLOUD_BITS)?,
+        edge_type: args.edge_type,
+        cloud_type: args.cloud_type,
+        tensor_types: args.tensor_type.clone(),
+    };
+    let source = Source::open(model)?;
+    let plan = recipe::plan(&source, &request)?;
+    let target = Target {
+        folder: args.out.clone().unwrap_or_default(),
+        name: PairName {
+            stem: source.stem(),
+            split,
+            edge_bits: request.edge_bits.get(),
+            cloud_bits: request.cloud_bits.get(),
+        },
+        force: args.force,
+    };
+    for note in &plan.notes {
+        eprintln!("splitconv: {note}");
+    }
+    if args.dry_run {
+        return Report::new(&source, &plan, &target, None).print(args.json);
+    }
+    let threads = match args.threads {
+        Some(n) => usize::from(n),
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let progress = progress::for_stderr();
+    let written = stream::write_pair(&source, &plan, &target, threads, progress.as_ref())?;
+    Report::new(&source, &plan, &target, Some(&written)).print(args.json)
+}

@@ -1,0 +1,98 @@
+//! How far a conversion is: a bar on a terminal, plain lines elsewhere, always on standard error.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Hears how far it is.
+pub trait Progress {
+    /// `bytes` of the source are to be read.
+    fn start(&self, bytes: u64);
+    /// `bytes` more have been read, of the tensor called `tensor`.
+    fn advance(&self, bytes: u64, tensor: &str);
+    /// Something to know.
+    fn say(&self, line: &str);
+    /// All is done.
+    fn finish(&self);
+}
+
+/// Says nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn start(&self, _: u64) {}
+    fn advance(&self, _: u64, _: &str) {}
+    fn say(&self, _: &str) {}
+    fn finish(&self) {}
+}
+
+/// The kind that suits standard error.
+pub fn for_stderr() -> Box<dyn Progress> {
+    if std::io::stderr().is_terminal() {
+        Box::new(Bar(ProgressBar::hidden()))
+    } else {
+        Box::new(Lines(Mutex::default()))
+    }
+}
+
+struct Bar(ProgressBar);
+
+impl Progress for Bar {
+    fn start(&self, bytes: u64) {
+        let template = "{bar:32} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {wide_msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.0.set_style(style);
+        }
+        self.0.set_length(bytes);
+        self.0
+            .set_draw_target(indicatif::ProgressDrawTarget::stderr());
+    }
+
+    fn advance(&self, bytes: u64, tensor: &str) {
+        self.0.set_message(tensor.to_owned());
+        self.0.inc(bytes);
+    }
+
+    fn say(&self, line: &str) {
+        self.0.set_message(line.to_owned());
+    }
+
+    fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// One line for each tenth.
+struct Lines(Mutex<Tenths>);
+
+#[derive(Default)]
+struct Tenths {
+    total: u64,
+    done: u64,
+    said: u64,
+}
+
+impl Progress for Lines {
+    fn start(&self, bytes: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).total = bytes;
+    }
+
+    fn advance(&self, bytes: u64, tensor: &str) {
+        let mut t = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        t.done += bytes;
+        let tenth = (t.done.saturating_mul(10))
+            .checked_div(t.total)
+            .unwrap_or(10);
+        if tenth > t.said {
+            t.said = tenth;
+            eprintln!("{:3} %  {tensor}", tenth * 10);
+        }
+    }
+
+    fn say(&self, _: &str) {}
+
+    fn finish(&self) {}
+}

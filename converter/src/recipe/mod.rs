@@ -1,0 +1,435 @@
+//! Which tensor goes to which half, in which block type.
+//!
+//! In this order: 1-D tensors keep their type; `--tensor-type` wins; then `--edge-type` and
+//! `--cloud-type`; then the embedding and the head keep the source's type (never above 8 bits),
+//! and the layers' matrices get the type of the half's bits, unless the source costs no more
+//! bits per weight already: then they are copied byte for byte. A forced type always re-encodes.
+
+mod types;
+
+use std::collections::BTreeMap;
+
+use formats::blocks::BlockType;
+use formats::gguf::{TensorDecl, TensorInfo};
+use formats::pair::HalfRole;
+use regex::Regex;
+
+pub use types::{BadBits, Bits, file_type, fits, half_float};
+
+use crate::source::{Place, Source, SourceError};
+
+/// `--tensor-type RE=T`.
+#[derive(Clone, Debug)]
+pub struct TensorRule {
+    /// Which tensors, by a match anywhere in the name.
+    pub pattern: Regex,
+    /// The type they get.
+    pub block_type: BlockType,
+}
+
+/// What a user asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Layers on the edge.
+    pub split: u32,
+    /// Bits of the edge's layers.
+    pub edge_bits: Bits,
+    /// Bits of the cloud's layers.
+    pub cloud_bits: Bits,
+    /// One type for all matrices of the edge.
+    pub edge_type: Option<BlockType>,
+    /// One type for all matrices of the cloud.
+    pub cloud_type: Option<BlockType>,
+    /// Types by name; the last match wins.
+    pub tensor_types: Vec<TensorRule>,
+}
+
+impl Request {
+    fn bits(&self, role: HalfRole) -> Bits {
+        match role {
+            HalfRole::Edge => self.edge_bits,
+            HalfRole::Cloud => self.cloud_bits,
+        }
+    }
+
+    fn forced_half(&self, role: HalfRole) -> Option<BlockType> {
+        match role {
+            HalfRole::Edge => self.edge_type,
+            HalfRole::Cloud => self.cloud_type,
+        }
+    }
+}
+
+/// A request that this model cannot fulfil.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The cut leaves a half empty.
+    #[error(transparent)]
+    Split(#[from] SourceError),
+    /// Rows that are not whole blocks of a forced type.
+    #[error(
+        "tensor `{tensor}` cannot be {forced} as {option} asks: its rows of {row_len} weights are not whole blocks of {}; give it another type with --tensor-type '{}=Q8_0' (or F16)",
+        .forced.block_len(),
+        regex::escape(.tensor)
+    )]
+    RowLength {
+        /// The tensor.
+        tensor: String,
+        /// The type asked for.
+        forced: BlockType,
+        /// Who asked.
+        option: String,
+        /// Weights in a row.
+        row_len: u64,
+    },
+    /// A pattern without a tensor.
+    #[error(
+        "--tensor-type '{pattern}={block_type}' matches no tensor{only_vectors}; `splitconv inspect` lists the names"
+    )]
+    NoMatch {
+        /// The pattern.
+        pattern: String,
+        /// Its type.
+        block_type: BlockType,
+        /// Says so when only 1-D tensors match.
+        only_vectors: &'static str,
+    },
+}
+
+/// One tensor to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorPlan {
+    /// Its name in the half.
+    pub name: String,
+    /// The tensor of the source it is made of; another name only for the head of a tied model.
+    pub source: String,
+    /// Which half.
+    pub role: HalfRole,
+    /// Shape, row length first.
+    pub dims: Vec<u64>,
+    /// Type in the source.
+    pub from: BlockType,
+    /// Type in the half.
+    pub to: BlockType,
+    /// Decoded and encoded anew, or copied byte for byte.
+    pub encode: bool,
+    /// Bytes in the source.
+    pub from_bytes: u64,
+    /// Bytes in the half.
+    pub bytes: u64,
+    /// Whether it is a matrix of a layer: what the bits are spent on.
+    pub layer_matrix: bool,
+}
+
+impl TensorPlan {
+    /// Number of weights.
+    pub fn weights(&self) -> u64 {
+        self.dims.iter().product()
+    }
+
+    /// As the GGUF writer wants it.
+    pub fn decl(&self) -> TensorDecl {
+        TensorDecl {
+            name: self.name.clone(),
+            dims: self.dims.clone(),
+            block_type: self.to,
+        }
+    }
+}
+
+/// What a half costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HalfCost {
+    /// Bytes of tensor data.
+    pub bytes: u64,
+    /// Bits per weight over the matrices of the layers.
+    pub bits_per_weight: f64,
+    /// Bits per weight over all tensors.
+    pub total_bits_per_weight: f64,
+    /// Bits per weight of the flat type that the bits stand for; `None` when a type is forced on
+    /// the whole half.
+    pub budget_bits_per_weight: Option<f64>,
+}
+
+/// What will be written.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Layers on the edge.
+    pub split: u32,
+    /// Tensors, the edge's before the cloud's, each in the source's order.
+    pub tensors: Vec<TensorPlan>,
+    /// What should be said about the choice, one line each.
+    pub notes: Vec<String>,
+    /// Cost of the edge.
+    pub edge: HalfCost,
+    /// Cost of the cloud.
+    pub cloud: HalfCost,
+}
+
+impl Plan {
+    /// The tensors of one half.
+    pub fn half(&self, role: HalfRole) -> impl Iterator<Item = &TensorPlan> {
+        self.tensors.iter().filter(move |t| t.role == role)
+    }
+
+    /// Cost of one half.
+    pub fn cost(&self, role: HalfRole) -> HalfCost {
+        match role {
+            HalfRole::Edge => self.edge,
+            HalfRole::Cloud => self.cloud,
+        }
+    }
+
+    /// The type that most weights of the pair have.
+    pub fn main_type(&self) -> BlockType {
+        let mut weights: BTreeMap<BlockType, u64> = BTreeMap::new();
+        for t in &self.tensors {
+            *weights.entry(t.to).or_default() += t.weights();
+        }
+        let most = weights.into_iter().max_by_key(|(_, n)| *n);
+        most.map_or(BlockType::F32, |(ty, _)| ty)
+    }
+}
+
+/// Decides for every tensor of `source`.
+///
+/// # Errors
+/// [`RecipeError`] for a cut or a forced type that the model cannot have.
+pub fn plan(source: &Source, request: &Request) -> Result<Plan, RecipeError> {
+    source.check_split(request.split)?;
+    let mut chooser = Chooser {
+        request,
+        used: vec![Match::None; request.tensor_types.len()],
+        fallbacks: BTreeMap::new(),
+    };
+    let mut halves = [Vec::new(), Vec::new()];
+    let mut add = |tensor: &TensorInfo, name: &str, place, role: HalfRole| {
+        let plan = chooser.choose(tensor, name, place, role)?;
+        halves[usize::from(role.shard())].push(plan);
+        Ok::<(), RecipeError>(())
+    };
+    for tensor in source.tensors() {
+        let name = tensor.name.as_str();
+        // The source has refused every name that has no place.
+        let Some(place) = Place::of(name) else {
+            continue;
+        };
+        let role = match place {
+            Place::Embedding | Place::RopeFreqs => HalfRole::Edge,
+            Place::Layer(l) if l < request.split => HalfRole::Edge,
+            Place::Layer(_) | Place::OutputNorm | Place::Output => HalfRole::Cloud,
+        };
+        add(tensor, name, place, role)?;
+        if place == Place::Embedding && source.hparams().tied {
+            add(tensor, "output.weight", Place::Output, HalfRole::Cloud)?;
+        }
+    }
+    chooser.check_rules()?;
+    let notes = chooser.notes();
+    let [edge, cloud] = halves;
+    let edge_cost = cost(request, HalfRole::Edge, &edge);
+    let cloud_cost = cost(request, HalfRole::Cloud, &cloud);
+    let mut plan = Plan {
+        split: request.split,
+        tensors: edge.into_iter().chain(cloud).collect(),
+        notes,
+        edge: edge_cost,
+        cloud: cloud_cost,
+    };
+    plan.notes.extend(requantised(&plan));
+    Ok(plan)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Match {
+    None,
+    OnlyVectors,
+    Matrix,
+}
+
+struct Chooser<'a> {
+    request: &'a Request,
+    /// What each `--tensor-type` has matched.
+    used: Vec<Match>,
+    /// (half, row length, type of the bits, type instead) → tensors.
+    fallbacks: BTreeMap<(HalfRole, u64, BlockType, BlockType), usize>,
+}
+
+impl Chooser<'_> {
+    fn choose(
+        &mut self,
+        tensor: &TensorInfo,
+        name: &str,
+        place: Place,
+        role: HalfRole,
+    ) -> Result<TensorPlan, RecipeError> {
+        let from = tensor.block_type;
+        let is_matrix = tensor.dims.len() > 1;
+        let row_len = tensor.dims.first().copied().unwrap_or(0);
+        let forced = self.forced(name, role, is_matrix);
+        let (to, encode) = match forced {
+            Some((forced, option)) => {
+                if !fits(forced, row_len) {
+                    return Err(RecipeError::RowLength {
+                        tensor: name.to_owned(),
+                        forced,
+                        option,
+                        row_len,
+                    });
+                }
+                (forced, true)
+            }
+            None if !is_matrix => (from, false),
+            None => {
+                let to = self.unforced(from, row_len, place, role);
+                (to, to != from)
+            }
+        };
+        let mut plan = TensorPlan {
+            name: name.to_owned(),
+            source: tensor.name.clone(),
+            role,
+            dims: tensor.dims.clone(),
+            from,
+            to,
+            encode,
+            from_bytes: tensor.bytes as u64,
+            bytes: 0,
+            layer_matrix: is_matrix && matches!(place, Place::Layer(_)),
+        };
+        let bytes = plan.decl().bytes().ok_or_else(|| RecipeError::RowLength {
+            tensor: name.to_owned(),
+            forced: to,
+            option: "the recipe".into(),
+            row_len,
+        })?;
+        plan.bytes = bytes as u64;
+        Ok(plan)
+    }
+
+    /// The type that an option forces on this tensor, and that option.
+    fn forced(
+        &mut self,
+        name: &str,
+        role: HalfRole,
+        is_matrix: bool,
+    ) -> Option<(BlockType, String)> {
+        let mut rule = None;
+        for (r, used) in self.request.tensor_types.iter().zip(&mut self.used) {
+            if r.pattern.is_match(name) {
+                if is_matrix {
+                    *used = Match::Matrix;
+                    rule = Some(r);
+                } else if *used == Match::None {
+                    *used = Match::OnlyVectors;
+                }
+            }
+        }
+        if !is_matrix {
+            return None;
+        }
+        if let Some(r) = rule {
+            let option = format!("--tensor-type '{}={}'", r.pattern, r.block_type);
+            return Some((r.block_type, option));
+        }
+        let ty = self.request.forced_half(role)?;
+        Some((ty, format!("--{role}-type {ty}")))
+    }
+
+    fn unforced(
+        &mut self,
+        from: BlockType,
+        row_len: u64,
+        place: Place,
+        role: HalfRole,
+    ) -> BlockType {
+        let Place::Layer(_) = place else {
+            let eight = BlockType::Q8_0;
+            return if from.bits_per_weight() <= eight.bits_per_weight() {
+                from
+            } else if fits(eight, row_len) {
+                eight
+            } else {
+                half_float(from)
+            };
+        };
+        let bits = self.request.bits(role);
+        let to = bits.for_rows(from, row_len);
+        if from.bits_per_weight() <= to.bits_per_weight() {
+            return from;
+        }
+        let flat = bits.flat(from);
+        if to != flat {
+            *self.fallbacks.entry((role, row_len, flat, to)).or_default() += 1;
+        }
+        to
+    }
+
+    fn check_rules(&self) -> Result<(), RecipeError> {
+        for (rule, used) in self.request.tensor_types.iter().zip(&self.used) {
+            if *used != Match::Matrix {
+                return Err(RecipeError::NoMatch {
+                    pattern: rule.pattern.to_string(),
+                    block_type: rule.block_type,
+                    only_vectors: match used {
+                        Match::OnlyVectors => " but 1-D ones, which always keep their type",
+                        _ => "",
+                    },
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let line = |((role, row_len, flat, to), n): (&(_, u64, BlockType, BlockType), &usize)| {
+            let role: &HalfRole = role;
+            format!(
+                "{role}: rows of {row_len} are not whole blocks of {}: {n} tensors become {to} instead of {flat}",
+                flat.block_len()
+            )
+        };
+        self.fallbacks.iter().map(line).collect()
+    }
+}
+
+/// One line when quantised tensors are quantised again.
+fn requantised(plan: &Plan) -> Option<String> {
+    let again = |t: &&TensorPlan| t.encode && t.from.block_len() > 1 && t.to.block_len() > 1;
+    let mut types: Vec<BlockType> = plan.tensors.iter().filter(again).map(|t| t.from).collect();
+    let n = types.len();
+    types.sort();
+    types.dedup();
+    let names: Vec<&str> = types.iter().map(|t| t.name()).collect();
+    (n > 0).then(|| {
+        format!(
+            "the source is already quantised: {n} tensors go from {} to another type and lose twice; converting the F16 original is better",
+            names.join(", ")
+        )
+    })
+}
+
+fn cost(request: &Request, role: HalfRole, tensors: &[TensorPlan]) -> HalfCost {
+    let sum = |only_layers: bool| {
+        let chosen = tensors.iter().filter(|t| t.layer_matrix || !only_layers);
+        chosen.fold((0_u64, 0_u64), |(b, w), t| (b + t.bytes, w + t.weights()))
+    };
+    let rate = |(bytes, weights): (u64, u64)| {
+        if weights == 0 {
+            0.0
+        } else {
+            bytes as f64 * 8.0 / weights as f64
+        }
+    };
+    let source = tensors.iter().find(|t| t.layer_matrix).map(|t| t.from);
+    let flat = request.bits(role).flat(source.unwrap_or(BlockType::F16));
+    HalfCost {
+        bytes: sum(false).0,
+        bits_per_weight: rate(sum(true)),
+        total_bits_per_weight: rate(sum(false)),
+        budget_bits_per_weight: match request.forced_half(role) {
+            Some(_) => None,
+            None => Some(flat.bits_per_weight()),
+        },
+    }
+}

@@ -1,0 +1,239 @@
+//! The model to be cut: opened, checked to be a whole Llama, its tensors placed.
+
+mod llama;
+
+use std::path::{Path, PathBuf};
+
+use formats::gguf::{Gguf, GgufError, GgufSet, Metadata, TensorInfo};
+use formats::pair::{HalfInfo, HalfRole, model_stem};
+
+pub use llama::{Hparams, Place};
+
+/// A model that cannot be converted.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The file cannot be read as a GGUF.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The file is one half already.
+    #[error(
+        "{} is already the {role} half of a pair cut after layer {split}; convert the model it was made from",
+        path.display()
+    )]
+    AlreadyHalf {
+        /// The file.
+        path: PathBuf,
+        /// Which half.
+        role: HalfRole,
+        /// Its cut.
+        split: u32,
+    },
+    /// The file carries keys of ours that cannot be read.
+    #[error("{} has damaged splitconv keys; convert the model it was made from", path.display())]
+    DamagedHalf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: formats::pair::PairError,
+    },
+    /// Not a Llama.
+    #[error(
+        "{}: architecture `{found}` is not supported; splitconv cuts models of architecture `llama`",
+        path.display()
+    )]
+    Architecture {
+        /// The file.
+        path: PathBuf,
+        /// What the file says.
+        found: String,
+    },
+    /// A Llama of a kind we cannot run.
+    #[error("{}: {what}; {way_out}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What is not supported.
+        what: String,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// A key that describes the model is absent or makes no sense.
+    #[error(
+        "{}: metadata `{key}` {why}; the file is damaged or was converted wrongly, fetch or make it again",
+        path.display()
+    )]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Tensors are not there.
+    #[error(
+        "{}: tensor `{first}`{more} is missing; the file is not whole, fetch or make it again",
+        path.display(),
+        more = and_more(*.others)
+    )]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The first one that is missing.
+        first: String,
+        /// How many more are missing.
+        others: usize,
+    },
+    /// A tensor of the wrong size.
+    #[error(
+        "{}: tensor `{tensor}` has shape {found:?}, but the metadata asks for {wanted:?}; the file is damaged, fetch or make it again",
+        path.display()
+    )]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape, row length first.
+        found: Vec<u64>,
+        /// The shape that the metadata asks for.
+        wanted: Vec<u64>,
+    },
+    /// A tensor that a Llama does not have.
+    #[error(
+        "{}: tensor `{tensor}` is not part of a Llama that splitconv knows, so it cannot tell which half needs it",
+        path.display()
+    )]
+    UnknownTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// One half would have no layer.
+    #[error(
+        "--split {split} leaves no layer {side}; the model has {n_layer} layers, choose 1 to {}",
+        .n_layer - 1
+    )]
+    EmptyHalf {
+        /// The cut asked for.
+        split: u32,
+        /// Layers of the model.
+        n_layer: u32,
+        /// Which side is empty, in words.
+        side: &'static str,
+    },
+    /// A model of one layer.
+    #[error("{}: a model of one layer cannot be cut between two", path.display())]
+    OneLayer {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+fn and_more(n: usize) -> String {
+    if n == 0 {
+        String::new()
+    } else {
+        format!(" (and {n} more)")
+    }
+}
+
+/// A checked source model.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    set: GgufSet,
+    hparams: Hparams,
+}
+
+impl Source {
+    /// Opens one file or, given any of its shards, a sharded model, and checks that it is a
+    /// whole Llama. Tensor data is not read.
+    ///
+    /// # Errors
+    /// [`SourceError`], naming file and tensor.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        // A half says that it is one of two shards; look before its sibling is asked for.
+        let first = Gguf::open(path)?;
+        match HalfInfo::from_metadata(first.metadata()) {
+            Ok(None) => {}
+            Ok(Some(half)) => {
+                return Err(SourceError::AlreadyHalf {
+                    path: path.to_owned(),
+                    role: half.role,
+                    split: half.contract.split,
+                });
+            }
+            Err(source) => {
+                return Err(SourceError::DamagedHalf {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        }
+        drop(first);
+        let set = GgufSet::open(path)?;
+        let hparams = llama::check(path, &set)?;
+        Ok(Self {
+            path: path.to_owned(),
+            set,
+            hparams,
+        })
+    }
+
+    /// The file that was named.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name of the model without its ending: the stem of the pair's names.
+    pub fn stem(&self) -> String {
+        model_stem(&self.path)
+    }
+
+    /// The model's sizes.
+    pub fn hparams(&self) -> &Hparams {
+        &self.hparams
+    }
+
+    /// The model's metadata.
+    pub fn metadata(&self) -> &Metadata {
+        self.set.metadata()
+    }
+
+    /// All tensors, in the source's order.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.set.tensors().map(|(_, t)| t)
+    }
+
+    /// The tensor called `name` and its bytes.
+    pub fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
+        let (file, tensor) = self.set.tensor(name)?;
+        Some((tensor, file.data(tensor)))
+    }
+
+    /// Checks that both halves would have a layer.
+    ///
+    /// # Errors
+    /// [`SourceError::EmptyHalf`] with the cuts that are possible.
+    pub fn check_split(&self, split: u32) -> Result<(), SourceError> {
+        let n_layer = self.hparams.n_layer;
+        if n_layer == 1 {
+            return Err(SourceError::OneLayer {
+                path: self.path.clone(),
+            });
+        }
+        let side = match split {
+            0 => "on the edge",
+            s if s >= n_layer => "in the cloud",
+            _ => return Ok(()),
+        };
+        Err(SourceError::EmptyHalf {
+            split,
+            n_layer,
+            side,
+        })
+    }
+}

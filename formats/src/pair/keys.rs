@@ -1,0 +1,481 @@
+//! The keys a half carries in its metadata, written and read back.
+//!
+//! | key | type | meaning |
+//! |---|---|---|
+//! | `split.no`, `split.count` | u16 | shard number from 0, always 2 shards (GGUF's own keys) |
+//! | `split.tensors.count` | i32 | tensors of both files together |
+//! | `splitconv.version` | u32 | [`FORMAT_VERSION`] |
+//! | `splitconv.role` | str | `edge` or `cloud` |
+//! | `splitconv.first_layer`, `splitconv.end_layer` | u32 | layers of this file, the end excluded |
+//! | `splitconv.n_layer` | u32 | layers of the whole model |
+//! | `splitconv.width` | u32 | values in a boundary row |
+//! | `splitconv.pair_id` | str | 32 hexadecimal digits, see [`PairIdBuilder`] |
+//! | `splitconv.source_digest` | str | BLAKE3 of the source, 64 hexadecimal digits, see [`SourceDigest`] |
+//! | `splitconv.tensor_digests` | arr[str] | BLAKE3 of each tensor's bytes, in the order of the file's tensor directory |
+//! | `splitconv.rope_freqs` | arr[f32] | cloud only: the source's `rope_freqs.weight`, which stays on the edge |
+
+use std::fmt;
+
+use super::contract::{Contract, PairId};
+use crate::blocks::BlockType;
+use crate::gguf::{Metadata, Value};
+
+/// The version of the pair's layout and of the meaning of its keys.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Names of the keys.
+#[allow(missing_docs)] // the table above says what each one is
+pub mod key {
+    pub const SPLIT_NO: &str = "split.no";
+    pub const SPLIT_COUNT: &str = "split.count";
+    pub const SPLIT_TENSORS_COUNT: &str = "split.tensors.count";
+    pub const VERSION: &str = "splitconv.version";
+    pub const ROLE: &str = "splitconv.role";
+    pub const FIRST_LAYER: &str = "splitconv.first_layer";
+    pub const END_LAYER: &str = "splitconv.end_layer";
+    pub const N_LAYER: &str = "splitconv.n_layer";
+    pub const WIDTH: &str = "splitconv.width";
+    pub const PAIR_ID: &str = "splitconv.pair_id";
+    pub const SOURCE_DIGEST: &str = "splitconv.source_digest";
+    pub const TENSOR_DIGESTS: &str = "splitconv.tensor_digests";
+    pub const ROPE_FREQS: &str = "splitconv.rope_freqs";
+}
+
+/// Which half a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HalfRole {
+    /// The front: embedding and the first layers.
+    Edge,
+    /// The back: the last layers, norm and head.
+    Cloud,
+}
+
+impl HalfRole {
+    /// `edge` or `cloud`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Edge => "edge",
+            Self::Cloud => "cloud",
+        }
+    }
+
+    /// The shard number, from 0.
+    pub const fn shard(self) -> u16 {
+        match self {
+            Self::Edge => 0,
+            Self::Cloud => 1,
+        }
+    }
+
+    /// The other half.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Edge => Self::Cloud,
+            Self::Cloud => Self::Edge,
+        }
+    }
+}
+
+impl fmt::Display for HalfRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// 32 bytes of BLAKE3.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// Reads 64 hexadecimal digits.
+    pub fn from_hex(text: &[u8]) -> Option<Self> {
+        blake3::Hash::from_hex(text).ok().map(|h| Self(h.into()))
+    }
+}
+
+impl From<blake3::Hash> for Digest {
+    fn from(hash: blake3::Hash) -> Self {
+        Self(hash.into())
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+/// A file says it is a half but cannot be read as one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PairError {
+    /// Written by a newer (or broken) splitconv.
+    #[error(
+        "pair format version {found}; this program reads {FORMAT_VERSION}: convert again, or update the program"
+    )]
+    Version {
+        /// The version in the file.
+        found: u64,
+    },
+    /// A key is absent or has another type or form.
+    #[error(
+        "`{key}` is missing or is not {wanted}: the file is damaged or not by splitconv; convert again"
+    )]
+    Key {
+        /// The key.
+        key: &'static str,
+        /// What it must be.
+        wanted: &'static str,
+    },
+    /// The layer numbers contradict each other.
+    #[error(
+        "layers {first}..{end} of {n_layer} cannot be the {role} half: the file is damaged; convert again"
+    )]
+    Layers {
+        /// Which half it says it is.
+        role: HalfRole,
+        /// First layer.
+        first: u32,
+        /// End of the layers.
+        end: u32,
+        /// Layers of the model.
+        n_layer: u32,
+    },
+}
+
+/// What a half says about itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HalfInfo {
+    /// Which half.
+    pub role: HalfRole,
+    /// What both halves must agree on.
+    pub contract: Contract,
+    /// First layer in this file.
+    pub first_layer: u32,
+    /// Layer after the last one in this file.
+    pub end_layer: u32,
+    /// BLAKE3 of the source.
+    pub source_digest: Digest,
+    /// BLAKE3 of each tensor, in the order of the tensor directory.
+    pub tensor_digests: Vec<Digest>,
+    /// Cloud only: the rotary frequency factors, which stand as a tensor in the edge file.
+    pub rope_freqs: Option<Vec<f32>>,
+}
+
+impl HalfInfo {
+    /// Reads the half's own keys; `None` for an ordinary GGUF.
+    ///
+    /// # Errors
+    /// [`PairError`] when the file says it is a half but its keys are not whole.
+    pub fn from_metadata(meta: &Metadata) -> Result<Option<Self>, PairError> {
+        if !meta.iter().any(|(k, _)| k.starts_with("splitconv.")) {
+            return Ok(None);
+        }
+        let bad = |key, wanted| PairError::Key { key, wanted };
+        let number = |key| {
+            let value = meta.get(key).and_then(Value::as_u32);
+            value.ok_or(bad(key, "a number"))
+        };
+        let text = |key| {
+            let value = meta.get(key).and_then(Value::as_str);
+            value.ok_or(bad(key, "a string"))
+        };
+        let version = u64::from(number(key::VERSION)?);
+        if version != u64::from(FORMAT_VERSION) {
+            return Err(PairError::Version { found: version });
+        }
+        let role = match text(key::ROLE)? {
+            "edge" => HalfRole::Edge,
+            "cloud" => HalfRole::Cloud,
+            _ => return Err(bad(key::ROLE, "`edge` or `cloud`")),
+        };
+        let (first, end) = (number(key::FIRST_LAYER)?, number(key::END_LAYER)?);
+        let n_layer = number(key::N_LAYER)?;
+        let whole = match role {
+            HalfRole::Edge => first == 0 && 0 < end && end < n_layer,
+            HalfRole::Cloud => 0 < first && first < end && end == n_layer,
+        };
+        if !whole {
+            return Err(PairError::Layers {
+                role,
+                first,
+                end,
+                n_layer,
+            });
+        }
+        let pair_id: PairId = text(key::PAIR_ID)?
+            .parse()
+            .map_err(|_| bad(key::PAIR_ID, "32 hexadecimal digits"))?;
+        let hex = "64 hexadecimal digits";
+        let source_digest = Digest::from_hex(text(key::SOURCE_DIGEST)?.as_bytes())
+            .ok_or(bad(key::SOURCE_DIGEST, hex))?;
+        let digests_bad = || bad(key::TENSOR_DIGESTS, "an array of BLAKE3 digests");
+        let tensor_digests = meta
+            .get(key::TENSOR_DIGESTS)
+            .and_then(Value::as_array)
+            .and_then(|a| a.strings())
+            .ok_or_else(digests_bad)?
+            .map(|s| Digest::from_hex(s).ok_or_else(digests_bad))
+            .collect::<Result<Vec<_>, _>>()?;
+        let rope_freqs = match meta.get(key::ROPE_FREQS) {
+            None => None,
+            Some(v) => {
+                let floats = v.as_array().and_then(|a| a.f32s());
+                let floats = floats.ok_or(bad(key::ROPE_FREQS, "an array of f32"))?;
+                Some(floats.collect())
+            }
+        };
+        Ok(Some(Self {
+            role,
+            contract: Contract {
+                pair_id,
+                split: if role == HalfRole::Edge { end } else { first },
+                n_layer,
+                width: number(key::WIDTH)?,
+            },
+            first_layer: first,
+            end_layer: end,
+            source_digest,
+            tensor_digests,
+            rope_freqs,
+        }))
+    }
+
+    /// Sets this half's keys in `meta` (which holds the source's), the three of GGUF's `split.`
+    /// included; `tensors` counts the tensors of both files.
+    ///
+    /// The encoded size depends only on how many digests and frequencies there are, never on
+    /// their values: a header written early can be written again over itself.
+    pub fn write(&self, meta: &mut Metadata, tensors: i32) {
+        meta.set(key::SPLIT_NO, Value::u16(self.role.shard()));
+        meta.set(key::SPLIT_COUNT, Value::u16(2));
+        meta.set(key::SPLIT_TENSORS_COUNT, Value::i32(tensors));
+        meta.set(key::VERSION, Value::u32(FORMAT_VERSION));
+        meta.set(key::ROLE, Value::string(self.role.name()));
+        meta.set(key::FIRST_LAYER, Value::u32(self.first_layer));
+        meta.set(key::END_LAYER, Value::u32(self.end_layer));
+        meta.set(key::N_LAYER, Value::u32(self.contract.n_layer));
+        meta.set(key::WIDTH, Value::u32(self.contract.width));
+        meta.set(
+            key::PAIR_ID,
+            Value::string(&self.contract.pair_id.to_string()),
+        );
+        let source = Value::string(&self.source_digest.to_string());
+        meta.set(key::SOURCE_DIGEST, source);
+        let digests: Vec<String> = self.tensor_digests.iter().map(Digest::to_string).collect();
+        meta.set(key::TENSOR_DIGESTS, Value::string_array(&digests));
+        if let Some(freqs) = &self.rope_freqs {
+            meta.set(key::ROPE_FREQS, Value::f32_array(freqs));
+        }
+    }
+}
+
+/// The digest of a source model: its metadata and its tensors, whatever order they stand in and
+/// however many shards they came in.
+#[derive(Debug, Default)]
+pub struct SourceDigest {
+    items: Vec<(Vec<u8>, Digest)>,
+}
+
+impl SourceDigest {
+    /// Starts with the source's metadata; `split.*`, which describe shards, stay out.
+    pub fn new(meta: &Metadata) -> Self {
+        let mut me = Self::default();
+        for (k, v) in meta.iter().filter(|(k, _)| !k.starts_with("split.")) {
+            let mut hash = blake3::Hasher::new();
+            hash.update(&(v.value_type() as u32).to_le_bytes());
+            hash.update(v.payload());
+            me.push(b'm', k, hash.finalize().into());
+        }
+        me
+    }
+
+    /// Adds a tensor: its name, GGUF type id, extents (row length first) and the digest of its
+    /// bytes.
+    pub fn tensor(&mut self, name: &str, type_id: u32, dims: &[u64], data: Digest) {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&type_id.to_le_bytes());
+        hash.update(&(dims.len() as u64).to_le_bytes());
+        for d in dims {
+            hash.update(&d.to_le_bytes());
+        }
+        hash.update(&data.0);
+        self.push(b't', name, hash.finalize().into());
+    }
+
+    fn push(&mut self, kind: u8, name: &str, digest: Digest) {
+        let mut key = vec![kind];
+        key.extend(name.as_bytes());
+        self.items.push((key, digest));
+    }
+
+    /// The digest.
+    pub fn finish(mut self) -> Digest {
+        self.items.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"splitconv source 1");
+        for (key, digest) in &self.items {
+            hash.update(&(key.len() as u64).to_le_bytes());
+            hash.update(key);
+            hash.update(&digest.0);
+        }
+        hash.finalize().into()
+    }
+}
+
+/// Computes the pair id: BLAKE3 of source digest, cut, every tensor's type, and the format
+/// version. No path, file name, time or thread count goes in.
+#[derive(Debug)]
+pub struct PairIdBuilder {
+    head: Vec<u8>,
+    tensors: Vec<Vec<u8>>,
+}
+
+impl PairIdBuilder {
+    /// A pair cut after `split` layers, of the source with this digest.
+    pub fn new(source: Digest, split: u32) -> Self {
+        let mut head = b"splitconv pair".to_vec();
+        head.extend(FORMAT_VERSION.to_le_bytes());
+        head.extend(source.0);
+        head.extend(split.to_le_bytes());
+        Self {
+            head,
+            tensors: Vec::new(),
+        }
+    }
+
+    /// Adds a tensor that is written: its half, name and type, and whether it was encoded anew
+    /// or copied.
+    pub fn tensor(&mut self, role: HalfRole, name: &str, ty: BlockType, encoded: bool) {
+        let mut item = vec![role.shard() as u8];
+        item.extend((name.len() as u64).to_le_bytes());
+        item.extend(name.as_bytes());
+        item.extend(ty.id().to_le_bytes());
+        item.push(u8::from(encoded));
+        self.tensors.push(item);
+    }
+
+    /// The id.
+    pub fn finish(mut self) -> PairId {
+        self.tensors.sort();
+        let mut hash = blake3::Hasher::new();
+        hash.update(&self.head);
+        for t in &self.tensors {
+            hash.update(t);
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+        PairId(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn half(role: HalfRole) -> HalfInfo {
+        HalfInfo {
+            role,
+            contract: Contract {
+                pair_id: PairId([7; 16]),
+                split: 3,
+                n_layer: 5,
+                width: 64,
+            },
+            first_layer: if role == HalfRole::Edge { 0 } else { 3 },
+            end_layer: if role == HalfRole::Edge { 3 } else { 5 },
+            source_digest: Digest::of(b"source"),
+            tensor_digests: vec![Digest::of(b"a"), Digest::of(b"b")],
+            rope_freqs: (role == HalfRole::Cloud).then(|| vec![1.0, 8.0]),
+        }
+    }
+
+    #[test]
+    fn keys_there_and_back() {
+        for role in [HalfRole::Edge, HalfRole::Cloud] {
+            let mut meta = Metadata::new();
+            meta.set("split.count", Value::u16(9));
+            assert_eq!(HalfInfo::from_metadata(&meta), Ok(None));
+            half(role).write(&mut meta, 11);
+            assert_eq!(HalfInfo::from_metadata(&meta), Ok(Some(half(role))));
+            assert_eq!(meta.get("split.no"), Some(&Value::u16(role.shard())));
+            assert_eq!(meta.get("split.count"), Some(&Value::u16(2)));
+            assert_eq!(meta.get("split.tensors.count"), Some(&Value::i32(11)));
+        }
+    }
+
+    #[test]
+    fn damaged_keys_are_named() {
+        let mut whole = Metadata::new();
+        half(HalfRole::Edge).write(&mut whole, 1);
+        let keys: Vec<String> = whole.iter().map(|(k, _)| k.to_owned()).collect();
+        for k in keys.iter().filter(|k| k.starts_with("splitconv.")) {
+            let mut meta = whole.clone();
+            meta.set(k, Value::bool(true));
+            let err = HalfInfo::from_metadata(&meta).unwrap_err().to_string();
+            assert!(err.contains(k.as_str()), "{k}: {err}");
+        }
+        let mut meta = whole.clone();
+        meta.set(key::VERSION, Value::u32(99));
+        assert_eq!(
+            HalfInfo::from_metadata(&meta),
+            Err(PairError::Version { found: 99 })
+        );
+        for end in [0, 5, 6] {
+            let mut meta = whole.clone();
+            meta.set(key::END_LAYER, Value::u32(end));
+            assert!(matches!(
+                HalfInfo::from_metadata(&meta),
+                Err(PairError::Layers { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn the_source_digest_feels_contents_not_order() {
+        let mut a = Metadata::new();
+        a.set("x", Value::u32(1));
+        a.set("y", Value::u32(2));
+        let mut b = Metadata::new();
+        b.set("y", Value::u32(2));
+        b.set("split.count", Value::u16(4));
+        b.set("x", Value::u32(1));
+        let digest = |meta: &Metadata, names: [&str; 2], type_id| {
+            let mut d = SourceDigest::new(meta);
+            for n in names {
+                d.tensor(n, type_id, &[4, 2], Digest::of(n.as_bytes()));
+            }
+            d.finish()
+        };
+        let one = digest(&a, ["p", "q"], 0);
+        assert_eq!(one, digest(&b, ["q", "p"], 0));
+        assert_ne!(one, digest(&a, ["p", "q"], 1));
+        b.set("x", Value::i32(1));
+        assert_ne!(one, digest(&b, ["p", "q"], 0));
+    }
+
+    #[test]
+    fn the_pair_id_feels_cut_and_types() {
+        let id = |split, ty, encoded| {
+            let mut b = PairIdBuilder::new(Digest::of(b"s"), split);
+            b.tensor(HalfRole::Edge, "t", ty, encoded);
+            b.finish()
+        };
+        let one = id(3, BlockType::Q4_0, true);
+        assert_eq!(one, id(3, BlockType::Q4_0, true));
+        assert_ne!(one, id(4, BlockType::Q4_0, true));
+        assert_ne!(one, id(3, BlockType::Q4_1, true));
+        assert_ne!(one, id(3, BlockType::Q4_0, false));
+    }
+}
