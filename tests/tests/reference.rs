@@ -1,0 +1,143 @@
+//! The engine against figures from another program: logits and boundary rows of SmolLM2, and
+//! bit-exactness across chunk sizes, thread counts, instruction sets and the cut.
+
+use std::sync::Arc;
+
+use engine::exec::Executor;
+use engine::exec::cpu::{CpuExecutor, Isa};
+use engine::model::ModelPart;
+use formats::gguf::GgufSet;
+
+fn set() -> Arc<GgufSet> {
+    Arc::new(GgufSet::open(&fixtures::smollm2_gguf()).unwrap())
+}
+
+fn half(
+    set: &Arc<GgufSet>,
+    layers: std::ops::Range<usize>,
+    threads: usize,
+    isa: Isa,
+) -> CpuExecutor {
+    CpuExecutor::new(ModelPart::load(set, layers).unwrap(), threads, isa).unwrap()
+}
+
+fn ids(case: &serde_json::Value) -> Vec<u32> {
+    case["ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v.as_u64().unwrap() as u32)
+        .collect()
+}
+
+/// Log-probabilities of the last row of `logits`.
+fn logprobs(logits: &[f32], vocab: usize) -> Vec<f64> {
+    let last = &logits[logits.len() - vocab..];
+    let max = last.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = last.iter().map(|l| f64::from(l - max).exp()).sum();
+    last.iter().map(|l| f64::from(l - max) - sum.ln()).collect()
+}
+
+#[test]
+fn smollm2_matches_a_float32_forward_pass() {
+    let set = set();
+    let (front, back) = (
+        half(&set, 0..10, 2, Isa::detect()),
+        half(&set, 10..30, 2, Isa::detect()),
+    );
+    let golden = fixtures::golden("reference.json");
+    for case in golden["cases"].as_array().unwrap() {
+        let ids = ids(case);
+        let (mut rows, mut logits) = (Vec::new(), Vec::new());
+        front.embed(&ids, &mut rows).unwrap();
+        front
+            .forward(&mut front.new_cache(64).unwrap(), &mut rows)
+            .unwrap();
+        let width = front.hparams().n_embd;
+        for row in case["boundary_after_layer_10"].as_array().unwrap() {
+            let r = row["row"].as_u64().unwrap() as usize;
+            let x = &rows[r * width..(r + 1) * width];
+            let l2 = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            let want = row["l2"].as_f64().unwrap();
+            assert!(
+                (l2 / want - 1.0).abs() < 0.02,
+                "row {r}: norm {l2}, expected {want}"
+            );
+        }
+        back.forward(&mut back.new_cache(64).unwrap(), &mut rows)
+            .unwrap();
+        back.logits(&rows, &mut logits).unwrap();
+        let lp = logprobs(&logits, back.hparams().n_vocab);
+        let top = (0..lp.len())
+            .max_by(|a, b| lp[*a].total_cmp(&lp[*b]))
+            .unwrap();
+        let next = case["next"].as_array().unwrap();
+        assert_eq!(
+            Some(top as u64),
+            next[0]["id"].as_u64(),
+            "{}",
+            case["prompt"]
+        );
+        for want in &next[..3] {
+            let got = lp[want["id"].as_u64().unwrap() as usize];
+            let want = want["logprob"].as_f64().unwrap();
+            assert!(
+                (got - want).abs() < 0.2,
+                "{}: {got}, expected {want}",
+                case["prompt"]
+            );
+        }
+    }
+}
+
+/// Logits of every position, the prompt cut into chunks.
+fn run(parts: &[CpuExecutor], ids: &[u32], chunk: usize) -> Vec<u32> {
+    let mut caches: Vec<_> = parts
+        .iter()
+        .map(|p| p.new_cache(ids.len()).unwrap())
+        .collect();
+    let (mut rows, mut logits, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    for ids in ids.chunks(chunk) {
+        parts[0].embed(ids, &mut rows).unwrap();
+        for (p, c) in parts.iter().zip(&mut caches) {
+            p.forward(c, &mut rows).unwrap();
+        }
+        parts[parts.len() - 1].logits(&rows, &mut logits).unwrap();
+        all.extend(logits.iter().map(|v| v.to_bits()));
+    }
+    all
+}
+
+#[test]
+fn bits_do_not_depend_on_chunks_threads_or_the_cut() {
+    let set = set();
+    let ids: Vec<u32> = (0..150).map(|i| (i * 7919 + 13) % 49_152).collect();
+    let whole = [half(&set, 0..30, 1, Isa::detect())];
+    let want = run(&whole, &ids, ids.len());
+    for chunk in [1, 7, 64] {
+        assert!(run(&whole, &ids, chunk) == want, "chunks of {chunk} differ");
+    }
+    for threads in [2, 3, 5] {
+        let cut = [
+            half(&set, 0..10, threads, Isa::detect()),
+            half(&set, 10..30, threads, Isa::detect()),
+        ];
+        assert!(
+            run(&cut, &ids, 64) == want,
+            "{threads} threads, cut, differ"
+        );
+    }
+}
+
+#[test]
+fn scalar_and_vector_kernels_give_the_same_bits() {
+    let set = set();
+    let ids = [504, 3575, 282, 4649, 314, 9, 11, 12, 13];
+    let want = run(&[half(&set, 0..30, 2, Isa::Scalar)], &ids, ids.len());
+    for isa in Isa::available() {
+        assert!(
+            run(&[half(&set, 0..30, 2, isa)], &ids, 4) == want,
+            "{isa} differs"
+        );
+    }
+}
