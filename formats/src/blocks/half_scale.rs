@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use super::lanes::Lanes;
 use super::search::{Affine, affine_error, fit_affine, range, refit_offset, scale_error};
 
 /// The half nearest to `v`, saturating at ±65504 so that no scale is ever infinite; NaN gives 0.
@@ -31,7 +32,7 @@ pub(super) fn best_scale<const N: usize>(
     x: &[f32; N],
     w: &[f32; N],
     scales: &[f32],
-    snap: impl Fn(f32) -> f32,
+    snap: impl Fn(Lanes) -> Lanes,
 ) -> f16 {
     let mut best = (f16::ZERO, f32::INFINITY);
     for &s in scales {

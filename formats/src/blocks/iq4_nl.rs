@@ -7,7 +7,8 @@ use super::BlockType;
 use super::codec::{Block, assert_layout};
 use super::half_scale::best_scale;
 use super::pack::{nibble, pack_nibbles};
-use super::search::{fit_scale, inverse, sanitise};
+use super::lanes::Lanes;
+use super::search::{fit_scale, sanitise, scale_levels};
 
 /// The 16 levels, denser around zero, as GGML defines them.
 pub const IQ4_NL_LEVELS: [i8; 16] = [
@@ -42,19 +43,23 @@ const BORDERS: [f32; 15] = {
     borders
 };
 
-/// The level nearest to `v`, as a sum of steps: no branch and no table look-up, so it vectorises.
+/// The levels nearest to `v`, as a sum of steps: no branch and no table look-up, so it vectorises.
 #[inline]
-fn snap(v: f32) -> f32 {
-    let mut level = f32::from(IQ4_NL_LEVELS[0]);
+fn snap(v: Lanes) -> Lanes {
+    let mut level = Lanes::splat(f32::from(IQ4_NL_LEVELS[0]));
     for i in 0..15 {
         let step = f32::from(IQ4_NL_LEVELS[i + 1]) - f32::from(IQ4_NL_LEVELS[i]);
-        level += if v > BORDERS[i] { step } else { 0.0 };
+        level = level + v.step_above(BORDERS[i], step);
     }
     level
 }
 
-fn index(v: f32) -> u8 {
-    BORDERS.iter().map(|&b| u8::from(v > b)).sum()
+/// The indices of those levels.
+#[inline]
+fn index(v: Lanes) -> Lanes {
+    BORDERS
+        .iter()
+        .fold(Lanes::splat(0.0), |sum, &b| sum + v.step_above(b, 1.0))
 }
 
 impl BlockIq4Nl {
@@ -78,10 +83,9 @@ impl Block<32> for BlockIq4Nl {
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
         let (x, w) = sanitise(x, importance);
         let d = best_scale(&x, &w, &[fit_scale(&x, &w, &TRIES, snap)], snap);
-        let inv = inverse(d.to_f32());
         Self {
             d: d.to_le_bytes(),
-            qs: pack_nibbles(&x.map(|v| index(v * inv))),
+            qs: pack_nibbles(&scale_levels(&x, d.to_f32(), index).map(|i| i as u8)),
         }
     }
 }
@@ -94,8 +98,8 @@ mod tests {
     fn snapping_finds_the_nearest_level() {
         for tenth in -1500..1500 {
             let v = tenth as f32 / 10.0 + 0.01;
-            let level = snap(v);
-            assert_eq!(level, f32::from(IQ4_NL_LEVELS[usize::from(index(v))]));
+            let level = snap(Lanes::splat(v)).0[0];
+            assert_eq!(level, f32::from(IQ4_NL_LEVELS[index(Lanes::splat(v)).0[0] as usize]));
             for other in IQ4_NL_LEVELS {
                 assert!((v - level).abs() <= (v - f32::from(other)).abs());
             }

@@ -15,6 +15,7 @@ mod codec;
 mod float;
 mod half_scale;
 mod iq4_nl;
+mod lanes;
 mod pack;
 mod q2_k;
 mod q3_k;

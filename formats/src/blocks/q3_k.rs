@@ -5,7 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::codec::{Block, assert_layout};
-use super::search::{inverse, round_to, sanitise};
+use super::lanes::Lanes;
+use super::search::{sanitise, scale_levels};
 use super::superblock::fit_scale_super;
 use super::{BlockType, QK_K};
 
@@ -30,8 +31,9 @@ const TRIES: [f32; 15] = [
     1.6, 2.0, 2.3, 2.55, 2.75, 2.95, 3.1, 3.3, 3.5, 3.7, 3.9, 4.1, 4.35, 4.7, 6.0,
 ];
 
-fn snap(v: f32) -> f32 {
-    round_to(v, -4.0, 3.0)
+#[inline]
+fn snap(v: Lanes) -> Lanes {
+    v.round_to(-4.0, 3.0)
 }
 
 impl BlockQ3K {
@@ -90,10 +92,10 @@ impl Block<QK_K> for BlockQ3K {
         let fit = fit_scale_super(&x, &w, 32.0, &TRIES, snap);
         let (mut hmask, mut qs) = ([0u8; 32], [0u8; 64]);
         for (b, sub) in x.iter().enumerate() {
-            let inv = inverse(fit.effective(b));
+            let levels = scale_levels(sub, fit.effective(b), snap);
             let (half, pair, side) = (b / 8, b % 8 / 2, b % 2 * 16);
-            for (i, v) in sub.iter().enumerate() {
-                let q = (snap(v * inv) + 4.0) as u8;
+            for (i, l) in levels.into_iter().enumerate() {
+                let q = (l + 4.0) as u8;
                 qs[half * 32 + side + i] |= (q & 3) << (2 * pair);
                 hmask[side + i] |= (q >> 2) << (half * 4 + pair);
             }

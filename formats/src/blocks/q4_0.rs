@@ -7,7 +7,8 @@ use super::BlockType;
 use super::codec::{Block, assert_layout};
 use super::half_scale::best_scale;
 use super::pack::{nibble, pack_nibbles};
-use super::search::{fit_scale, inverse, round_to, sanitise};
+use super::lanes::Lanes;
+use super::search::{fit_scale, sanitise, scale_levels};
 
 /// 18 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -26,8 +27,9 @@ const TRIES: [f32; 16] = [
     5.0, 5.5, 5.875, 6.25, 6.5, 6.75, 7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5, 8.75, 9.25, 11.0,
 ];
 
-fn snap(v: f32) -> f32 {
-    round_to(v, -8.0, 7.0)
+#[inline]
+fn snap(v: Lanes) -> Lanes {
+    v.round_to(-8.0, 7.0)
 }
 
 impl BlockQ4_0 {
@@ -51,10 +53,9 @@ impl Block<32> for BlockQ4_0 {
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
         let (x, w) = sanitise(x, importance);
         let d = best_scale(&x, &w, &[fit_scale(&x, &w, &TRIES, snap)], snap);
-        let inv = inverse(d.to_f32());
         Self {
             d: d.to_le_bytes(),
-            qs: pack_nibbles(&x.map(|v| (snap(v * inv) + 8.0) as u8)),
+            qs: pack_nibbles(&scale_levels(&x, d.to_f32(), snap).map(|l| (l + 8.0) as u8)),
         }
     }
 }

@@ -7,7 +7,8 @@ use super::BlockType;
 use super::codec::{Block, assert_layout};
 use super::half_scale::best_scale;
 use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
-use super::search::{fit_scale, inverse, round_to, sanitise};
+use super::lanes::Lanes;
+use super::search::{fit_scale, sanitise, scale_levels};
 
 /// 22 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -29,8 +30,9 @@ const TRIES: [f32; 16] = [
     17.0, 20.0,
 ];
 
-fn snap(v: f32) -> f32 {
-    round_to(v, -16.0, 15.0)
+#[inline]
+fn snap(v: Lanes) -> Lanes {
+    v.round_to(-16.0, 15.0)
 }
 
 impl BlockQ5_0 {
@@ -56,8 +58,7 @@ impl Block<32> for BlockQ5_0 {
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
         let (x, w) = sanitise(x, importance);
         let d = best_scale(&x, &w, &[fit_scale(&x, &w, &TRIES, snap)], snap);
-        let inv = inverse(d.to_f32());
-        let levels = x.map(|v| (snap(v * inv) + 16.0) as u8);
+        let levels = scale_levels(&x, d.to_f32(), snap).map(|l| (l + 16.0) as u8);
         Self {
             d: d.to_le_bytes(),
             qh: pack_fifth_bits(&levels),

@@ -7,7 +7,7 @@ use super::BlockType;
 use super::codec::{Block, assert_layout};
 use super::half_scale::best_affine;
 use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
-use super::search::{inverse, level, sanitise};
+use super::search::{Affine, sanitise};
 
 /// 24 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -57,8 +57,8 @@ impl Block<32> for BlockQ5_1 {
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
         let (x, w) = sanitise(x, importance);
         let (d, m) = best_affine(&x, &w, TOP, &TRIMS);
-        let (inv, offset) = (inverse(d.to_f32()), m.to_f32());
-        let levels = x.map(|v| level(v, offset, inv, TOP) as u8);
+        let fit = Affine { scale: d.to_f32(), offset: m.to_f32() };
+        let levels = fit.levels(&x, TOP).map(|l| l as u8);
         Self {
             d: d.to_le_bytes(),
             m: m.to_le_bytes(),

@@ -4,7 +4,8 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::codec::{Block, assert_layout};
-use super::search::{inverse, round_to, sanitise};
+use super::lanes::Lanes;
+use super::search::{sanitise, scale_levels};
 use super::superblock::fit_scale_super;
 use super::{BlockType, QK_K};
 
@@ -30,8 +31,9 @@ const TRIES: [f32; 16] = [
     32.5, 33.5,
 ];
 
-fn snap(v: f32) -> f32 {
-    round_to(v, -32.0, 31.0)
+#[inline]
+fn snap(v: Lanes) -> Lanes {
+    v.round_to(-32.0, 31.0)
 }
 
 impl BlockQ6K {
@@ -65,11 +67,11 @@ impl Block<QK_K> for BlockQ6K {
         let fit = fit_scale_super(&x, &w, 128.0, &TRIES, snap);
         let (mut ql, mut qh) = ([0u8; 128], [0u8; 64]);
         for (b, sub) in x.iter().enumerate() {
-            let inv = inverse(fit.effective(b));
+            let levels = scale_levels(sub, fit.effective(b), snap);
             let (low, nibble) = (b / 8 * 64 + b % 4 * 16, b % 8 / 4 * 4);
             let (high, shift) = (b / 8 * 32 + b % 2 * 16, b % 8 / 2 * 2);
-            for (i, v) in sub.iter().enumerate() {
-                let q = (snap(v * inv) + 32.0) as u8;
+            for (i, l) in levels.into_iter().enumerate() {
+                let q = (l + 32.0) as u8;
                 ql[low + i] |= (q & 15) << nibble;
                 qh[high + i] |= (q >> 4) << shift;
             }

@@ -6,7 +6,8 @@ use half::f16;
 use super::BlockType;
 use super::codec::{Block, assert_layout};
 use super::half_scale::best_scale;
-use super::search::{fit_scale, inverse, round_to, sanitise};
+use super::lanes::Lanes;
+use super::search::{fit_scale, sanitise, scale_levels};
 
 /// 34 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -23,8 +24,9 @@ assert_layout!(BlockQ8_0, BlockType::Q8_0);
 /// Levels the largest magnitude is tried at; the range is −127..=127.
 const TRIES: [f32; 8] = [124.0, 125.0, 125.5, 126.0, 126.4, 126.7, 127.0, 127.3];
 
-fn snap(v: f32) -> f32 {
-    round_to(v, -127.0, 127.0)
+#[inline]
+fn snap(v: Lanes) -> Lanes {
+    v.round_to(-127.0, 127.0)
 }
 
 impl BlockQ8_0 {
@@ -51,10 +53,9 @@ impl Block<32> for BlockQ8_0 {
         // The levels are symmetric, so the sign of the step is free: keep it positive.
         let fitted = fit_scale(&x, &w, &TRIES, snap).abs();
         let d = best_scale(&x, &w, &[plain, fitted], snap);
-        let inv = inverse(d.to_f32());
         Self {
             d: d.to_le_bytes(),
-            qs: x.map(|v| snap(v * inv) as i8),
+            qs: scale_levels(&x, d.to_f32(), snap).map(|l| l as i8),
         }
     }
 }

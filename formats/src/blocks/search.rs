@@ -8,8 +8,7 @@
 //!
 //! Inputs are finite, moderate in size and the weights positive: [`sanitise`] sees to that.
 
-/// Independent partial sums: wide enough for two 128-bit or one 256-bit register.
-const LANES: usize = 8;
+use super::lanes::{Lanes, map, sums};
 
 /// Larger magnitudes than any quantised type can hold; squares of it stay finite in `f32`.
 const MAX_MAGNITUDE: f32 = 1e9;
@@ -47,28 +46,6 @@ pub(super) fn sanitise<const N: usize>(
     )
 }
 
-/// Sums `K` terms per index over `0..N` in a fixed order that vectorises.
-#[inline]
-fn sums<const N: usize, const K: usize>(term: impl Fn(usize) -> [f32; K]) -> [f32; K] {
-    let mut partial = [[0.0f32; LANES]; K];
-    for start in (0..N).step_by(LANES) {
-        for lane in 0..LANES {
-            for (sum, value) in partial.iter_mut().zip(term(start + lane)) {
-                sum[lane] += value;
-            }
-        }
-    }
-    partial.map(|p| ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7])))
-}
-
-/// The nearest integer in `low..=high`, ties to even.
-#[inline]
-pub(super) fn round_to(v: f32, low: f32, high: f32) -> f32 {
-    // Adding 1.5·2²³ leaves no fraction bits: rounding without an instruction set that has it.
-    const SHIFT: f32 = 12_582_912.0;
-    (v.clamp(low, high) + SHIFT) - SHIFT
-}
-
 /// `1/s`, or 0 for a step of 0 (whose levels do not matter).
 #[inline]
 pub(super) fn inverse(s: f32) -> f32 {
@@ -81,12 +58,12 @@ pub(super) fn scale_error<const N: usize>(
     x: &[f32; N],
     w: &[f32; N],
     s: f32,
-    snap: impl Fn(f32) -> f32,
+    snap: impl Fn(Lanes) -> Lanes,
 ) -> f32 {
-    let inv = inverse(s);
-    let [e] = sums::<N, 1>(|i| {
-        let d = x[i] - s * snap(x[i] * inv);
-        [w[i] * d * d]
+    let (inv, s) = (Lanes::splat(inverse(s)), Lanes::splat(s));
+    let [e] = sums(x, w, |x, w| {
+        let miss = x - s * snap(x * inv);
+        [w * miss * miss]
     });
     e
 }
@@ -100,16 +77,18 @@ pub(super) fn fit_scale<const N: usize>(
     x: &[f32; N],
     w: &[f32; N],
     tries: &[f32],
-    snap: impl Fn(f32) -> f32,
+    snap: impl Fn(Lanes) -> Lanes,
 ) -> f32 {
     let largest = x.iter().fold(0.0f32, |a, &b| a.max(b.abs()));
     if largest == 0.0 {
         return 0.0;
     }
     let moments = |inv: f32| {
-        sums::<N, 2>(|i| {
-            let l = snap(x[i] * inv);
-            [w[i] * x[i] * l, w[i] * l * l]
+        let inv = Lanes::splat(inv);
+        sums(x, w, |x, w| {
+            let l = snap(x * inv);
+            let wl = w * l;
+            [wl * x, wl * l]
         })
     };
     // Least squares over the levels explains xl²/ll of Σ w·x²: the more the better.
@@ -146,10 +125,24 @@ pub(super) struct Affine {
     pub(super) offset: f32,
 }
 
-/// The level of `x`: nearest integer to `(x − offset)·inv` in `0..=top`.
+impl Affine {
+    /// The levels of `x`: the nearest integers to `(x − offset)/scale` in `0..=top`.
+    #[inline]
+    pub(super) fn levels<const N: usize>(self, x: &[f32; N], top: f32) -> [f32; N] {
+        let (offset, inv) = (Lanes::splat(self.offset), Lanes::splat(inverse(self.scale)));
+        map(x, |x| ((x - offset) * inv).round_to(0.0, top))
+    }
+}
+
+/// The levels of `x` for step `s`.
 #[inline]
-pub(super) fn level(x: f32, offset: f32, inv: f32, top: f32) -> f32 {
-    round_to((x - offset) * inv, 0.0, top)
+pub(super) fn scale_levels<const N: usize>(
+    x: &[f32; N],
+    s: f32,
+    snap: impl Fn(Lanes) -> Lanes,
+) -> [f32; N] {
+    let inv = Lanes::splat(inverse(s));
+    map(x, |x| snap(x * inv))
 }
 
 /// `Σ w·(x − x̂)²` of an affine fit with levels `0..=top`.
@@ -160,10 +153,12 @@ pub(super) fn affine_error<const N: usize>(
     fit: Affine,
     top: f32,
 ) -> f32 {
-    let inv = inverse(fit.scale);
-    let [e] = sums::<N, 1>(|i| {
-        let d = x[i] - (fit.scale * level(x[i], fit.offset, inv, top) + fit.offset);
-        [w[i] * d * d]
+    let (scale, offset) = (Lanes::splat(fit.scale), Lanes::splat(fit.offset));
+    let inv = Lanes::splat(inverse(fit.scale));
+    let [e] = sums(x, w, |x, w| {
+        let above = x - offset;
+        let miss = above - scale * (above * inv).round_to(0.0, top);
+        [w * miss * miss]
     });
     e
 }
@@ -176,10 +171,11 @@ pub(super) fn refit_offset<const N: usize>(
     fit: Affine,
     top: f32,
 ) -> f32 {
-    let inv = inverse(fit.scale);
-    let [sw, residue] = sums::<N, 2>(|i| {
-        let l = level(x[i], fit.offset, inv, top);
-        [w[i], w[i] * (x[i] - fit.scale * l)]
+    let (scale, offset) = (Lanes::splat(fit.scale), Lanes::splat(fit.offset));
+    let inv = Lanes::splat(inverse(fit.scale));
+    let [sw, residue] = sums(x, w, |x, w| {
+        let l = ((x - offset) * inv).round_to(0.0, top);
+        [w, w * (x - scale * l)]
     });
     residue / sw
 }
@@ -217,16 +213,16 @@ pub(super) fn fit_affine<const N: usize>(
         };
     }
     // Deviations from the mean: the sums below then lose nothing to a large common offset.
-    let [sw, swx] = sums::<N, 2>(|i| [w[i], w[i] * x[i]]);
+    let [sw, swx] = sums(x, w, |x, w| [w, w * x]);
     let mean = swx / sw;
-    let dev: [f32; N] = std::array::from_fn(|i| x[i] - mean);
-    let [total] = sums::<N, 1>(|i| [w[i] * dev[i] * dev[i]]);
+    let dev: [f32; N] = x.map(|v| v - mean);
+    let [total] = sums(&dev, w, |x, w| [w * x * x]);
     let refit = |offset: f32, inv: f32| -> Option<(Affine, f32)> {
-        let base = offset - mean;
-        let [sl, sll, sxl] = sums::<N, 3>(|i| {
-            let l = level(dev[i], base, inv, top);
-            let wl = w[i] * l;
-            [wl, wl * l, wl * dev[i]]
+        let (base, inv) = (Lanes::splat(offset - mean), Lanes::splat(inv));
+        let [sl, sll, sxl] = sums(&dev, w, |x, w| {
+            let l = ((x - base) * inv).round_to(0.0, top);
+            let wl = w * l;
+            [wl, wl * l, wl * x]
         });
         let spread = sw * sll - sl * sl;
         if spread <= 0.0 || sxl <= 0.0 {

@@ -9,8 +9,9 @@
 use half::f16;
 
 use super::half_scale::saturate;
+use super::lanes::{Lanes, sums};
 use super::search::{
-    Affine, affine_error, fit_affine, fit_scale, inverse, level, refit_offset, scale_error,
+    Affine, affine_error, fit_affine, fit_scale, inverse, refit_offset, scale_error,
 };
 
 /// `x ≈ (d·scale)·l − (dmin·min)` for the sub-block's `scale` and `min`.
@@ -29,9 +30,7 @@ impl<const B: usize> AffineSuper<B> {
 
     /// The levels of sub-block `b`, each `0..=top`.
     pub(super) fn levels<const N: usize>(&self, b: usize, x: &[f32; N], top: f32) -> [u8; N] {
-        let fit = self.effective(b);
-        let inv = inverse(fit.scale);
-        x.map(|v| level(v, fit.offset, inv, top) as u8)
+        self.effective(b).levels(x, top).map(|l| l as u8)
     }
 }
 
@@ -142,16 +141,13 @@ fn refit_affine_super<const B: usize, const N: usize>(
     for b in 0..B {
         let (s, m) = (f64::from(fit.scales[b]), f64::from(fit.mins[b]));
         let effective = fit.effective(b);
-        let inv = inverse(effective.scale);
-        let (mut sw, mut sl, mut sll, mut sx, mut sxl) = (0.0f32, 0.0f32, 0.0f32, 0.0f32, 0.0f32);
-        for (&v, &weight) in x[b].iter().zip(&w[b]) {
-            let l = level(v, effective.offset, inv, top);
-            sw += weight;
-            sl += weight * l;
-            sll += weight * l * l;
-            sx += weight * v;
-            sxl += weight * v * l;
-        }
+        let offset = Lanes::splat(effective.offset);
+        let inv = Lanes::splat(inverse(effective.scale));
+        let [sw, sl, sll, sx, sxl] = sums(&x[b], &w[b], |x, w| {
+            let l = ((x - offset) * inv).round_to(0.0, top);
+            let wl = w * l;
+            [w, wl, wl * l, w * x, wl * x]
+        });
         aa += s * s * f64::from(sll);
         ac -= s * m * f64::from(sl);
         cc += m * m * f64::from(sw);
@@ -191,7 +187,7 @@ pub(super) fn fit_scale_super<const B: usize, const N: usize>(
     w: &[[f32; N]; B],
     limit: f32,
     tries: &[f32],
-    snap: impl Fn(f32) -> f32 + Copy,
+    snap: impl Fn(Lanes) -> Lanes + Copy,
 ) -> ScaleSuper<B> {
     let fits: [f32; B] = std::array::from_fn(|b| fit_scale(&x[b], &w[b], tries, snap));
     let largest = fits
@@ -228,7 +224,7 @@ fn choose_scales<const B: usize, const N: usize>(
     fits: &[f32; B],
     d: f16,
     limit: f32,
-    snap: impl Fn(f32) -> f32 + Copy,
+    snap: impl Fn(Lanes) -> Lanes + Copy,
 ) -> ([i8; B], f32) {
     let d = d.to_f32();
     let inv = inverse(d);
@@ -255,17 +251,16 @@ fn refit_scale_super<const B: usize, const N: usize>(
     x: &[[f32; N]; B],
     w: &[[f32; N]; B],
     fit: &ScaleSuper<B>,
-    snap: impl Fn(f32) -> f32,
+    snap: impl Fn(Lanes) -> Lanes,
 ) -> f16 {
     let (mut xa, mut aa) = (0.0f64, 0.0f64);
     for b in 0..B {
-        let inv = inverse(fit.effective(b));
-        let (mut sxl, mut sll) = (0.0f32, 0.0f32);
-        for (&v, &weight) in x[b].iter().zip(&w[b]) {
-            let l = snap(v * inv);
-            sxl += weight * v * l;
-            sll += weight * l * l;
-        }
+        let inv = Lanes::splat(inverse(fit.effective(b)));
+        let [sxl, sll] = sums(&x[b], &w[b], |x, w| {
+            let l = snap(x * inv);
+            let wl = w * l;
+            [wl * x, wl * l]
+        });
         let s = f64::from(fit.scales[b]);
         xa += s * f64::from(sxl);
         aa += s * s * f64::from(sll);
