@@ -6,8 +6,8 @@ use half::f16;
 use super::BlockType;
 use super::codec::{Block, assert_layout};
 use super::half_scale::best_scale;
-use super::pack::{nibble, pack_nibbles};
 use super::lanes::Lanes;
+use super::pack::{nibble, pack_nibbles};
 use super::search::{fit_scale, sanitise, scale_levels};
 
 /// The 16 levels, denser around zero, as GGML defines them.
@@ -99,7 +99,10 @@ mod tests {
         for tenth in -1500..1500 {
             let v = tenth as f32 / 10.0 + 0.01;
             let level = snap(Lanes::splat(v)).0[0];
-            assert_eq!(level, f32::from(IQ4_NL_LEVELS[index(Lanes::splat(v)).0[0] as usize]));
+            assert_eq!(
+                level,
+                f32::from(IQ4_NL_LEVELS[index(Lanes::splat(v)).0[0] as usize])
+            );
             for other in IQ4_NL_LEVELS {
                 assert!((v - level).abs() <= (v - f32::from(other)).abs());
             }

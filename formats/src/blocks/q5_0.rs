@@ -6,8 +6,8 @@ use half::f16;
 use super::BlockType;
 use super::codec::{Block, assert_layout};
 use super::half_scale::best_scale;
-use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
 use super::lanes::Lanes;
+use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
 use super::search::{fit_scale, sanitise, scale_levels};
 
 /// 22 bytes for 32 weights.

@@ -57,7 +57,10 @@ impl Block<32> for BlockQ5_1 {
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
         let (x, w) = sanitise(x, importance);
         let (d, m) = best_affine(&x, &w, TOP, &TRIMS);
-        let fit = Affine { scale: d.to_f32(), offset: m.to_f32() };
+        let fit = Affine {
+            scale: d.to_f32(),
+            offset: m.to_f32(),
+        };
         let levels = fit.levels(&x, TOP).map(|l| l as u8);
         Self {
             d: d.to_le_bytes(),

@@ -6,6 +6,8 @@
 //! again under exactly that scale*, and least squares over the whole super-block moves the
 //! shared half float to where it fits these integers best.
 
+use std::ops::RangeInclusive;
+
 use half::f16;
 
 use super::half_scale::saturate;
@@ -25,7 +27,12 @@ pub(super) struct AffineSuper<const B: usize> {
 impl<const B: usize> AffineSuper<B> {
     /// The step and offset a decoder will see in sub-block `b`.
     pub(super) fn effective(&self, b: usize) -> Affine {
-        stored(self.d, self.dmin, self.scales[b], self.mins[b])
+        stored(
+            self.d.to_f32(),
+            self.dmin.to_f32(),
+            self.scales[b],
+            self.mins[b],
+        )
     }
 
     /// The levels of sub-block `b`, each `0..=top`.
@@ -34,17 +41,19 @@ impl<const B: usize> AffineSuper<B> {
     }
 }
 
-fn stored(d: f16, dmin: f16, scale: u8, min: u8) -> Affine {
+#[inline]
+fn stored(d: f32, dmin: f32, scale: u8, min: u8) -> Affine {
     Affine {
-        scale: d.to_f32() * f32::from(scale),
-        offset: -(dmin.to_f32() * f32::from(min)),
+        scale: d * f32::from(scale),
+        offset: -(dmin * f32::from(min)),
     }
 }
 
-/// Shared scales to start from, relative to the one that maps the largest to the top integer.
-const STARTS: [f32; 3] = [1.0, 0.9, 1.12];
+/// Shared scales to start from, relative to the one that maps the largest to the top integer: each
+/// lays another grid over the sub-blocks' scales.
+const STARTS: [f32; 5] = [1.0, 1.033, 1.07, 1.12, 0.94];
 
-/// Rounds of integer choice and least squares per start.
+/// Rounds of least squares and integer choice from the best start.
 const ROUNDS: usize = 3;
 
 /// Best scales for levels `0..=top` and integers `0..=limit` (for scales and minima).
@@ -58,37 +67,37 @@ pub(super) fn fit_affine_super<const B: usize, const N: usize>(
     let fits: [Affine; B] = std::array::from_fn(|b| fit_affine(&x[b], &w[b], top, trims, true));
     let scale = fits.iter().fold(0.0f32, |a, f| a.max(f.scale)) / limit;
     let min = fits.iter().fold(0.0f32, |a, f| a.max(-f.offset)) / limit;
-    let mut best: Option<(AffineSuper<B>, f32)> = None;
+    let mut best = AffineSuper {
+        d: f16::ZERO,
+        dmin: f16::ZERO,
+        scales: [0; B],
+        mins: [0; B],
+    };
+    let mut least = f32::INFINITY;
     for start in STARTS {
-        let (mut d, mut dmin) = (saturate(scale * start), saturate(min));
-        let mut last = f32::INFINITY;
-        for _ in 0..ROUNDS {
-            let (candidate, error) = choose_affine(x, w, &fits, d, dmin, top, limit);
-            if error >= last {
-                break;
-            }
-            last = error;
-            (d, dmin) = refit_affine_super(x, w, &candidate, top);
-            if best.as_ref().is_none_or(|b| error < b.1) {
-                best = Some((candidate, error));
-            }
+        let (d, dmin) = (saturate(scale * start), saturate(min));
+        let (found, error) = choose_affine(x, w, &fits, d, dmin, top, limit);
+        if error < least {
+            (best, least) = (found, error);
         }
     }
-    best.map_or(
-        AffineSuper {
-            d: f16::ZERO,
-            dmin: f16::ZERO,
-            scales: [0; B],
-            mins: [0; B],
-        },
-        |b| b.0,
-    )
+    for _ in 0..ROUNDS {
+        let (d, dmin) = refit_affine_super(x, w, &best, top);
+        let (found, error) = choose_affine(x, w, &fits, d, dmin, top, limit);
+        if error >= least {
+            break;
+        }
+        (best, least) = (found, error);
+    }
+    best
 }
 
-/// The integers around `v` worth trying, within `0..=limit`.
-fn around(v: f32, limit: f32) -> [u8; 2] {
-    let low = v.floor().clamp(0.0, limit);
-    [low as u8, (low + 1.0).min(limit) as u8]
+/// The two integers around `v` within `0..=limit`.
+#[inline]
+fn around(v: f32, limit: f32) -> RangeInclusive<u8> {
+    // The cast takes the whole part; nothing here is negative.
+    let low = v.min(limit) as u8;
+    low..=(f32::from(low) + 1.0).min(limit) as u8
 }
 
 fn choose_affine<const B: usize, const N: usize>(
@@ -107,13 +116,14 @@ fn choose_affine<const B: usize, const N: usize>(
         mins: [0; B],
     };
     let mut total = 0.0;
-    let (inv_d, inv_dmin) = (inverse(d.to_f32()), inverse(dmin.to_f32()));
+    let (d, dmin) = (d.to_f32(), dmin.to_f32());
+    let (inv_d, inv_dmin) = (inverse(d), inverse(dmin));
     for b in 0..B {
         let mut best = f32::INFINITY;
         for scale in around(fits[b].scale * inv_d, limit) {
             // The minimum follows the step that was really chosen, not the ideal one.
             let ideal = Affine {
-                scale: d.to_f32() * f32::from(scale),
+                scale: d * f32::from(scale),
                 offset: fits[b].offset,
             };
             let offset = refit_offset(&x[b], &w[b], ideal, top).min(0.0);
@@ -199,21 +209,19 @@ pub(super) fn fit_scale_super<const B: usize, const N: usize>(
     };
     let mut least = f32::INFINITY;
     for start in STARTS {
-        let mut d = saturate(largest * start / -limit);
-        let mut last = f32::INFINITY;
-        for _ in 0..ROUNDS {
-            let (scales, error) = choose_scales(x, w, &fits, d, limit, snap);
-            if error >= last {
-                break;
-            }
-            last = error;
-            let candidate = ScaleSuper { d, scales };
-            d = refit_scale_super(x, w, &candidate, snap);
-            if error < least {
-                least = error;
-                best = candidate;
-            }
+        let d = saturate(largest * start / -limit);
+        let (scales, error) = choose_scales(x, w, &fits, d, limit, snap);
+        if error < least {
+            (best, least) = (ScaleSuper { d, scales }, error);
         }
+    }
+    for _ in 0..ROUNDS {
+        let d = refit_scale_super(x, w, &best, snap);
+        let (scales, error) = choose_scales(x, w, &fits, d, limit, snap);
+        if error >= least {
+            break;
+        }
+        (best, least) = (ScaleSuper { d, scales }, error);
     }
     best
 }
@@ -231,10 +239,12 @@ fn choose_scales<const B: usize, const N: usize>(
     let mut scales = [0i8; B];
     let mut total = 0.0;
     for b in 0..B {
-        let middle = (fits[b] * inv).round();
+        let middle = (fits[b] * inv).round().clamp(-limit, limit - 1.0) as i16;
+        let lowest = (middle - 1).max(-limit as i16);
+        let highest = (middle + 1).min(limit as i16 - 1);
         let mut best = f32::INFINITY;
-        for step in [0.0, -1.0, 1.0] {
-            let scale = (middle + step).clamp(-limit, limit - 1.0);
+        for scale in lowest..=highest {
+            let scale = f32::from(scale);
             let e = scale_error(&x[b], &w[b], d * scale, snap);
             if e < best {
                 best = e;
