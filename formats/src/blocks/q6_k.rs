@@ -64,7 +64,7 @@ impl Block<QK_K> for BlockQ6K {
         let (x, w) = sanitise(x, importance);
         let x: [[f32; 16]; 16] = bytemuck::cast(x);
         let w: [[f32; 16]; 16] = bytemuck::cast(w);
-        let fit = fit_scale_super(&x, &w, 128.0, &TRIES, snap);
+        let fit = fit_scale_super(&x, &w, 128.0, -32.0, &TRIES, snap);
         let (mut ql, mut qh) = ([0u8; 128], [0u8; 64]);
         for (b, sub) in x.iter().enumerate() {
             let levels = scale_levels(sub, fit.effective(b), snap);

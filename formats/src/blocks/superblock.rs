@@ -13,7 +13,7 @@ use half::f16;
 use super::half_scale::saturate;
 use super::lanes::{Lanes, sums};
 use super::search::{
-    Affine, affine_error, fit_affine, fit_scale, inverse, refit_offset, scale_error,
+    Affine, affine_error, fit_affine, fit_scale, inverse, range, refit_offset, scale_error,
 };
 
 /// `x ≈ (d·scale)·l − (dmin·min)` for the sub-block's `scale` and `min`.
@@ -53,6 +53,14 @@ fn stored(d: f32, dmin: f32, scale: u8, min: u8) -> Affine {
 /// lays another grid over the sub-blocks' scales.
 const STARTS: [f32; 5] = [1.0, 1.033, 1.07, 1.12, 0.94];
 
+/// Further starts, relative to the scale with which the levels just span the largest values. A
+/// nearly empty sub-block may fit best with few, large levels; these keep it from leaving a coarse
+/// grid to the others.
+const SPANNING: [f32; 2] = [1.0, 1.1];
+
+/// Integers over more than this resolve a sub-block's scale well enough to try few.
+const FINE: f32 = 32.0;
+
 /// Rounds of least squares and integer choice from the best start.
 const ROUNDS: usize = 3;
 
@@ -74,8 +82,14 @@ pub(super) fn fit_affine_super<const B: usize, const N: usize>(
         mins: [0; B],
     };
     let mut least = f32::INFINITY;
-    for start in STARTS {
-        let (d, dmin) = (saturate(scale * start), saturate(min));
+    let span = x.iter().fold(0.0f32, |a, x| {
+        let (low, high) = range(x);
+        a.max(high - low.min(0.0))
+    });
+    let span = span / (top * limit);
+    let starts = STARTS.iter().map(|s| s * scale);
+    for start in starts.chain(SPANNING.iter().map(|s| s * span)) {
+        let (d, dmin) = (saturate(start), saturate(min));
         let (found, error) = choose_affine(x, w, &fits, d, dmin, top, limit);
         if error < least {
             (best, least) = (found, error);
@@ -190,12 +204,13 @@ impl<const B: usize> ScaleSuper<B> {
     }
 }
 
-/// Best scales for integers `-limit..limit` and levels given by `snap`; `tries` as in
-/// [`fit_scale`].
+/// Best scales for integers `-limit..limit` and levels given by `snap`, the lowest of which is
+/// `bottom`; `tries` as in [`fit_scale`].
 pub(super) fn fit_scale_super<const B: usize, const N: usize>(
     x: &[[f32; N]; B],
     w: &[[f32; N]; B],
     limit: f32,
+    bottom: f32,
     tries: &[f32],
     snap: impl Fn(Lanes) -> Lanes + Copy,
 ) -> ScaleSuper<B> {
@@ -208,8 +223,14 @@ pub(super) fn fit_scale_super<const B: usize, const N: usize>(
         scales: [0; B],
     };
     let mut least = f32::INFINITY;
-    for start in STARTS {
-        let d = saturate(largest * start / -limit);
+    let span = x
+        .iter()
+        .flatten()
+        .fold(0.0f32, |a, &v| if v.abs() > a.abs() { v } else { a });
+    let (unit, span) = (largest / -limit, span / (bottom * -limit));
+    let starts = STARTS.iter().map(|s| s * unit);
+    for start in starts.chain(SPANNING.iter().map(|s| s * span)) {
+        let d = saturate(start);
         let (scales, error) = choose_scales(x, w, &fits, d, limit, snap);
         if error < least {
             (best, least) = (ScaleSuper { d, scales }, error);
@@ -239,16 +260,18 @@ fn choose_scales<const B: usize, const N: usize>(
     let mut scales = [0i8; B];
     let mut total = 0.0;
     for b in 0..B {
-        let middle = (fits[b] * inv).round().clamp(-limit, limit - 1.0) as i16;
-        let lowest = (middle - 1).max(-limit as i16);
-        let highest = (middle + 1).min(limit as i16 - 1);
+        let middle = (fits[b] * inv).round();
         let mut best = f32::INFINITY;
-        for scale in lowest..=highest {
-            let scale = f32::from(scale);
-            let e = scale_error(&x[b], &w[b], d * scale, snap);
-            if e < best {
-                best = e;
-                scales[b] = scale as i8;
+        // Under coarse integers the ideal sign may not be the best any more.
+        let signs: &[f32] = if limit > FINE { &[1.0] } else { &[1.0, -1.0] };
+        for sign in signs {
+            for step in [0.0, -1.0, 1.0] {
+                let scale = (middle * sign + step).clamp(-limit, limit - 1.0);
+                let e = scale_error(&x[b], &w[b], d * scale, snap);
+                if e < best {
+                    best = e;
+                    scales[b] = scale as i8;
+                }
             }
         }
         total += best;
