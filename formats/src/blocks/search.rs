@@ -202,7 +202,8 @@ pub(super) fn fit_affine<const N: usize>(
     sink: bool,
 ) -> Affine {
     let (mut low, high) = range(x);
-    if sink && low > 0.0 {
+    let grounded = sink && low > 0.0;
+    if grounded {
         low = 0.0;
     }
     let width = high - low;
@@ -245,16 +246,24 @@ pub(super) fn fit_affine<const N: usize>(
         },
         f32::INFINITY,
     );
-    for &below in trims {
-        for &above in trims {
-            let inner = width * (1.0 - below - above);
-            if inner <= 0.0 {
-                continue;
-            }
-            if let Some(found) = refit(low + below * width, top / inner)
-                && found.1 < best.1
-            {
-                best = found;
+    let mut consider = |below: f32, above: f32| {
+        let inner = width * (1.0 - below - above);
+        if inner > 0.0
+            && let Some(found) = refit(low + below * width, top / inner)
+            && found.1 < best.1
+        {
+            best = found;
+        }
+    };
+    if grounded {
+        // Only the step is left to choose, so it is tried in finer grades.
+        for grade in -6i16..=12 {
+            consider(0.0, f32::from(grade) * 0.005);
+        }
+    } else {
+        for &below in trims {
+            for &above in trims {
+                consider(below, above);
             }
         }
     }

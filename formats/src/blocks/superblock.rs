@@ -114,6 +114,7 @@ fn around(v: f32, limit: f32) -> RangeInclusive<u8> {
     low..=(f32::from(low) + 1.0).min(limit) as u8
 }
 
+/// The integer scales and minima near the ideal ones that err least under `d` and `dmin`.
 fn choose_affine<const B: usize, const N: usize>(
     x: &[[f32; N]; B],
     w: &[[f32; N]; B],
@@ -228,17 +229,18 @@ pub(super) fn fit_scale_super<const B: usize, const N: usize>(
         .flatten()
         .fold(0.0f32, |a, &v| if v.abs() > a.abs() { v } else { a });
     let (unit, span) = (largest / -limit, span / (bottom * -limit));
+    let sparse = limit <= FINE && unit.abs() > 1.5 * span.abs();
     let starts = STARTS.iter().map(|s| s * unit);
     for start in starts.chain(SPANNING.iter().map(|s| s * span)) {
         let d = saturate(start);
-        let (scales, error) = choose_scales(x, w, &fits, d, limit, snap);
+        let (scales, error) = choose_scales(x, w, &fits, d, limit, sparse, snap);
         if error < least {
             (best, least) = (ScaleSuper { d, scales }, error);
         }
     }
     for _ in 0..ROUNDS {
         let d = refit_scale_super(x, w, &best, snap);
-        let (scales, error) = choose_scales(x, w, &fits, d, limit, snap);
+        let (scales, error) = choose_scales(x, w, &fits, d, limit, sparse, snap);
         if error >= least {
             break;
         }
@@ -247,12 +249,15 @@ pub(super) fn fit_scale_super<const B: usize, const N: usize>(
     best
 }
 
+/// The integer scales that err least under `d`: near the ideal ones, or among all of them when
+/// `every` is set (a sub-block of a few values has good scales far apart).
 fn choose_scales<const B: usize, const N: usize>(
     x: &[[f32; N]; B],
     w: &[[f32; N]; B],
     fits: &[f32; B],
     d: f16,
     limit: f32,
+    every: bool,
     snap: impl Fn(Lanes) -> Lanes + Copy,
 ) -> ([i8; B], f32) {
     let d = d.to_f32();
@@ -262,16 +267,25 @@ fn choose_scales<const B: usize, const N: usize>(
     for b in 0..B {
         let middle = (fits[b] * inv).round();
         let mut best = f32::INFINITY;
-        // Under coarse integers the ideal sign may not be the best any more.
-        let signs: &[f32] = if limit > FINE { &[1.0] } else { &[1.0, -1.0] };
-        for sign in signs {
-            for step in [0.0, -1.0, 1.0] {
-                let scale = (middle * sign + step).clamp(-limit, limit - 1.0);
-                let e = scale_error(&x[b], &w[b], d * scale, snap);
-                if e < best {
-                    best = e;
-                    scales[b] = scale as i8;
-                }
+        let mut consider = |scale: f32| {
+            let scale = scale.clamp(-limit, limit - 1.0);
+            let e = scale_error(&x[b], &w[b], d * scale, snap);
+            if e < best {
+                best = e;
+                scales[b] = scale as i8;
+            }
+        };
+        for step in [0.0, -1.0, 1.0] {
+            consider(middle + step);
+            // Under coarse integers the ideal sign may not be the best any more.
+            if limit <= FINE {
+                consider(-middle + step);
+            }
+        }
+        if every {
+            for scale in 0..limit as i16 {
+                consider(f32::from(scale));
+                consider(f32::from(!scale));
             }
         }
         total += best;
