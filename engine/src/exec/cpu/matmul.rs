@@ -48,7 +48,7 @@ impl ActBuf {
         &mut self.x
     }
 
-    fn view(&mut self, g: Grouping) -> Acts<'_> {
+    pub(super) fn view(&mut self, g: Grouping) -> Acts<'_> {
         let which = usize::from(g.group == 16);
         if g.min && !self.has_sums[which] {
             let sums = &mut self.sums[which];
