@@ -94,7 +94,7 @@ pub(super) fn from_connect(peer: &str, tls: bool, error: &tonic::transport::Erro
 }
 
 /// Whether an error is the network's (and not TLS's).
-fn is_network(error: &dyn Error) -> bool {
+fn is_network(error: &(dyn Error + 'static)) -> bool {
     let mut at = Some(error);
     while let Some(error) = at {
         let text = error.to_string();
@@ -114,7 +114,7 @@ fn is_network(error: &dyn Error) -> bool {
 }
 
 /// An error and what is under it, each thing said once.
-pub(super) fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     let mut at = Some(error);
     while let Some(error) = at {
@@ -131,7 +131,7 @@ pub(super) fn chain(error: &dyn Error) -> String {
 }
 
 /// A peer's text, fit for a terminal: bounded, and without control characters.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     if text.is_empty() {
         return "no reason given".to_owned();
     }
