@@ -135,8 +135,21 @@ mod tests {
     #[test]
     fn refuses_the_rest() {
         for text in [
-            "", ":80", "a:", "a:x", "a:+1", "a:70000", "[::1", "[a]:1", "[::1]x", "a b", "http://a:1",
-            "1:2:3", "a/b:1", "u@h:1", "é",
+            "",
+            ":80",
+            "a:",
+            "a:x",
+            "a:+1",
+            "a:70000",
+            "[::1",
+            "[a]:1",
+            "[::1]x",
+            "a b",
+            "http://a:1",
+            "1:2:3",
+            "a/b:1",
+            "u@h:1",
+            "é",
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains("host:port"), "{text}: {error}");

@@ -199,7 +199,9 @@ impl EdgeLink {
             Some(FromCloud::Accepted(accepted)) => accepted,
             _ => return Err(protocol("it did not begin with Accepted".to_owned())),
         };
-        if accepted.protocol != PROTOCOL || accepted.n_ctx == 0 || accepted.max_rows_per_message == 0
+        if accepted.protocol != PROTOCOL
+            || accepted.n_ctx == 0
+            || accepted.max_rows_per_message == 0
         {
             return Err(protocol(format!(
                 "it accepted with protocol {}, {} positions and {} rows a message",
@@ -404,9 +406,7 @@ impl Wire {
                     reason: "it sent a message of an unknown kind".to_owned(),
                 })),
             },
-            Some(Err(status)) => {
-                Err(self.fail(|peer| status::from_status(&peer, &status)))
-            }
+            Some(Err(status)) => Err(self.fail(|peer| status::from_status(&peer, &status))),
             None => Err(self.fail(|peer| LinkError::Timeout {
                 peer,
                 what: "answer",

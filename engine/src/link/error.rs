@@ -48,7 +48,9 @@ pub enum LinkError {
     #[error("{0}")]
     BadOption(String),
     /// Could not listen.
-    #[error("cannot listen on {address}: {reason}; is another server running there? choose another --listen")]
+    #[error(
+        "cannot listen on {address}: {reason}; is another server running there? choose another --listen"
+    )]
     Bind {
         /// The listen address.
         address: String,
@@ -56,7 +58,9 @@ pub enum LinkError {
         reason: String,
     },
     /// No connection.
-    #[error("cannot reach the cloud at {peer}: {reason}; is `splitrun --role cloud` running there, and is --cloud right?")]
+    #[error(
+        "cannot reach the cloud at {peer}: {reason}; is `splitrun --role cloud` running there, and is --cloud right?"
+    )]
     Unreachable {
         /// The server.
         peer: String,
@@ -64,7 +68,9 @@ pub enum LinkError {
         reason: String,
     },
     /// No trust.
-    #[error("TLS with {peer} failed: {reason}; check --tls-ca, the name in the server's certificate, and that the server has TLS on")]
+    #[error(
+        "TLS with {peer} failed: {reason}; check --tls-ca, the name in the server's certificate, and that the server has TLS on"
+    )]
     Tls {
         /// The other end.
         peer: String,

@@ -241,8 +241,14 @@ mod tests {
             (|o| o.codec = "x".repeat(257), "257 bytes"),
             (|o| o.top_logprobs = 129, "129 log"),
             (|o| o.tail_ids = vec![0; 100_001], "100001 prompt ids"),
-            (|o| o.sampling.as_mut().unwrap().temperature = f32::NAN, "temperature is NaN"),
-            (|o| o.sampling.as_mut().unwrap().temperature = -1.0, "temperature is -1"),
+            (
+                |o| o.sampling.as_mut().unwrap().temperature = f32::NAN,
+                "temperature is NaN",
+            ),
+            (
+                |o| o.sampling.as_mut().unwrap().temperature = -1.0,
+                "temperature is -1",
+            ),
             (|o| o.sampling.as_mut().unwrap().top_p = 1.5, "top_p is 1.5"),
             (
                 |o| o.sampling.as_mut().unwrap().repeat_penalty = f32::INFINITY,

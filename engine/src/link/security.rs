@@ -67,11 +67,9 @@ impl Token {
         let want = self.0.as_bytes();
         scheme.eq_ignore_ascii_case(b"bearer ")
             && given.len() == want.len()
-            && std::hint::black_box(
-                want.iter()
-                    .zip(given)
-                    .fold(0, |differing, (a, b)| differing | std::hint::black_box(a ^ b)),
-            ) == 0
+            && std::hint::black_box(want.iter().zip(given).fold(0, |differing, (a, b)| {
+                differing | std::hint::black_box(a ^ b)
+            })) == 0
     }
 }
 
@@ -198,7 +196,14 @@ mod tests {
     fn a_token_admits_only_itself() {
         let token = Token::new("s3cret").unwrap();
         assert!(token.admits(b"Bearer s3cret") && token.admits(b"bearer s3cret"));
-        for header in ["", "Bearer", "Bearer ", "Bearer s3creT", "Bearer s3cret ", "Basic s3cret"] {
+        for header in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer s3creT",
+            "Bearer s3cret ",
+            "Basic s3cret",
+        ] {
             assert!(!token.admits(header.as_bytes()), "{header}");
         }
         assert!(token.admits(token.header().as_bytes()));

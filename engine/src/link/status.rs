@@ -156,7 +156,10 @@ mod tests {
         assert!(map(Status::unavailable("x")).may_retry());
         assert!(!map(Status::unauthenticated("x")).may_retry());
         let error = map(Status::invalid_argument("bad\u{1b}[31m frame")).to_string();
-        assert!(error.contains("cloud:1") && error.contains("InvalidArgument"), "{error}");
+        assert!(
+            error.contains("cloud:1") && error.contains("InvalidArgument"),
+            "{error}"
+        );
         assert!(!error.contains('\u{1b}'), "{error}");
         assert!(map(Status::internal("y".repeat(100_000))).to_string().len() < 1000);
     }

@@ -110,9 +110,7 @@ impl Server {
             .to_socket_addrs()
             .map_err(unbound)?
             .collect();
-        let open = found
-            .iter()
-            .any(|a| !a.ip().to_canonical().is_loopback());
+        let open = found.iter().any(|a| !a.ip().to_canonical().is_loopback());
         if let Some(missing) = security::missing(options.tls.is_some(), options.token.is_some())
             && open
             && !options.insecure
@@ -176,8 +174,8 @@ impl Server {
             reason,
         };
         let options = &self.options;
-        let listener = tokio::net::TcpListener::from_std(self.listener)
-            .map_err(|e| failed(e.to_string()))?;
+        let listener =
+            tokio::net::TcpListener::from_std(self.listener).map_err(|e| failed(e.to_string()))?;
         let (stop, stopping) = watch::channel(false);
         let service = Service {
             shared: Arc::new(Shared {
@@ -290,7 +288,9 @@ impl RunningServer {
         match self.thread.take().map(JoinHandle::join) {
             None => Ok(()),
             Some(Ok(ended)) => ended,
-            Some(Err(_)) => Err(LinkError::Runtime("the server's thread panicked".to_owned())),
+            Some(Err(_)) => Err(LinkError::Runtime(
+                "the server's thread panicked".to_owned(),
+            )),
         }
     }
 }

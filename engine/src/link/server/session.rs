@@ -169,9 +169,9 @@ impl Stream {
 /// What a message asks of the session; none to close it.
 fn next_work(message: proto::EdgeMessage) -> Result<Option<Work>, Status> {
     match message.kind {
-        Some(FromEdge::Rows(rows)) if rows.frame.is_empty() => {
-            Err(Status::invalid_argument("a message of rows has an empty frame"))
-        }
+        Some(FromEdge::Rows(rows)) if rows.frame.is_empty() => Err(Status::invalid_argument(
+            "a message of rows has an empty frame",
+        )),
         Some(FromEdge::Rows(rows)) => Ok(Some(Work::Rows(rows))),
         Some(FromEdge::Truncate(truncate)) => Ok(Some(Work::Truncate(truncate.len))),
         Some(FromEdge::Close(_)) => Ok(None),

@@ -59,9 +59,7 @@ fn run(
     answers: &mpsc::UnboundedSender<Result<Kind, Status>>,
 ) {
     // Send fails when the stream has ended; there is then nobody to tell.
-    let opened = guarded("opening", || {
-        backend.open(request).map_err(Status::from)
-    });
+    let opened = guarded("opening", || backend.open(request).map_err(Status::from));
     let Opened {
         session,
         n_ctx,

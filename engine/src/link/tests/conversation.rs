@@ -44,7 +44,10 @@ fn compute_time_is_that_of_the_session() {
     stream.send_rows(0, vec![SLOW], false).unwrap();
     stream.send_rows(1, vec![1], true).unwrap();
     let cloud = stream.recv_token().unwrap().cloud;
-    assert!(cloud >= Duration::from_millis(200) && cloud < Duration::from_secs(2), "{cloud:?}");
+    assert!(
+        cloud >= Duration::from_millis(200) && cloud < Duration::from_secs(2),
+        "{cloud:?}"
+    );
     stream.send_rows(2, vec![1], true).unwrap();
     let cloud = stream.recv_token().unwrap().cloud;
     assert!(cloud < Duration::from_millis(150), "{cloud:?}");
@@ -59,7 +62,10 @@ fn chunks_are_taken_while_one_is_computed() {
     for i in 1..4 {
         stream.send_rows(i, vec![1], false).unwrap();
     }
-    assert!(start.elapsed() < Duration::from_millis(150), "sending waited for the compute");
+    assert!(
+        start.elapsed() < Duration::from_millis(150),
+        "sending waited for the compute"
+    );
     stream.send_rows(4, vec![1], true).unwrap();
     assert_eq!(stream.recv_token().unwrap().position, 5);
     assert!(start.elapsed() >= Duration::from_millis(200));

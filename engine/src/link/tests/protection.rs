@@ -46,10 +46,16 @@ fn a_token_is_wanted() {
     };
     for token in [None, Some("s3creT"), Some("s3cret2")] {
         let error = open(token).unwrap_err();
-        assert!(matches!(error, LinkError::Unauthenticated { .. }), "{error}");
+        assert!(
+            matches!(error, LinkError::Unauthenticated { .. }),
+            "{error}"
+        );
         let text = error.to_string();
         assert!(text.contains(&server.local_addr().to_string()), "{text}");
-        assert!(text.contains("--token-file") && !text.contains("s3c"), "{text}");
+        assert!(
+            text.contains("--token-file") && !text.contains("s3c"),
+            "{text}"
+        );
     }
     assert!(backend.opened.lock().unwrap().is_empty());
     open(Some("s3cret")).unwrap();
@@ -118,7 +124,13 @@ fn other_machines_need_both_or_insecure() {
         let error = Server::bind(&anywhere, options_with(tls, token))
             .unwrap_err()
             .to_string();
-        for part in [missing, "--tls-cert", "--tls-key", "--token-file", "--insecure"] {
+        for part in [
+            missing,
+            "--tls-cert",
+            "--tls-key",
+            "--token-file",
+            "--insecure",
+        ] {
             assert!(error.contains(part), "{error} lacks {part}");
         }
     }

@@ -87,7 +87,10 @@ fn a_full_server_says_so_and_has_room_again() {
     let _second = link.open(&request()).unwrap();
     let error = refused(&link, &request());
     assert!(matches!(error, LinkError::Full { .. }), "{error}");
-    assert!(error.may_retry() && error.to_string().contains("all 2 sessions"), "{error}");
+    assert!(
+        error.may_retry() && error.to_string().contains("all 2 sessions"),
+        "{error}"
+    );
     drop(first);
     eventually("there is room", || server.sessions() == 1);
     link.open(&request()).unwrap();
@@ -107,7 +110,11 @@ fn a_panic_hurts_nobody_else() {
             continue;
         }
         let error = stream.recv_token().unwrap_err();
-        let want = if bad == PANIC { "Internal" } else { "no such codec" };
+        let want = if bad == PANIC {
+            "Internal"
+        } else {
+            "no such codec"
+        };
         assert!(error.to_string().contains(want), "{error}");
         // And it stays so.
         assert_eq!(stream.recv_token().unwrap_err(), error);
@@ -188,7 +195,11 @@ fn a_dead_wire_is_noticed_at_both_ends() {
     stream.send_rows(0, vec![1], true).unwrap();
     let error = stream.recv_token().unwrap_err();
     assert!(matches!(error, LinkError::Gone { .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
     eventually("the session is freed", || server.sessions() == 0);
 }
 
@@ -234,13 +245,19 @@ fn slow_compute_times_out_at_the_edge() {
 
 #[test]
 fn nobody_listening_is_said_at_once() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let Err(error) = EdgeLink::connect(to(free)) else {
         panic!("connected to nobody")
     };
     assert!(matches!(error, LinkError::Unreachable { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains(&free.to_string()) && text.contains("refused"), "{text}");
+    assert!(
+        text.contains(&free.to_string()) && text.contains("refused"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -258,12 +275,16 @@ fn idle_and_silent_peers_are_cut_off() {
     stream.recv_token().unwrap();
     thread::sleep(Duration::from_millis(100));
     let error = stream.recv_token().unwrap_err();
-    assert!(error.to_string().contains("sent nothing for 0.3 s"), "{error}");
+    assert!(
+        error.to_string().contains("sent nothing for 0.3 s"),
+        "{error}"
+    );
     eventually("the session is freed", || server.sessions() == 0);
 
     // A connection that never says a word.
     let mut mute = TcpStream::connect(server.local_addr()).unwrap();
-    mute.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    mute.set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
     let mut rest = Vec::new();
     let end = mute.read_to_end(&mut rest);
     assert!(
@@ -280,9 +301,16 @@ fn a_stopping_server_says_so() {
     stream.recv_token().unwrap();
     let start = Instant::now();
     server.stop().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
     let error = stream.recv_token().unwrap_err();
-    assert!(error.to_string().contains("server is shutting down"), "{error}");
+    assert!(
+        error.to_string().contains("server is shutting down"),
+        "{error}"
+    );
     assert!(error.may_retry());
 }
 
@@ -297,19 +325,47 @@ fn rules_are_kept() {
     };
     let truncate = Truncate(proto::Truncate { len: 3 });
     let cases = vec![
-        (vec![rows(0, vec![1])], tonic::Code::InvalidArgument, "must be Open"),
-        (vec![open(), open()], tonic::Code::InvalidArgument, "second Open"),
-        (vec![Open(newer)], tonic::Code::FailedPrecondition, "protocol 1, the edge 2"),
-        (vec![open(), rows(0, vec![])], tonic::Code::InvalidArgument, "empty"),
-        (vec![open(), rows(1, vec![1])], tonic::Code::InvalidArgument, "is at 0"),
-        (vec![open(), truncate], tonic::Code::InvalidArgument, "holds 0"),
+        (
+            vec![rows(0, vec![1])],
+            tonic::Code::InvalidArgument,
+            "must be Open",
+        ),
+        (
+            vec![open(), open()],
+            tonic::Code::InvalidArgument,
+            "second Open",
+        ),
+        (
+            vec![Open(newer)],
+            tonic::Code::FailedPrecondition,
+            "protocol 1, the edge 2",
+        ),
+        (
+            vec![open(), rows(0, vec![])],
+            tonic::Code::InvalidArgument,
+            "empty",
+        ),
+        (
+            vec![open(), rows(1, vec![1])],
+            tonic::Code::InvalidArgument,
+            "is at 0",
+        ),
+        (
+            vec![open(), truncate],
+            tonic::Code::InvalidArgument,
+            "holds 0",
+        ),
         (
             vec![open(), rows(0, vec![0; 4 << 20])],
             tonic::Code::OutOfRange,
             "too large",
         ),
         (
-            vec![open(), rows(0, vec![1; N_CTX as usize]), rows(N_CTX, vec![1])],
+            vec![
+                open(),
+                rows(0, vec![1; N_CTX as usize]),
+                rows(N_CTX, vec![1]),
+            ],
             tonic::Code::OutOfRange,
             "context is full",
         ),
