@@ -52,7 +52,7 @@ impl EdgeOptions {
             token: None,
             insecure: false,
             connect_timeout: Duration::from_secs(10),
-            reply_timeout: Duration::from_secs(60),
+            reply_timeout: Duration::from_mins(1),
             keepalive: Duration::from_secs(10),
         }
     }
@@ -99,7 +99,7 @@ impl EdgeLink {
             ("reply", reply_timeout),
             ("keepalive", keepalive),
         ] {
-            if wait.is_zero() || wait > Duration::from_secs(86_400) {
+            if wait.is_zero() || wait > Duration::from_hours(24) {
                 return Err(LinkError::BadOption(format!(
                     "the {name} timeout is {wait:?}; it must be more than 0 and at most a day"
                 )));
@@ -195,9 +195,8 @@ impl EdgeLink {
             peer: self.peer.to_string(),
             reason,
         };
-        let accepted = match first.and_then(|m| m.kind) {
-            Some(FromCloud::Accepted(accepted)) => accepted,
-            _ => return Err(protocol("it did not begin with Accepted".to_owned())),
+        let Some(FromCloud::Accepted(accepted)) = first.and_then(|m| m.kind) else {
+            return Err(protocol("it did not begin with Accepted".to_owned()));
         };
         if accepted.protocol != PROTOCOL
             || accepted.n_ctx == 0

@@ -94,7 +94,7 @@ pub enum LinkError {
         reason: String,
     },
     /// No entry.
-    #[error("{peer} lets us not in: {reason}; give the server's token with --token-file")]
+    #[error("{peer} does not let us in: {reason}; give the server's token with --token-file")]
     Unauthenticated {
         /// The server.
         peer: String,

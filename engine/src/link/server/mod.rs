@@ -61,7 +61,7 @@ impl Default for ServerOptions {
             insecure: false,
             max_sessions: 8,
             open_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(300),
+            idle_timeout: Duration::from_mins(5),
             keepalive: Duration::from_secs(15),
             shutdown_grace: Duration::from_secs(5),
         }
@@ -96,7 +96,7 @@ impl Server {
             ("keepalive", options.keepalive),
         ] {
             // A day is longer than any wait here makes sense, and far from overflowing a clock.
-            if wait.is_zero() || wait > Duration::from_secs(86_400) {
+            if wait.is_zero() || wait > Duration::from_hours(24) {
                 return Err(LinkError::BadOption(format!(
                     "the {name} timeout is {wait:?}; it must be more than 0 and at most a day"
                 )));

@@ -50,7 +50,8 @@ fn rows(first_position: u32, frame: Vec<u8>) -> proto::edge_message::Kind {
 fn another_pair_is_refused_with_both_values() {
     let (server, backend) = serve(ServerOptions::default());
     let link = dial(&server);
-    let spoilt: [(fn(&mut Contract), &str, &str); 4] = [
+    type Spoil = fn(&mut Contract);
+    let spoilt: [(Spoil, &str, &str); 4] = [
         (|c| c.pair_id.0 = [0xab; 16], "0101010101", "ababababab"),
         (|c| c.split = 11, "10", "11"),
         (|c| c.n_layer = 32, "30", "32"),
