@@ -48,9 +48,9 @@ fn rows(first_position: u32, frame: Vec<u8>) -> proto::edge_message::Kind {
 
 #[test]
 fn another_pair_is_refused_with_both_values() {
+    type Spoil = fn(&mut Contract);
     let (server, backend) = serve(ServerOptions::default());
     let link = dial(&server);
-    type Spoil = fn(&mut Contract);
     let spoilt: [(Spoil, &str, &str); 4] = [
         (|c| c.pair_id.0 = [0xab; 16], "0101010101", "ababababab"),
         (|c| c.split = 11, "10", "11"),
