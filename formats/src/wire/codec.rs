@@ -108,11 +108,11 @@ impl Codec {
     /// The bound of a bare `auto`.
     pub const AUTO_MAX_KL: f32 = 0.012;
 
-    /// What `auto` uses where nothing is known of the model: τ at four trimmed sigmas, five bits
-    /// for every row.
+    /// What `auto` uses where nothing is known of the model: τ at five trimmed sigmas, five bits
+    /// for every row. `docs/wire-format.md` has the measurements behind it.
     pub fn auto_default() -> TsTabQ {
         TsTabQ {
-            tau: Tau::Sigma(4.0),
+            tau: Tau::Sigma(5.0),
             delta: 0.0,
             bits: 5,
         }

@@ -171,11 +171,11 @@ fn a_real_sized_row_fits_its_budget() {
         let back = read(&f, 576).unwrap();
         let sigma = ts::trimmed_sigma(&rows);
         for (a, b) in rows.iter().zip(&back) {
-            if f64::from(a.abs()) >= 4.0 * sigma {
+            if f64::from(a.abs()) >= 5.0 * sigma {
                 assert_eq!(a.to_bits(), b.to_bits());
             }
-            // Half of a 31st of at most eight sigmas.
-            assert!(f64::from((a - b).abs()) <= 0.131 * sigma);
+            // Half of a 31st of at most ten sigmas, and what rounding to f16 adds.
+            assert!(f64::from((a - b).abs()) <= 0.164 * sigma);
         }
     }
 }
