@@ -89,7 +89,8 @@ pub enum StreamError {
 }
 
 impl StreamError {
-    fn write(path: &Path, source: WriteError) -> Self {
+    /// A write to `path` that failed; says what helps when there is no room.
+    pub fn write(path: &Path, source: WriteError) -> Self {
         let full = |e: &io::Error| {
             matches!(
                 e.kind(),
