@@ -72,14 +72,19 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn bad(&self, key: &str, why: impl Into<String>) -> ModelError {
-        ModelError::Key { path: self.path.clone(), key: key.into(), why: why.into() }
+        ModelError::Key {
+            path: self.path.clone(),
+            key: key.into(),
+            why: why.into(),
+        }
     }
 
     fn opt_u32(&self, key: &str) -> Result<Option<u32>, ModelError> {
         self.m
             .get(key)
             .map(|v| {
-                v.as_u32().ok_or_else(|| self.bad(key, format!("is {v}, which is no usable count")))
+                v.as_u32()
+                    .ok_or_else(|| self.bad(key, format!("is {v}, which is no usable count")))
             })
             .transpose()
     }
@@ -111,11 +116,21 @@ impl Keys<'_> {
 /// When the architecture is not `llama`, or a key is missing or impossible.
 pub fn read_hparams(set: &GgufSet) -> Result<HParams, ModelError> {
     let path = set.files()[0].path().to_owned();
-    let k = Keys { path, m: set.metadata() };
-    match k.m.get("general.architecture").map(|v| v.as_str().unwrap_or("?")) {
+    let k = Keys {
+        path,
+        m: set.metadata(),
+    };
+    match k
+        .m
+        .get("general.architecture")
+        .map(|v| v.as_str().unwrap_or("?"))
+    {
         Some("llama") => {}
         Some(other) => {
-            return Err(ModelError::Architecture { path: k.path, arch: other.to_owned() });
+            return Err(ModelError::Architecture {
+                path: k.path,
+                arch: other.to_owned(),
+            });
         }
         None => return Err(k.bad("general.architecture", "is missing")),
     }
@@ -187,10 +202,16 @@ fn read_rope(k: &Keys<'_>, set: &GgufSet, head_dim: usize) -> Result<Rope, Model
         None => head_dim,
     };
     if !dims.is_multiple_of(2) {
-        return Err(k.bad("llama.rope.dimension_count", format!("is {dims}, an odd number")));
+        return Err(k.bad(
+            "llama.rope.dimension_count",
+            format!("is {dims}, an odd number"),
+        ));
     }
     let base = k.opt_f32("llama.rope.freq_base")?.unwrap_or(10_000.0);
-    let scaling = k.m.get("llama.rope.scaling.type").and_then(|v| v.as_str()).unwrap_or("none");
+    let scaling =
+        k.m.get("llama.rope.scaling.type")
+            .and_then(|v| v.as_str())
+            .unwrap_or("none");
     let linear_scale = match scaling {
         // The oldest files have only `scale_linear`.
         "none" => k.opt_f32("llama.rope.scale_linear")?.unwrap_or(1.0),
@@ -202,16 +223,17 @@ fn read_rope(k: &Keys<'_>, set: &GgufSet, head_dim: usize) -> Result<Rope, Model
             });
         }
     };
-    Ok(Rope { dims, base, linear_scale, factors: read_factors(k, set, dims)? })
+    Ok(Rope {
+        dims,
+        base,
+        linear_scale,
+        factors: read_factors(k, set, dims)?,
+    })
 }
 
 /// Llama-3 frequency factors: a tensor in a whole model and on the edge, an array in the cloud
 /// half (no tensor may stand in both files of a pair).
-fn read_factors(
-    k: &Keys<'_>,
-    set: &GgufSet,
-    dims: usize,
-) -> Result<Option<Vec<f32>>, ModelError> {
+fn read_factors(k: &Keys<'_>, set: &GgufSet, dims: usize) -> Result<Option<Vec<f32>>, ModelError> {
     let factors: Vec<f32> = if let Some((file, t)) = set.tensor("rope_freqs.weight") {
         let mut v = vec![0.0; t.weights() as usize];
         if t.dims.len() != 1 || v.len() != dims / 2 {
@@ -229,13 +251,21 @@ fn read_factors(
         v.as_array()
             .and_then(|a| a.f32s())
             .filter(|a| a.len() == dims / 2)
-            .ok_or_else(|| k.bad("splitconv.rope_freqs", format!("is no f32 array of {}", dims / 2)))?
+            .ok_or_else(|| {
+                k.bad(
+                    "splitconv.rope_freqs",
+                    format!("is no f32 array of {}", dims / 2),
+                )
+            })?
             .collect()
     } else {
         return Ok(None);
     };
     if factors.iter().any(|f| !f.is_finite() || *f <= 0.0) {
-        return Err(k.bad("rope_freqs.weight", "holds a factor that is not a positive number"));
+        return Err(k.bad(
+            "rope_freqs.weight",
+            "holds a factor that is not a positive number",
+        ));
     }
     Ok(Some(factors))
 }

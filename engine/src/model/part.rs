@@ -118,7 +118,13 @@ impl ModelPart {
         } else {
             None
         };
-        Ok(Self { hparams, layers, blocks, token_embd, head })
+        Ok(Self {
+            hparams,
+            layers,
+            blocks,
+            token_embd,
+            head,
+        })
     }
 
     /// Bytes of weights that one decoded token reads (embedding rows apart).
@@ -191,7 +197,10 @@ impl Loader<'_> {
     }
 
     fn unsupported(&self, what: String) -> ModelError {
-        ModelError::Unsupported { path: self.set.files()[0].path().to_owned(), what }
+        ModelError::Unsupported {
+            path: self.set.files()[0].path().to_owned(),
+            what,
+        }
     }
 
     /// A tensor that we would not use (a bias, say) would change the text silently.

@@ -76,7 +76,15 @@ pub(super) fn run(
     }
     let pairs = s.turns.len() / n.max(1);
     for (l, w) in exec.part.blocks.iter().enumerate() {
-        norm(session, isa, rows, width, &w.attn_norm, hp.rms_eps, &mut s.normed);
+        norm(
+            session,
+            isa,
+            rows,
+            width,
+            &w.attn_norm,
+            hp.rms_eps,
+            &mut s.normed,
+        );
         let q = sized(&mut s.q, n * q_width);
         let k = sized(&mut s.k, n * kv_width);
         let v = sized(&mut s.v, n * kv_width);
@@ -114,11 +122,26 @@ pub(super) fn run(
         matmul(session, isa, &w.attn_output, &mut s.mixed, out, width);
         rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
 
-        norm(session, isa, rows, width, &w.ffn_norm, hp.rms_eps, &mut s.normed);
+        norm(
+            session,
+            isa,
+            rows,
+            width,
+            &w.ffn_norm,
+            hp.rms_eps,
+            &mut s.normed,
+        );
         s.gate.reset(n, hp.n_ff);
         let stride = s.gate.stride();
         let up = sized(&mut s.up, n * stride);
-        matmul(session, isa, &w.ffn_gate, &mut s.normed, s.gate.values_mut(), stride);
+        matmul(
+            session,
+            isa,
+            &w.ffn_gate,
+            &mut s.normed,
+            s.gate.values_mut(),
+            stride,
+        );
         matmul(session, isa, &w.ffn_up, &mut s.normed, up, stride);
         swiglu(session, isa, s.gate.values_mut(), up, hp.n_ff, stride);
         let out = sized(&mut s.out, n * width);
@@ -139,7 +162,9 @@ fn swiglu(
     let rows: Vec<std::sync::Mutex<&mut [f32]>> =
         gate.chunks_mut(stride).map(std::sync::Mutex::new).collect();
     session.run(rows.len(), &|r| {
-        let mut gate = rows[r].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut gate = rows[r]
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         isa.swiglu(&mut gate[..n_ff], &up[r * stride..r * stride + n_ff]);
     });
 }
@@ -170,7 +195,10 @@ impl Attention<'_> {
         let strips = (session.threads() * 6).min(items).max(1);
         let per_strip = items.div_ceil(strips);
         let scores = sized(scores, strips * per_item);
-        let scores = Strips { values: Out::new(scores, per_item), ptr: scores.as_mut_ptr() };
+        let scores = Strips {
+            values: Out::new(scores, per_item),
+            ptr: scores.as_mut_ptr(),
+        };
         let out = Out::new(mixed, stride);
         session.run(items.div_ceil(per_strip), &|strip| {
             // SAFETY: strip `strip` of the buffer belongs to this item alone.
@@ -189,9 +217,11 @@ impl Attention<'_> {
                 let q = &self.q[r * width + h * dim..r * width + (h + 1) * dim];
                 let at = h / self.group * dim;
                 let s = &mut buffer[..len];
-                self.isa.scores(q, &self.keys[at..], self.kv_width, scale, s);
+                self.isa
+                    .scores(q, &self.keys[at..], self.kv_width, scale, s);
                 let sum = self.isa.softmax(s);
-                self.isa.weighted_sum(s, &self.values[at..], self.kv_width, head_out);
+                self.isa
+                    .weighted_sum(s, &self.values[at..], self.kv_width, head_out);
                 let inverse = 1.0 / sum;
                 for (d, v) in head_out.iter().enumerate() {
                     // SAFETY: head `h` of row `r` belongs to this item alone.

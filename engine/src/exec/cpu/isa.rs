@@ -164,9 +164,16 @@ impl FromStr for Isa {
             return Ok(Self::detect());
         }
         let all = Self::available();
-        all.iter().copied().find(|i| i.to_string() == s).ok_or_else(|| IsaError {
-            name: s.to_owned(),
-            available: all.iter().map(Self::to_string).collect::<Vec<_>>().join(", "),
-        })
+        all.iter()
+            .copied()
+            .find(|i| i.to_string() == s)
+            .ok_or_else(|| IsaError {
+                name: s.to_owned(),
+                available: all
+                    .iter()
+                    .map(Self::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
     }
 }

@@ -39,6 +39,12 @@ pub(crate) mod exp {
     pub(crate) const LN2_LO: f32 = -2.121_944_4e-4;
     /// Minimax polynomial of (eʳ − 1 − r) / r² on ±ln 2 / 2, highest power first (the figures of
     /// the Cephes library's `expf`).
-    pub(crate) const POLY: [f32; 6] =
-        [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
+    pub(crate) const POLY: [f32; 6] = [
+        1.987_569_1e-4,
+        1.398_2e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        5e-1,
+    ];
 }

@@ -54,7 +54,10 @@ impl ActBuf {
             let sums = &mut self.sums[which];
             sums.clear();
             sums.resize(self.rows * self.stride / g.group * LANES, 0.0);
-            for (out, x) in sums.chunks_exact_mut(LANES).zip(self.x.chunks_exact(g.group)) {
+            for (out, x) in sums
+                .chunks_exact_mut(LANES)
+                .zip(self.x.chunks_exact(g.group))
+            {
                 out.copy_from_slice(&x[..LANES]);
                 for x in x[LANES..].chunks_exact(LANES) {
                     for (o, x) in out.iter_mut().zip(x) {
@@ -127,7 +130,11 @@ unsafe impl Send for Out {}
 
 impl Out {
     pub(crate) fn new(values: &mut [f32], stride: usize) -> Self {
-        Self { ptr: values.as_mut_ptr(), len: values.len(), stride }
+        Self {
+            ptr: values.as_mut_ptr(),
+            len: values.len(),
+            stride,
+        }
     }
 
     /// Values there are.
@@ -161,7 +168,11 @@ pub(crate) fn matmul(
     out_stride: usize,
 ) {
     let acts = x.view(grouping(w.block_type));
-    assert!(acts.cols == w.cols && w.rows <= out_stride, "{}: shapes differ", w.name);
+    assert!(
+        acts.cols == w.cols && w.rows <= out_stride,
+        "{}: shapes differ",
+        w.name
+    );
     assert!(out.len() >= acts.rows.saturating_sub(1) * out_stride + w.rows);
     let data = w.data();
     let row_bytes = w.row_bytes();

@@ -52,7 +52,13 @@ impl CpuExecutor {
     /// When the system gives no thread.
     pub fn new(part: ModelPart, threads: usize, isa: Isa) -> std::io::Result<Self> {
         let rope = RopeTable::new(&part.hparams.rope);
-        Ok(Self { part, isa, pool: Pool::new(threads)?, rope, scratch: Mutex::default() })
+        Ok(Self {
+            part,
+            isa,
+            pool: Pool::new(threads)?,
+            rope,
+            scratch: Mutex::default(),
+        })
     }
 
     /// The model part it runs.
@@ -66,7 +72,11 @@ impl CpuExecutor {
     }
 
     fn missing(&self, what: &'static str) -> ExecError {
-        ExecError::Missing { what, first: self.part.layers.start, end: self.part.layers.end }
+        ExecError::Missing {
+            what,
+            first: self.part.layers.start,
+            end: self.part.layers.end,
+        }
     }
 
     /// The number of rows in `len` values.
@@ -79,10 +89,17 @@ impl CpuExecutor {
     }
 
     fn with_scratch<T>(&self, f: impl FnOnce(&mut Scratch) -> T) -> T {
-        let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let kept = self
+            .scratch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         let mut scratch = kept.unwrap_or_default();
         let out = f(&mut scratch);
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+        self.scratch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(scratch);
         out
     }
 }
@@ -106,13 +123,20 @@ impl Executor for CpuExecutor {
     }
 
     fn embed(&self, ids: &[u32], rows: &mut Vec<f32>) -> Result<(), ExecError> {
-        let t = self.part.token_embd.as_ref().ok_or_else(|| self.missing("token embedding"))?;
+        let t = self
+            .part
+            .token_embd
+            .as_ref()
+            .ok_or_else(|| self.missing("token embedding"))?;
         let (data, row_bytes) = (t.data(), t.row_bytes());
         rows.clear();
         rows.resize(ids.len() * t.cols, 0.0);
         for (id, row) in ids.iter().zip(rows.chunks_exact_mut(t.cols)) {
             let at = *id as usize * row_bytes;
-            let bad = ExecError::BadToken { id: *id, n_vocab: t.rows };
+            let bad = ExecError::BadToken {
+                id: *id,
+                n_vocab: t.rows,
+            };
             let bytes = data.get(at..at + row_bytes).ok_or_else(|| bad.clone())?;
             blocks::dequantize_row(t.block_type, bytes, row).map_err(|_| bad)?;
         }
@@ -139,13 +163,19 @@ impl Executor for CpuExecutor {
     }
 
     fn logits(&self, rows: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError> {
-        let (norm, head) = self.part.head.as_ref().ok_or_else(|| self.missing("head"))?;
+        let (norm, head) = self
+            .part
+            .head
+            .as_ref()
+            .ok_or_else(|| self.missing("head"))?;
         let n = self.rows(rows.len())?;
         logits.clear();
         logits.resize(n * head.rows, 0.0);
         let (width, eps) = (self.part.hparams.n_embd, self.part.hparams.rms_eps);
         self.with_scratch(|scratch| {
-            let pieces = rows.chunks(MAX_ROWS * width).zip(logits.chunks_mut(MAX_ROWS * head.rows));
+            let pieces = rows
+                .chunks(MAX_ROWS * width)
+                .zip(logits.chunks_mut(MAX_ROWS * head.rows));
             for (rows, logits) in pieces {
                 let session = self.pool.session();
                 let x = &mut scratch.normed;

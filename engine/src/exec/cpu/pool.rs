@@ -125,7 +125,11 @@ impl Pool {
             sleep: Mutex::new(()),
             wake: Condvar::new(),
         });
-        let mut pool = Self { shared, workers: Vec::new(), session: Mutex::new(()) };
+        let mut pool = Self {
+            shared,
+            workers: Vec::new(),
+            session: Mutex::new(()),
+        };
         for i in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker = std::thread::Builder::new()
@@ -146,18 +150,29 @@ impl Pool {
     pub(crate) fn session(&self) -> Session<'_> {
         let guard = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.workers.is_empty() {
-            let sleep = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            let sleep = self
+                .shared
+                .sleep
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             self.shared.hot.store(true, Ordering::Release);
             drop(sleep);
             self.shared.wake.notify_all();
         }
-        Session { pool: self, _guard: guard }
+        Session {
+            pool: self,
+            _guard: guard,
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let sleep = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        let sleep = self
+            .shared
+            .sleep
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.shared.stop.store(true, Ordering::Relaxed);
         drop(sleep);
         self.shared.wake.notify_all();
@@ -188,15 +203,15 @@ impl Session<'_> {
         }
         let shared = &*self.pool.shared;
         // SAFETY: only the lifetime changes; this function returns after the last item is done.
-        let job: Job = unsafe {
-            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(f)
-        };
+        let job: Job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(f) };
         shared.done.store(0, Ordering::Relaxed);
         // SAFETY: this thread holds the session and every item of the last job is done, so
         // nobody reads the cell.
         unsafe { *shared.job.get() = Some(job) };
         let epoch = (shared.word.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
-        shared.word.store(epoch << 32 | (items as u64) << 16, Ordering::Release);
+        shared
+            .word
+            .store(epoch << 32 | (items as u64) << 16, Ordering::Release);
         shared.work();
         let mut idle = 0;
         while shared.done.load(Ordering::Acquire) < items {
@@ -215,9 +230,16 @@ impl Session<'_> {
         f: &(dyn Fn(std::ops::Range<usize>) + Sync),
     ) {
         // Six items per thread even out a core that is busy with something else.
-        let per = n.div_ceil(self.threads() * 6).max(grain.max(1)).max(n.div_ceil(MAX_ITEMS));
+        let per = n
+            .div_ceil(self.threads() * 6)
+            .max(grain.max(1))
+            .max(n.div_ceil(MAX_ITEMS));
         // Kernels take four weight rows at a time.
-        let per = if per > 4 { per.next_multiple_of(4) } else { per };
+        let per = if per > 4 {
+            per.next_multiple_of(4)
+        } else {
+            per
+        };
         self.run(n.div_ceil(per), &|i| f(i * per..((i + 1) * per).min(n)));
     }
 }

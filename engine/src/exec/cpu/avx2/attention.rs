@@ -78,7 +78,9 @@ pub(crate) unsafe fn scores(
 /// AVX2, FMA, F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn softmax(s: &mut [f32]) -> f32 {
-    let max = s.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let max = s
+        .iter()
+        .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
     let m = _mm256_set1_ps(max);
     let mut acc = _mm256_setzero_ps();
     let (chunks, tail) = s.as_chunks_mut::<LANES>();

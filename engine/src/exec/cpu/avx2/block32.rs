@@ -64,7 +64,10 @@ unsafe fn nibbles(p: *const u8) -> (__m128i, __m128i) {
     unsafe {
         let b = _mm_loadu_si128(p.cast());
         let mask = _mm_set1_epi8(15);
-        (_mm_and_si128(b, mask), _mm_and_si128(_mm_srli_epi16::<4>(b), mask))
+        (
+            _mm_and_si128(b, mask),
+            _mm_and_si128(_mm_srli_epi16::<4>(b), mask),
+        )
     }
 }
 

@@ -22,7 +22,10 @@ unsafe fn field(p: *const u8, n: usize, mask: i8) -> __m128i {
     // SAFETY: by the contract. The mask drops the bits that cross from the neighbour byte.
     unsafe {
         let b = _mm_loadu_si128(p.cast());
-        _mm_and_si128(_mm_srl_epi16(b, _mm_cvtsi32_si128(n as i32)), _mm_set1_epi8(mask))
+        _mm_and_si128(
+            _mm_srl_epi16(b, _mm_cvtsi32_si128(n as i32)),
+            _mm_set1_epi8(mask),
+        )
     }
 }
 
@@ -91,7 +94,10 @@ macro_rules! super256 {
 unsafe fn k4_head(p: *const u8) -> Scales<8> {
     // SAFETY: by the contract.
     let (d, dmin, s) = unsafe { (f16_at(p), f16_at(p.add(2)), *p.add(4).cast::<[u8; 12]>()) };
-    let mut h = Scales { scale: [0.0; 8], min: [0.0; 8] };
+    let mut h = Scales {
+        scale: [0.0; 8],
+        min: [0.0; 8],
+    };
     for j in 0..8 {
         let (sc, m) = scale_min_k4(j, &s);
         h.scale[j] = d * f32::from(sc);

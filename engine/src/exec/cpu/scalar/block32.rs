@@ -22,7 +22,9 @@ pub(super) fn unpack(ty: BlockType, b: &[u8], q: &mut [f32]) -> (f32, f32) {
     match ty {
         BlockType::Q4_0 => nibbles(&b[2..18], q, |_, n| f32::from(n) - 8.0),
         BlockType::IQ4_NL => {
-            nibbles(&b[2..18], q, |_, n| f32::from(IQ4_NL_LEVELS[usize::from(n)]));
+            nibbles(&b[2..18], q, |_, n| {
+                f32::from(IQ4_NL_LEVELS[usize::from(n)])
+            });
         }
         BlockType::Q4_1 => {
             nibbles(&b[4..20], q, |_, n| f32::from(n));
@@ -30,11 +32,15 @@ pub(super) fn unpack(ty: BlockType, b: &[u8], q: &mut [f32]) -> (f32, f32) {
         }
         BlockType::Q5_0 => {
             let high = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
-            nibbles(&b[6..22], q, |i, n| f32::from(n | ((high >> i) as u8 & 1) << 4) - 16.0);
+            nibbles(&b[6..22], q, |i, n| {
+                f32::from(n | ((high >> i) as u8 & 1) << 4) - 16.0
+            });
         }
         BlockType::Q5_1 => {
             let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
-            nibbles(&b[8..24], q, |i, n| f32::from(n | ((high >> i) as u8 & 1) << 4));
+            nibbles(&b[8..24], q, |i, n| {
+                f32::from(n | ((high >> i) as u8 & 1) << 4)
+            });
             return (d, f16_at(b, 2));
         }
         _ => {

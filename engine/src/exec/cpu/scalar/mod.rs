@@ -90,7 +90,11 @@ pub(crate) fn matmul(
     out: &mut dyn FnMut(usize, usize, f32),
 ) {
     let Grouping { group, min } = grouping(ty);
-    let mut panel = Panel { q: [0.0; PANEL], scale: [0.0; 16], min: [0.0; 16] };
+    let mut panel = Panel {
+        q: [0.0; PANEL],
+        scale: [0.0; 16],
+        min: [0.0; 16],
+    };
     let mut acc: Vec<Lanes> = vec![[0.0; LANES]; x.rows()];
     for i in rows {
         let row = &weights[i * row_bytes..(i + 1) * row_bytes];
@@ -166,7 +170,9 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 /// Scores to weights: `s[t] = e^(s[t] − max s)`; returns their sum, in lanes by `t`.
 pub(crate) fn softmax(s: &mut [f32]) -> f32 {
-    let max = s.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let max = s
+        .iter()
+        .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
     let mut acc = [0.0; LANES];
     for c in s.chunks_mut(LANES) {
         for (a, v) in acc.iter_mut().zip(c) {

@@ -16,7 +16,10 @@ pub(crate) fn scale_min_k4(j: usize, s: &[u8]) -> (u8, u8) {
     if j < 4 {
         (s[j] & 63, s[j + 4] & 63)
     } else {
-        ((s[j + 4] & 15) | (s[j - 4] >> 6) << 4, (s[j + 4] >> 4) | (s[j] >> 6) << 4)
+        (
+            (s[j + 4] & 15) | (s[j - 4] >> 6) << 4,
+            (s[j + 4] >> 4) | (s[j] >> 6) << 4,
+        )
     }
 }
 
@@ -70,7 +73,11 @@ pub(super) fn unpack(
             for (i, q) in q.iter_mut().enumerate() {
                 let byte = qs[i / 64 * 32 + i % 32];
                 let low = byte >> (4 * (i % 64 / 32)) & 15;
-                let high = if five { b[16 + i % 32] >> (i / 32) & 1 } else { 0 };
+                let high = if five {
+                    b[16 + i % 32] >> (i / 32) & 1
+                } else {
+                    0
+                };
                 *q = f32::from(low | high << 4);
             }
         }
