@@ -5,6 +5,7 @@
 //! other half, and [`role`] ties them together. [`measure`] tells what it was worth.
 
 pub mod cache;
+pub mod cli;
 pub mod exec;
 pub mod link;
 pub mod measure;

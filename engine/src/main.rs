@@ -1,2 +1,7 @@
-//! splitrun.
-fn main() {}
+//! The `splitrun` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    engine::cli::main()
+}

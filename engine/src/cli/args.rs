@@ -1,0 +1,289 @@
+//! What can be typed.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use formats::wire::Codec;
+
+use crate::link::Address;
+use crate::text::SamplingParams;
+
+/// Run either half of a model that splitconv cut in two, or both.
+#[derive(Debug, Parser)]
+#[command(name = "splitrun", version, about, args_conflicts_with_subcommands = true)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+    #[command(flatten)]
+    pub(super) run: Run,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Perplexity of a text; with a codec also its bytes, divergence and agreement.
+    Eval(Eval),
+    /// Speed of prefill and decode.
+    Bench(Bench),
+    /// Text on standard input to token ids.
+    Tokenize(Tokenize),
+    /// What this machine can compute with.
+    Devices(Devices),
+}
+
+/// Which part of the model runs here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Role {
+    /// The front half: reads the prompt, prints the answer.
+    Edge,
+    /// The back half: serves edges.
+    Cloud,
+    /// Both halves, or an unsplit model, in this process.
+    Both,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Device {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A graphics card.
+    Gpu,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Compute {
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub(super) device: Device,
+    /// Threads that compute [default: one per core]
+    #[arg(short = 't', long, value_name = "N")]
+    pub(super) threads: Option<NonZeroUsize>,
+    /// Instruction set of the kernels: auto, scalar or avx2 (all give the same bits).
+    #[arg(long, value_name = "ISA", default_value = "auto")]
+    pub(super) kernels: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct ModelArg {
+    /// Either file of a pair, a folder, the prefix of both names, or (not for edge and cloud) an
+    /// unsplit GGUF [default: the one pair in this folder]
+    #[arg(short = 'm', long, value_name = "PATH")]
+    pub(super) model: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Which part of the model runs here.
+    #[arg(long, value_enum)]
+    pub(super) role: Option<Role>,
+    #[command(flatten)]
+    pub(super) model: ModelArg,
+    #[command(flatten)]
+    pub(super) compute: Compute,
+    /// Positions of the context [default: the model's, 8192 at most]
+    #[arg(short = 'c', long = "ctx-size", value_name = "N")]
+    pub(super) ctx: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(super) link: LinkArgs,
+    #[command(flatten)]
+    pub(super) prompt: PromptArgs,
+    #[command(flatten)]
+    pub(super) sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Link")]
+pub(super) struct LinkArgs {
+    /// Edge: where the cloud half listens.
+    #[arg(long, value_name = "HOST:PORT", default_value_t)]
+    pub(super) cloud: Address,
+    /// Cloud: where to listen.
+    #[arg(long, value_name = "HOST:PORT", default_value_t)]
+    pub(super) listen: Address,
+    /// How boundary rows travel: f32, f16, int8, ts-tabq[:tau=…,delta=…,bits=…] or
+    /// auto[:max-kl=…].
+    #[arg(long, value_name = "SPEC", default_value = "auto")]
+    pub(super) codec: Codec,
+    /// Cloud: certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(super) tls_cert: Option<PathBuf>,
+    /// Cloud: private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(super) tls_key: Option<PathBuf>,
+    /// Edge: use TLS and trust what the system trusts.
+    #[arg(long)]
+    pub(super) tls: bool,
+    /// Edge: use TLS and trust this authority (PEM; a self-signed certificate is its own).
+    #[arg(long, value_name = "FILE")]
+    pub(super) tls_ca: Option<PathBuf>,
+    /// Edge: name in the cloud's certificate, where it is not the host dialled.
+    #[arg(long, value_name = "NAME")]
+    pub(super) tls_name: Option<String>,
+    /// File with the secret that edge and cloud share.
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// Talk to other machines without TLS or token.
+    #[arg(long)]
+    pub(super) insecure: bool,
+    /// Cloud: sessions at a time.
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub(super) max_sessions: NonZeroUsize,
+    /// Seconds to wait for an answer of the other half.
+    #[arg(long, value_name = "S", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(super) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Prompt")]
+pub(super) struct PromptArgs {
+    /// The prompt. Without it (and --file) a terminal gets a chat, else standard input is read.
+    #[arg(short = 'p', long, value_name = "TEXT", conflicts_with = "file")]
+    pub(super) prompt: Option<String>,
+    /// Read the prompt from a file.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// Put the prompt into the model's chat template as the user's message.
+    #[arg(long)]
+    pub(super) chat: bool,
+    /// System message of a chat.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) system: Option<String>,
+    /// Tokens to generate at most; -1 until the model ends or the context is full.
+    #[arg(short = 'n', long = "predict", value_name = "N", default_value = "-1", allow_negative_numbers = true)]
+    pub(super) predict: i64,
+    /// Go on after the model's end token.
+    #[arg(long)]
+    pub(super) ignore_eos: bool,
+    /// Rows of the prompt that travel together.
+    #[arg(long, value_name = "ROWS", default_value = "64")]
+    pub(super) chunk: NonZeroUsize,
+    /// One JSON object on standard output instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Write the JSON object to a file as well.
+    #[arg(long, value_name = "FILE")]
+    pub(super) stats_json: Option<PathBuf>,
+    /// With JSON: the log-probabilities of the K likeliest tokens at each place.
+    #[arg(long, value_name = "K", default_value = "0", value_parser = clap::value_parser!(u16).range(0..=128))]
+    pub(super) top_logprobs: u16,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling (names and defaults of llama.cpp)")]
+pub(super) struct SamplingArgs {
+    /// Temperature; 0 always takes the likeliest token.
+    #[arg(long, alias = "temperature", default_value = "0.8")]
+    temp: f32,
+    /// Keep the k likeliest tokens; 0 keeps all.
+    #[arg(long, default_value = "40")]
+    top_k: i32,
+    /// Keep the likeliest tokens that reach this probability together; 1 keeps all.
+    #[arg(long, default_value = "0.95")]
+    top_p: f32,
+    /// Keep tokens at least this likely relative to the likeliest; 0 keeps all.
+    #[arg(long, default_value = "0.05")]
+    min_p: f32,
+    /// Penalty on tokens seen lately; 1 is none.
+    #[arg(long, default_value = "1.0")]
+    repeat_penalty: f32,
+    /// How many tokens back the penalty reaches; 0 none, -1 all.
+    #[arg(long, default_value = "64", allow_negative_numbers = true)]
+    repeat_last_n: i32,
+    /// Seed; -1 takes one from the clock.
+    #[arg(short = 's', long, default_value = "-1", allow_negative_numbers = true)]
+    seed: i64,
+}
+
+impl SamplingArgs {
+    /// The parameters; fails with the name of one that makes no sense.
+    pub(super) fn params(&self) -> Result<SamplingParams, String> {
+        let within = |name: &str, v: f32, max: f32| {
+            if (0.0..=max).contains(&v) {
+                Ok(v)
+            } else {
+                Err(format!("{name} is {v}; it must be between 0 and {max}"))
+            }
+        };
+        let seed = u64::try_from(self.seed).unwrap_or_else(|_| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(0, |d| d.as_nanos() as u64)
+        });
+        Ok(SamplingParams {
+            temperature: within("--temp", self.temp, 1000.0)?,
+            top_k: self.top_k.max(0),
+            top_p: within("--top-p", self.top_p, 1.0)?,
+            min_p: within("--min-p", self.min_p, 1.0)?,
+            repeat_penalty: within("--repeat-penalty", self.repeat_penalty, 1000.0)?,
+            repeat_last_n: self.repeat_last_n,
+            seed,
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Eval {
+    #[command(flatten)]
+    pub(super) model: ModelArg,
+    #[command(flatten)]
+    pub(super) compute: Compute,
+    /// Text to score.
+    #[arg(long, value_name = "FILE")]
+    pub(super) text: PathBuf,
+    /// Tokens of a window; its second half is scored.
+    #[arg(short = 'c', long, default_value = "512")]
+    pub(super) ctx: NonZeroUsize,
+    /// Windows [default: all the text has]
+    #[arg(long, value_name = "N")]
+    pub(super) chunks: Option<NonZeroUsize>,
+    /// Codec at the boundary [default: none]
+    #[arg(long, value_name = "SPEC")]
+    pub(super) codec: Option<Codec>,
+    /// Rows of a frame.
+    #[arg(long, value_name = "K", default_value = "1")]
+    pub(super) frame_rows: NonZeroUsize,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Bench {
+    #[command(flatten)]
+    pub(super) model: ModelArg,
+    #[command(flatten)]
+    pub(super) compute: Compute,
+    /// Prompt tokens of the prefill measurement.
+    #[arg(short = 'p', long, default_value = "512")]
+    pub(super) prompt: usize,
+    /// Tokens of the decode measurement.
+    #[arg(short = 'n', long, default_value = "64")]
+    pub(super) predict: usize,
+    /// Runs, of which medians are reported.
+    #[arg(short = 'r', long, default_value = "3")]
+    pub(super) runs: NonZeroUsize,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Tokenize {
+    #[command(flatten)]
+    pub(super) model: ModelArg,
+    /// Leave BOS and EOS out even where the model adds them.
+    #[arg(long)]
+    pub(super) no_bos: bool,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Devices {
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub(super) json: bool,
+}

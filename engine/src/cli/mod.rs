@@ -1,0 +1,104 @@
+//! The command line of `splitrun`.
+
+mod args;
+mod measure;
+mod roles;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser as _;
+
+use self::args::{Cli, Command, Device, Role};
+use crate::exec::Executor;
+use crate::exec::cpu::{CpuExecutor, Isa};
+use crate::model::ModelPart;
+use crate::role::RunError;
+
+/// Parses the arguments, runs, and says what went wrong. 0 done, 1 failed, 2 wrong usage.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SPLITRUN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let done = match &cli.command {
+        Some(Command::Eval(a)) => measure::eval(a),
+        Some(Command::Bench(a)) => measure::bench(a),
+        Some(Command::Tokenize(a)) => measure::tokenize(a),
+        Some(Command::Devices(a)) => measure::devices(a),
+        None => match cli.run.role {
+            Some(Role::Cloud) => roles::cloud(&cli.run),
+            Some(Role::Edge) => roles::edge(&cli.run),
+            Some(Role::Both) => roles::both(&cli.run),
+            None => {
+                eprintln!(
+                    "splitrun: error: say what to run: --role edge, cloud or both, or a command \
+                     (eval, bench, tokenize, devices); --help tells more"
+                );
+                return ExitCode::from(2);
+            }
+        },
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("splitrun: error: {}", one_line(&e));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes on one line, each said once.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        let text = e.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = e.source();
+    }
+    line.replace('\n', " ")
+}
+
+/// An executor for `part` as the flags say.
+fn executor(part: ModelPart, compute: &args::Compute) -> Result<Arc<CpuExecutor>, RunError> {
+    if compute.device == Device::Gpu {
+        return Err(RunError::Request(
+            "--device gpu: this version computes on the CPU only; use --device cpu".into(),
+        ));
+    }
+    let isa: Isa = compute.kernels.parse().map_err(|e| RunError::Request(format!("--kernels: {e}")))?;
+    CpuExecutor::new(part, threads(compute), isa)
+        .map(Arc::new)
+        .map_err(RunError::io("starting threads"))
+}
+
+fn threads(compute: &args::Compute) -> usize {
+    compute
+        .threads
+        .map(usize::from)
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// The context to reserve: what was asked for, else what the model was trained for, within reason.
+fn context(asked: Option<usize>, exec: &dyn Executor) -> usize {
+    // A cache takes memory only as it fills, but its address space should stay sensible.
+    const MOST: usize = 8192;
+    asked.unwrap_or_else(|| exec.hparams().n_ctx_train.min(MOST))
+}
+
+/// Prints one JSON object on standard output.
+fn print_json<T: serde::Serialize>(value: &T) -> Result<(), RunError> {
+    let text = serde_json::to_string(value)
+        .map_err(|e| RunError::Request(format!("cannot write JSON: {e}")))?;
+    print_line(&text)
+}
+
+/// A line on standard output; a closed pipe is an error with a name, not a panic.
+fn print_line(text: &str) -> Result<(), RunError> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(RunError::io("standard output"))
+}
