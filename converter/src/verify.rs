@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use formats::gguf::{Gguf, GgufError, Value};
 use formats::pair::{
     ContractMismatch, Digest, HalfInfo, HalfRole, LocateError, Located, PairError, key, locate,
+    metadata_digest,
 };
 use serde::Serialize;
 
@@ -167,6 +168,15 @@ pub fn check_file(path: &Path) -> Result<(Gguf, HalfInfo), VerifyError> {
     let (have, want) = (file.tensors().len(), half.tensor_digests.len());
     if have != want {
         return Err(contents(format!("{have} tensors, but {want} digests")));
+    }
+    let stated = file.metadata().get(key::METADATA_DIGEST);
+    let found = metadata_digest(file.metadata()).to_string();
+    if stated.and_then(Value::as_str) != Some(found.as_str()) {
+        return Err(contents(format!(
+            "the metadata is not as written: its digest is {found}, `{}` is {}",
+            key::METADATA_DIGEST,
+            stated.map_or("missing".to_owned(), ToString::to_string)
+        )));
     }
     let number = |key: &str| file.metadata().get(key).and_then(Value::as_u32);
     let facts = [

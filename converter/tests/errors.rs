@@ -253,6 +253,16 @@ fn verify_finds_what_is_wrong() {
     bench
         .run(&["verify", &e, &other])
         .fails_with(&[&e, &other, &ids(&e), &ids(&other)]);
+    // One bit of the metadata: the rotary base, 10000.0.
+    let bytes = std::fs::read(bench.path(&e)).unwrap();
+    let name = b"llama.rope.freq_base";
+    let at = bytes.windows(name.len()).position(|w| w == name).unwrap() + name.len() + 4;
+    flip(&bench.path(&e), at);
+    bench
+        .run(&["verify", &e])
+        .fails_with(&[&e, "metadata", "digest"]);
+    flip(&bench.path(&e), at);
+    bench.run(&["verify", &e, &c]).ok();
     let t = bench.open(&c);
     let t = t.tensor("blk.4.attn_v.weight").unwrap();
     flip(&bench.path(&c), t.start + t.bytes - 1);

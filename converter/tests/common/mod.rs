@@ -10,40 +10,40 @@ use formats::gguf::Gguf;
 use serde_json::Value as Json;
 
 /// A folder that goes away, with a model `m.gguf` in it.
-pub struct Bench {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Bench {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Bench {
-    pub fn new(shape: &LlamaShape) -> Self {
+    pub(crate) fn new(shape: &LlamaShape) -> Self {
         let bench = Self::empty();
         shape.write(&bench.path("m.gguf")).unwrap();
         bench
     }
 
-    pub fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Runs splitconv in the folder.
-    pub fn run(&self, args: &[&str]) -> Run {
+    pub(crate) fn run(&self, args: &[&str]) -> Run {
         Run::of(self.command(args))
     }
 
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_splitconv"));
         command.current_dir(self.dir.path()).args(args);
         command
     }
 
     /// The names in the folder, sorted.
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = std::fs::read_dir(self.dir.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -52,20 +52,20 @@ impl Bench {
         names
     }
 
-    pub fn open(&self, name: &str) -> Gguf {
+    pub(crate) fn open(&self, name: &str) -> Gguf {
         Gguf::open(&self.path(name)).unwrap()
     }
 }
 
 /// How a run ended.
-pub struct Run {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Run {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Run {
-    pub fn of(mut command: Command) -> Self {
+    pub(crate) fn of(mut command: Command) -> Self {
         let Output {
             status,
             stdout,
@@ -79,14 +79,14 @@ impl Run {
     }
 
     #[track_caller]
-    pub fn ok(self) -> Self {
+    pub(crate) fn ok(self) -> Self {
         assert_eq!(self.code, 0, "{}", self.stderr);
         self
     }
 
     /// Ended with 1 and one line that holds all of `words`.
     #[track_caller]
-    pub fn fails_with(&self, words: &[&str]) {
+    pub(crate) fn fails_with(&self, words: &[&str]) {
         assert_eq!(self.code, 1, "{}", self.stderr);
         let errors: Vec<&str> = self
             .stderr
@@ -102,13 +102,13 @@ impl Run {
     }
 
     #[track_caller]
-    pub fn json(&self) -> Json {
+    pub(crate) fn json(&self) -> Json {
         serde_json::from_str(&self.stdout).unwrap()
     }
 }
 
 /// All weights of a tensor.
-pub fn weights(file: &Gguf, name: &str) -> Vec<f32> {
+pub(crate) fn weights(file: &Gguf, name: &str) -> Vec<f32> {
     let t = file.tensor(name).unwrap();
     let mut out = vec![0.0; t.weights() as usize];
     let rows = file.data(t).chunks(t.row_bytes());
@@ -118,16 +118,16 @@ pub fn weights(file: &Gguf, name: &str) -> Vec<f32> {
     out
 }
 
-pub fn edge(split: u32, bits: &str) -> String {
+pub(crate) fn edge(split: u32, bits: &str) -> String {
     format!("m-s{split}{bits}-00001-of-00002.gguf")
 }
 
-pub fn cloud(split: u32, bits: &str) -> String {
+pub(crate) fn cloud(split: u32, bits: &str) -> String {
     format!("m-s{split}{bits}-00002-of-00002.gguf")
 }
 
 /// Flips one byte of a file.
-pub fn flip(path: &Path, at: usize) {
+pub(crate) fn flip(path: &Path, at: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at] ^= 0x40;
     std::fs::write(path, bytes).unwrap();

@@ -12,6 +12,7 @@
 //! | `splitconv.pair_id` | str | 32 hexadecimal digits, see [`PairIdBuilder`] |
 //! | `splitconv.source_digest` | str | BLAKE3 of the source, 64 hexadecimal digits, see [`SourceDigest`] |
 //! | `splitconv.tensor_digests` | arr[str] | BLAKE3 of each tensor's bytes, in the order of the file's tensor directory |
+//! | `splitconv.metadata_digest` | str | [`metadata_digest`] of all other keys of this file |
 //! | `splitconv.rope_freqs` | arr[f32] | cloud only: the source's `rope_freqs.weight`, which stays on the edge |
 
 use std::fmt;
@@ -38,6 +39,7 @@ pub mod key {
     pub const PAIR_ID: &str = "splitconv.pair_id";
     pub const SOURCE_DIGEST: &str = "splitconv.source_digest";
     pub const TENSOR_DIGESTS: &str = "splitconv.tensor_digests";
+    pub const METADATA_DIGEST: &str = "splitconv.metadata_digest";
     pub const ROPE_FREQS: &str = "splitconv.rope_freqs";
 }
 
@@ -278,7 +280,24 @@ impl HalfInfo {
         if let Some(freqs) = &self.rope_freqs {
             meta.set(key::ROPE_FREQS, Value::f32_array(freqs));
         }
+        let digest = Value::string(&metadata_digest(meta).to_string());
+        meta.set(key::METADATA_DIGEST, digest);
     }
+}
+
+/// BLAKE3 of the keys of a half with their types and values, in the file's order;
+/// `splitconv.metadata_digest` itself stays out. A flipped bit in a vocabulary or in a norm's
+/// epsilon would else go unseen.
+pub fn metadata_digest(meta: &Metadata) -> Digest {
+    let mut hash = blake3::Hasher::new();
+    for (k, v) in meta.iter().filter(|(k, _)| *k != key::METADATA_DIGEST) {
+        hash.update(&(k.len() as u64).to_le_bytes());
+        hash.update(k.as_bytes());
+        hash.update(&(v.value_type() as u32).to_le_bytes());
+        hash.update(&(v.payload().len() as u64).to_le_bytes());
+        hash.update(v.payload());
+    }
+    hash.finalize().into()
 }
 
 /// The digest of a source model: its metadata and its tensors, whatever order they stand in and
@@ -420,7 +439,8 @@ mod tests {
         let mut whole = Metadata::new();
         half(HalfRole::Edge).write(&mut whole, 1);
         let keys: Vec<String> = whole.iter().map(|(k, _)| k.to_owned()).collect();
-        for k in keys.iter().filter(|k| k.starts_with("splitconv.")) {
+        let read = |k: &&String| k.starts_with("splitconv.") && *k != key::METADATA_DIGEST;
+        for k in keys.iter().filter(read) {
             let mut meta = whole.clone();
             meta.set(k, Value::bool(true));
             let err = HalfInfo::from_metadata(&meta).unwrap_err().to_string();

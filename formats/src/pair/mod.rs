@@ -7,5 +7,6 @@ mod names;
 pub use contract::{BadPairId, Contract, ContractMismatch, PairId};
 pub use keys::{
     Digest, FORMAT_VERSION, HalfInfo, HalfRole, PairError, PairIdBuilder, SourceDigest, key,
+    metadata_digest,
 };
 pub use names::{LocateError, Located, PairName, ShardName, locate, model_stem, shard_of};
