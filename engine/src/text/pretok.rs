@@ -24,6 +24,16 @@ pub enum PreTokenizer {
 const GPT2: &str = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
 const LLAMA3: &str = r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 
+/// Compiles a pattern over the letters and digits of Unicode 15, the version that llama.cpp's
+/// tables have; later ones would cut text in new scripts elsewhere.
+fn compile(pattern: &str) -> Result<Regex, TextError> {
+    let pattern = ["L", "N", "P"].iter().fold(pattern.to_owned(), |p, class| {
+        let class = format!(r"\p{{{class}}}");
+        p.replace(&class, &format!(r"[{class}&&\p{{age=15.0}}]"))
+    });
+    Regex::new(&pattern).map_err(|e| TextError::BadVocabulary(e.to_string()))
+}
+
 impl PreTokenizer {
     /// The names that files use.
     pub const NAMES: [&str; 6] = [
@@ -74,10 +84,9 @@ pub(super) struct Splitter {
 
 impl Splitter {
     pub(super) fn new(pre: PreTokenizer) -> Result<Self, TextError> {
-        let regex = |p: &str| Regex::new(p).map_err(|e| TextError::BadVocabulary(e.to_string()));
-        let isolate = |p: &str| regex(p).map(Stage::Isolate);
+        let isolate = |p: &str| compile(p).map(Stage::Isolate);
         let gpt2 = || {
-            regex(GPT2).map(|regex| Stage::Words {
+            compile(GPT2).map(|regex| Stage::Words {
                 regex,
                 newlines: false,
             })
@@ -91,7 +100,7 @@ impl Splitter {
             ],
             PreTokenizer::Gpt2 => vec![gpt2()?],
             PreTokenizer::LlamaBpe => vec![Stage::Words {
-                regex: regex(LLAMA3)?,
+                regex: compile(LLAMA3)?,
                 newlines: true,
             }],
             PreTokenizer::Smollm => vec![isolate(r"\p{N}")?, gpt2()?],
@@ -193,6 +202,13 @@ mod tests {
             words(PreTokenizer::Default, "x 12345"),
             ["x", " ", "123", "45"]
         );
+    }
+
+    #[test]
+    fn digits_are_those_of_unicode_15() {
+        assert_eq!(words(PreTokenizer::Smollm, "!٣!"), ["!", "٣", "!"]);
+        // a digit since Unicode 16
+        assert_eq!(words(PreTokenizer::Smollm, "!\u{10d40}!"), ["!\u{10d40}!"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! SentencePiece decides by position; and a pair may have a part that is no token itself.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 
 use super::{TextError, Vocab};
 
@@ -61,6 +61,10 @@ impl Ord for Bigram {
 pub(super) struct Spm {
     /// The token for each byte that has no text of its own.
     bytes: Box<[Option<u32>; 256]>,
+    /// Characters that follow each other inside some token. Where two others meet no merge can
+    /// ever reach across, so the text falls into short stretches (words, mostly) that are merged
+    /// one by one, out of the cache instead of out of memory.
+    neighbours: HashSet<(char, char)>,
 }
 
 impl Spm {
@@ -78,28 +82,48 @@ impl Spm {
                 "it has neither byte tokens (`<0x00>` to `<0xFF>`) nor an unknown token".into(),
             ));
         }
-        Ok(Self { bytes })
+        let mut neighbours = HashSet::new();
+        for id in 0..vocab.len() as u32 {
+            let text = std::str::from_utf8(vocab.text(id)).unwrap_or_default();
+            neighbours.extend(text.chars().zip(text.chars().skip(1)));
+        }
+        Ok(Self { bytes, neighbours })
     }
 
     /// Appends the ids of `text`, in which spaces already are `▁`. O(n log n).
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, out: &mut Vec<u32>) {
-        let mut symbols: Vec<Symbol> = text
-            .char_indices()
-            .enumerate()
-            .map(|(i, (start, c))| Symbol {
+        let mut symbols = Vec::new();
+        let mut heap = BinaryHeap::new();
+        let mut before = None;
+        for (start, c) in text.char_indices() {
+            if before.is_some_and(|b| !self.neighbours.contains(&(b, c))) {
+                self.merge(vocab, text.as_bytes(), &mut symbols, &mut heap, out);
+            }
+            symbols.push(Symbol {
                 start,
                 len: c.len_utf8(),
-                prev: i.wrapping_sub(1), // the first: NONE
-                next: i + 1,
-            })
-            .collect();
+                prev: symbols.len().wrapping_sub(1), // the first: NONE
+                next: symbols.len() + 1,
+            });
+            before = Some(c);
+        }
+        self.merge(vocab, text.as_bytes(), &mut symbols, &mut heap, out);
+    }
+
+    /// Merges one stretch, appends its ids, and leaves `symbols` empty.
+    fn merge(
+        &self,
+        vocab: &Vocab,
+        bytes: &[u8],
+        symbols: &mut Vec<Symbol>,
+        heap: &mut BinaryHeap<Bigram>,
+        out: &mut Vec<u32>,
+    ) {
         if let Some(last) = symbols.last_mut() {
             last.next = NONE;
         }
-        let mut heap = BinaryHeap::with_capacity(symbols.len());
-        let bytes = text.as_bytes();
         for right in 1..symbols.len() {
-            heap.extend(bigram(vocab, bytes, &symbols, right - 1, right));
+            heap.extend(bigram(vocab, bytes, symbols, right - 1, right));
         }
         while let Some(b) = heap.pop() {
             let (left, right) = (symbols[b.left], symbols[b.right]);
@@ -113,13 +137,13 @@ impl Spm {
                 symbols[right.next].prev = b.left;
             }
             if left.prev != NONE {
-                heap.extend(bigram(vocab, bytes, &symbols, left.prev, b.left));
+                heap.extend(bigram(vocab, bytes, symbols, left.prev, b.left));
             }
             if right.next != NONE {
-                heap.extend(bigram(vocab, bytes, &symbols, b.left, right.next));
+                heap.extend(bigram(vocab, bytes, symbols, b.left, right.next));
             }
         }
-        for s in symbols.iter().filter(|s| s.len > 0) {
+        for s in symbols.drain(..).filter(|s| s.len > 0) {
             let piece = &bytes[s.start..s.start + s.len];
             match plain(vocab, piece) {
                 Some(id) => out.push(id),
