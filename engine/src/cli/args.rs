@@ -11,7 +11,12 @@ use crate::text::SamplingParams;
 
 /// Run either half of a model that splitconv cut in two, or both.
 #[derive(Debug, Parser)]
-#[command(name = "splitrun", version, about, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "splitrun",
+    version,
+    about,
+    args_conflicts_with_subcommands = true
+)]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Option<Command>,
@@ -152,7 +157,13 @@ pub(super) struct PromptArgs {
     #[arg(long, value_name = "TEXT")]
     pub(super) system: Option<String>,
     /// Tokens to generate at most; -1 until the model ends or the context is full.
-    #[arg(short = 'n', long = "predict", value_name = "N", default_value = "-1", allow_negative_numbers = true)]
+    #[arg(
+        short = 'n',
+        long = "predict",
+        value_name = "N",
+        default_value = "-1",
+        allow_negative_numbers = true
+    )]
     pub(super) predict: i64,
     /// Go on after the model's end token.
     #[arg(long)]

@@ -87,14 +87,22 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
         .into_iter()
         .map(|p| executor(p, &args.compute).map(|e| e as Arc<dyn Executor>))
         .collect::<Result<_, _>>()?;
-    let options =
-        BenchOptions { prompt: args.prompt, decode: args.predict, runs: args.runs.get() };
+    let options = BenchOptions {
+        prompt: args.prompt,
+        decode: args.predict,
+        runs: args.runs.get(),
+    };
     let kernels = match args.compute.kernels.as_str() {
         "auto" => Isa::detect().to_string(),
         named => named.to_owned(),
     };
-    let report =
-        crate::measure::bench(&execs, options, weight_bytes, threads(&args.compute), &kernels)?;
+    let report = crate::measure::bench(
+        &execs,
+        options,
+        weight_bytes,
+        threads(&args.compute),
+        &kernels,
+    )?;
     if args.json {
         return print_json(&report);
     }

@@ -20,7 +20,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("SPLITRUN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     let done = match &cli.command {
         Some(Command::Eval(a)) => measure::eval(a),
         Some(Command::Bench(a)) => measure::bench(a),
@@ -69,7 +72,10 @@ fn executor(part: ModelPart, compute: &args::Compute) -> Result<Arc<CpuExecutor>
             "--device gpu: this version computes on the CPU only; use --device cpu".into(),
         ));
     }
-    let isa: Isa = compute.kernels.parse().map_err(|e| RunError::Request(format!("--kernels: {e}")))?;
+    let isa: Isa = compute
+        .kernels
+        .parse()
+        .map_err(|e| RunError::Request(format!("--kernels: {e}")))?;
     CpuExecutor::new(part, threads(compute), isa)
         .map(Arc::new)
         .map_err(RunError::io("starting threads"))
@@ -100,5 +106,7 @@ fn print_json<T: serde::Serialize>(value: &T) -> Result<(), RunError> {
 fn print_line(text: &str) -> Result<(), RunError> {
     use std::io::Write as _;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(RunError::io("standard output"))
+    writeln!(out, "{text}")
+        .and_then(|()| out.flush())
+        .map_err(RunError::io("standard output"))
 }

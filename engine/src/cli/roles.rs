@@ -63,7 +63,11 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
 }
 
 fn token(link: &LinkArgs) -> Result<Option<Token>, RunError> {
-    Ok(link.token_file.as_deref().map(Token::from_file).transpose()?)
+    Ok(link
+        .token_file
+        .as_deref()
+        .map(Token::from_file)
+        .transpose()?)
 }
 
 pub(super) fn edge(run: &Run) -> Result<(), RunError> {
@@ -79,7 +83,10 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
         (None, false) => None,
     };
     let options = EdgeOptions {
-        tls: tls.map(|t| EdgeTls { server_name: link.tls_name.clone(), ..t }),
+        tls: tls.map(|t| EdgeTls {
+            server_name: link.tls_name.clone(),
+            ..t
+        }),
         token: token(link)?,
         insecure: link.insecure,
         reply_timeout: Duration::from_secs(link.timeout),
@@ -106,7 +113,10 @@ pub(super) fn both(run: &Run) -> Result<(), RunError> {
             let n_ctx = context(run.ctx.map(usize::from), &*exec);
             let width = exec.hparams().n_embd;
             let head: Arc<dyn Executor> = Arc::clone(&exec) as _;
-            (exec, LocalBack::new(BackSession::head_only(head, session), None, width, n_ctx))
+            (
+                exec,
+                LocalBack::new(BackSession::head_only(head, session), None, width, n_ctx),
+            )
         }
         OpenedModel::Pair { edge, cloud } => {
             let front = executor(edge.part, &run.compute)?;
@@ -144,14 +154,19 @@ impl TextSide {
         if template.is_fallback() && (run.prompt.chat || wants_chat(run)) {
             eprintln!("the model has no chat template; using ChatML");
         }
-        Ok(Self { tokenizer: Tokenizer::from_metadata(metadata)?, template })
+        Ok(Self {
+            tokenizer: Tokenizer::from_metadata(metadata)?,
+            template,
+        })
     }
 
     fn work(&self, run: &Run) -> Result<Work, RunError> {
         let p = &run.prompt;
         if wants_chat(run) {
             if p.json {
-                return Err(RunError::Request("--json needs a prompt (--prompt or --file)".into()));
+                return Err(RunError::Request(
+                    "--json needs a prompt (--prompt or --file)".into(),
+                ));
             }
             return Ok(Work::Chat);
         }
@@ -191,9 +206,7 @@ impl Work {
         let sampling = run.sampling.params().map_err(RunError::Request)?;
         let tail_ids = match self {
             // Only a repeat penalty sends prompt ids.
-            Self::Once(ids) => {
-                crate::text::Sampler::new(sampling).penalised(ids).to_vec()
-            }
+            Self::Once(ids) => crate::text::Sampler::new(sampling).penalised(ids).to_vec(),
             Self::Chat => Vec::new(),
         };
         Ok(SessionOptions {
@@ -240,8 +253,7 @@ impl Work {
                 }
             }
         };
-        let done =
-            generator.generate(&text.tokenizer, ids, &options, &INTERRUPTED, &mut print)?;
+        let done = generator.generate(&text.tokenizer, ids, &options, &INTERRUPTED, &mut print)?;
         if p.json {
             print_json(&done)?;
         } else if !closed {

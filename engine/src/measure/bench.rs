@@ -61,8 +61,9 @@ pub fn bench(
     for _ in 0..options.runs.max(1) {
         if options.prompt > 0 {
             // Any ids do for speed; these visit the whole vocabulary.
-            let ids: Vec<u32> =
-                (0..options.prompt as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
+            let ids: Vec<u32> = (0..options.prompt as u32)
+                .map(|i| i.wrapping_mul(2_654_435_761) % vocab)
+                .collect();
             let mut caches = caches(parts, n_ctx)?;
             let start = Instant::now();
             for ids in ids.chunks(128) {

@@ -21,15 +21,24 @@ pub struct Comparison {
 
 /// Compares two sets of log-probabilities.
 pub fn compare(reference: &[f64], other: &[f64]) -> Comparison {
-    let kl = reference.iter().zip(other).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+    let kl = reference
+        .iter()
+        .zip(other)
+        .map(|(p, q)| p.exp() * (p - q))
+        .sum::<f64>();
     let top = |lp: &[f64]| {
         lp.iter()
             .enumerate()
-            .fold((0, f64::NEG_INFINITY), |best, (i, v)| if *v > best.1 { (i, *v) } else { best })
+            .fold((0, f64::NEG_INFINITY), |best, (i, v)| {
+                if *v > best.1 { (i, *v) } else { best }
+            })
             .0
     };
     // Rounding can take an equal pair a hair below zero.
-    Comparison { kl: kl.max(0.0), same_top: top(reference) == top(other) }
+    Comparison {
+        kl: kl.max(0.0),
+        same_top: top(reference) == top(other),
+    }
 }
 
 #[cfg(test)]
@@ -41,7 +50,13 @@ mod tests {
         let (mut p, mut q) = (Vec::new(), Vec::new());
         log_softmax(&[1.0, 2.0, 3.0], &mut p);
         assert!((p.iter().map(|v| v.exp()).sum::<f64>() - 1.0).abs() < 1e-12);
-        assert_eq!(compare(&p, &p), Comparison { kl: 0.0, same_top: true });
+        assert_eq!(
+            compare(&p, &p),
+            Comparison {
+                kl: 0.0,
+                same_top: true
+            }
+        );
         log_softmax(&[3.0, 2.0, 1.0], &mut q);
         let c = compare(&p, &q);
         // Σ p (p − q) of softmax(1,2,3) against its reverse.

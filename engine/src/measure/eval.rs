@@ -83,9 +83,23 @@ impl Boundary {
         let pair_tag = PairTag([0; 4]);
         for (i, group) in rows.chunks_mut(self.frame_rows * width).enumerate() {
             let first_position = (first + i * self.frame_rows) as u32;
-            let origin = Origin { pair_tag, first_position, width };
-            wire::encode(&self.codec, &origin, group, &mut self.scratch, &mut self.frame)?;
-            let expect = Expect { pair_tag, width, max_rows: self.frame_rows };
+            let origin = Origin {
+                pair_tag,
+                first_position,
+                width,
+            };
+            wire::encode(
+                &self.codec,
+                &origin,
+                group,
+                &mut self.scratch,
+                &mut self.frame,
+            )?;
+            let expect = Expect {
+                pair_tag,
+                width,
+                max_rows: self.frame_rows,
+            };
             wire::decode(&self.frame, &expect, &mut self.scratch, &mut self.decoded)?;
             group.copy_from_slice(&self.decoded);
             self.bytes += self.frame.len();
@@ -138,16 +152,20 @@ pub fn evaluate(
         )));
     }
     // A whole model has no boundary.
-    let mut boundary = options.codec.as_ref().filter(|_| back.is_some()).map(|codec| Boundary {
-        codec: codec.resolve(),
-        frame_rows: options.frame_rows.max(1),
-        scratch: Scratch::default(),
-        frame: Vec::new(),
-        decoded: Vec::new(),
-        bytes: 0,
-        rows: 0,
-        largest: 0,
-    });
+    let mut boundary = options
+        .codec
+        .as_ref()
+        .filter(|_| back.is_some())
+        .map(|codec| Boundary {
+            codec: codec.resolve(),
+            frame_rows: options.frame_rows.max(1),
+            scratch: Scratch::default(),
+            frame: Vec::new(),
+            decoded: Vec::new(),
+            bytes: 0,
+            rows: 0,
+            largest: 0,
+        });
     let mut total = Scores::default();
     for w in 0..windows {
         let mut window = ids[w * options.ctx..(w + 1) * options.ctx].to_vec();
@@ -177,7 +195,13 @@ pub fn evaluate(
             perplexity_no_codec: (total.nll_plain / count).exp(),
         }
     });
-    Ok(EvalReport { perplexity, tokens_scored: total.count, windows, ctx: options.ctx, codec })
+    Ok(EvalReport {
+        perplexity,
+        tokens_scored: total.count,
+        windows,
+        ctx: options.ctx,
+        codec,
+    })
 }
 
 fn score_window(
@@ -255,7 +279,13 @@ fn score(plain: &[f32], coded: Option<&[f32]>, targets: &[u32], total: &mut Scor
         let one = &one;
         let workers: Vec<_> = (0..targets.len())
             .step_by(per)
-            .map(|a| s.spawn(move || (a..(a + per).min(targets.len())).map(one).collect::<Vec<_>>()))
+            .map(|a| {
+                s.spawn(move || {
+                    (a..(a + per).min(targets.len()))
+                        .map(one)
+                        .collect::<Vec<_>>()
+                })
+            })
             .collect();
         workers
             .into_iter()

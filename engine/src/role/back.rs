@@ -126,10 +126,17 @@ impl BackSession {
         if !want_token || rows.len() < width {
             return Ok(None);
         }
-        self.exec.logits(&rows[rows.len() - width..], &mut self.logits)?;
-        let id = self.sampler.sample(&self.logits, self.len as u64, &self.recent);
+        self.exec
+            .logits(&rows[rows.len() - width..], &mut self.logits)?;
+        let id = self
+            .sampler
+            .sample(&self.logits, self.len as u64, &self.recent);
         self.recent.push(id);
-        let mut sampled = Sampled { id, logprob: None, top_logprobs: Vec::new() };
+        let mut sampled = Sampled {
+            id,
+            logprob: None,
+            top_logprobs: Vec::new(),
+        };
         if self.top_logprobs > 0 {
             sampled.top_logprobs = top_logprobs(&self.logits, self.top_logprobs);
             sampled.logprob = Some(logprob_of(&self.logits, id));
@@ -150,7 +157,10 @@ impl BackSession {
 fn logprob_of(logits: &[f32], id: u32) -> f32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|l| libm::exp(f64::from(l - max))).sum();
-    let own = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    let own = logits
+        .get(id as usize)
+        .copied()
+        .unwrap_or(f32::NEG_INFINITY);
     (f64::from(own - max) - libm::log(sum)) as f32
 }
 

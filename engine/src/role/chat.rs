@@ -27,8 +27,10 @@ pub fn chat_loop<B: Back>(
 ) -> Result<(), RunError> {
     let terminal = |e: ReadlineError| RunError::Request(format!("the terminal: {e}"));
     let mut editor = DefaultEditor::new().map_err(terminal)?;
-    let mut messages: Vec<Message> =
-        system.map(|s| Message::new("system", s)).into_iter().collect();
+    let mut messages: Vec<Message> = system
+        .map(|s| Message::new("system", s))
+        .into_iter()
+        .collect();
     // The ids that the sequence holds.
     let mut held: Vec<u32> = Vec::new();
     loop {
@@ -65,7 +67,11 @@ pub fn chat_loop<B: Back>(
                 }
                 held.extend_from_slice(&ids[keep..]);
                 // The last token was sampled but not run.
-                held.extend(g.ids.iter().take(generator.len().saturating_sub(held.len())));
+                held.extend(
+                    g.ids
+                        .iter()
+                        .take(generator.len().saturating_sub(held.len())),
+                );
                 messages.push(Message::new("assistant", &g.text));
             }
             Err(RunError::Exec(e)) => {

@@ -8,7 +8,7 @@ use formats::wire::{self, Codec, Expect, Scratch};
 use super::back::{BackSession, SessionOptions};
 use super::from_wire;
 use crate::exec::{ExecError, Executor};
-use crate::link::{Backend, Opened, OpenRequest, Refusal, RowsDone, Session, SessionError};
+use crate::link::{Backend, OpenRequest, Opened, Refusal, RowsDone, Session, SessionError};
 
 /// Rows one message may carry: enough for a whole chunk of a prompt, and at any width below
 /// gRPC's message limit.
@@ -24,7 +24,11 @@ pub struct CloudBackend {
 impl CloudBackend {
     /// Serves `exec` with at most `n_ctx` positions a session.
     pub fn new(exec: Arc<dyn Executor>, contract: Contract, n_ctx: usize) -> Self {
-        Self { exec, contract, n_ctx }
+        Self {
+            exec,
+            contract,
+            n_ctx,
+        }
     }
 }
 
@@ -104,7 +108,10 @@ impl Session for CloudSession {
             .session
             .run(&mut self.rows, want_token)
             .map_err(|e| SessionError::Internal(e.to_string()))?;
-        Ok(RowsDone { rows: header.rows as u32, token })
+        Ok(RowsDone {
+            rows: header.rows as u32,
+            token,
+        })
     }
 
     fn truncate(&mut self, len: u32) -> Result<(), SessionError> {

@@ -37,7 +37,12 @@ impl RemoteBack {
             top_logprobs: options.top_logprobs as u32,
             tail_ids: options.tail_ids,
         })?;
-        Ok(Self { stream, codec, contract, scratch: Scratch::default() })
+        Ok(Self {
+            stream,
+            codec,
+            contract,
+            scratch: Scratch::default(),
+        })
     }
 
     /// Ends the session in order.
@@ -81,6 +86,8 @@ impl Back for RemoteBack {
         let info = self.stream.info();
         // The widest coding (f32) and its header must fit a message too.
         let row = 4 * self.contract.width as usize + 16;
-        (info.max_rows_per_message as usize).min(info.max_frame_bytes as usize / row).max(1)
+        (info.max_rows_per_message as usize)
+            .min(info.max_frame_bytes as usize / row)
+            .max(1)
     }
 }

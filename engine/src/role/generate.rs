@@ -102,7 +102,12 @@ impl<B: Back> Generator<B> {
     /// When there is no memory for the cache.
     pub fn new(front: Arc<dyn Executor>, back: B, n_ctx: usize) -> Result<Self, ExecError> {
         let cache = front.new_cache(n_ctx.min(back.n_ctx()))?;
-        Ok(Self { front, cache, back, rows: Vec::new() })
+        Ok(Self {
+            front,
+            cache,
+            back,
+            rows: Vec::new(),
+        })
     }
 
     /// Positions held.
@@ -157,7 +162,9 @@ impl<B: Back> Generator<B> {
         print: &mut dyn FnMut(&str),
     ) -> Result<Generation, RunError> {
         if prompt.is_empty() {
-            return Err(RunError::Request("the prompt is empty; give it at least one token".into()));
+            return Err(RunError::Request(
+                "the prompt is empty; give it at least one token".into(),
+            ));
         }
         if self.cache.len() + prompt.len() > self.cache.n_ctx() {
             return Err(ExecError::ContextFull {
@@ -208,7 +215,12 @@ impl<B: Back> Generator<B> {
                 out.logprobs.push(TokenLogprobs {
                     id: token.id,
                     logprob,
-                    top: top.map(|(id, logprob)| TopLogprob { id: *id, logprob: *logprob }).collect(),
+                    top: top
+                        .map(|(id, logprob)| TopLogprob {
+                            id: *id,
+                            logprob: *logprob,
+                        })
+                        .collect(),
                 });
             }
             if tokenizer.is_eog(token.id) && !options.ignore_eos {
@@ -254,8 +266,7 @@ impl<B: Back> Generator<B> {
         let decoded = (out.ids.len() - 1) as f64;
         if decoded > 0.0 {
             out.tokens_per_s = decoded / first_at.elapsed().as_secs_f64();
-            out.uplink_bytes_per_token =
-                (self.back.uplink_bytes() - sent_prompt) as f64 / decoded;
+            out.uplink_bytes_per_token = (self.back.uplink_bytes() - sent_prompt) as f64 / decoded;
             out.edge_ms_per_token = ms(edge) / decoded;
             out.cloud_ms_per_token = ms(cloud) / decoded;
             out.rtt_ms = ms(waited.saturating_sub(edge + cloud)) / decoded;

@@ -48,11 +48,18 @@ impl Back for LocalBack {
         self.since = Instant::now();
         if let Some(codec) = &self.codec {
             let pair_tag = PairTag([0; 4]);
-            let origin = Origin { pair_tag, first_position: first, width: self.width };
+            let origin = Origin {
+                pair_tag,
+                first_position: first,
+                width: self.width,
+            };
             wire::encode(codec, &origin, rows, &mut self.scratch, &mut self.frame)?;
             self.sent += self.frame.len() as u64;
-            let expect =
-                Expect { pair_tag, width: self.width, max_rows: rows.len() / self.width };
+            let expect = Expect {
+                pair_tag,
+                width: self.width,
+                max_rows: rows.len() / self.width,
+            };
             wire::decode(&self.frame, &expect, &mut self.scratch, &mut self.rows)?;
         } else {
             self.rows.clear();

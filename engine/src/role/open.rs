@@ -56,12 +56,17 @@ impl OpenedModel {
 }
 
 fn wrong(path: &Path, why: impl Into<String>) -> RunError {
-    RunError::WrongFile { path: path.to_owned(), why: why.into() }
+    RunError::WrongFile {
+        path: path.to_owned(),
+        why: why.into(),
+    }
 }
 
 fn half_info(path: &Path, file: &Gguf) -> Result<Option<HalfInfo>, RunError> {
-    HalfInfo::from_metadata(file.metadata())
-        .map_err(|source| RunError::Pair { path: path.to_owned(), source })
+    HalfInfo::from_metadata(file.metadata()).map_err(|source| RunError::Pair {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Opens one file as the half `role`.
@@ -80,7 +85,10 @@ fn open_file_as(path: &Path, role: HalfRole) -> Result<HalfFile, RunError> {
     if info.role != role {
         return Err(wrong(
             path,
-            format!("it is the {} half, --role {role} needs the other file of the pair", info.role),
+            format!(
+                "it is the {} half, --role {role} needs the other file of the pair",
+                info.role
+            ),
         ));
     }
     let set = Arc::new(GgufSet::from_files(vec![file])?);
@@ -97,7 +105,13 @@ fn open_file_as(path: &Path, role: HalfRole) -> Result<HalfFile, RunError> {
         }
         .into());
     }
-    Ok(HalfFile { path: path.to_owned(), role, contract: c, part, set })
+    Ok(HalfFile {
+        path: path.to_owned(),
+        role,
+        contract: c,
+        part,
+        set,
+    })
 }
 
 fn cwd() -> PathBuf {
@@ -110,7 +124,11 @@ fn cwd() -> PathBuf {
 /// When the file is missing, ambiguous, unsplit, the other half, or damaged.
 pub fn open_half(model: Option<&Path>, role: HalfRole) -> Result<HalfFile, RunError> {
     match locate(model, &base(model))? {
-        Located::Pair { prefix, edge, cloud } => {
+        Located::Pair {
+            prefix,
+            edge,
+            cloud,
+        } => {
             let (mine, other) = match role {
                 HalfRole::Edge => (edge, cloud),
                 HalfRole::Cloud => (cloud, edge),
@@ -130,7 +148,11 @@ pub fn open_half(model: Option<&Path>, role: HalfRole) -> Result<HalfFile, RunEr
 
 /// A relative argument is taken as it stands, so that messages show what the user typed.
 fn base(model: Option<&Path>) -> PathBuf {
-    if model.is_some() { PathBuf::new() } else { cwd() }
+    if model.is_some() {
+        PathBuf::new()
+    } else {
+        cwd()
+    }
 }
 
 /// A whole model: an ordinary GGUF (all its shards), or both halves of a pair.
@@ -143,7 +165,10 @@ pub fn open_model(model: Option<&Path>) -> Result<OpenedModel, RunError> {
             if let Some(info) = half_info(&path, &Gguf::open(&path)?)? {
                 return Err(wrong(
                     &path,
-                    format!("it is a renamed {} half; give both halves their names back", info.role),
+                    format!(
+                        "it is a renamed {} half; give both halves their names back",
+                        info.role
+                    ),
                 ));
             }
             let set = Arc::new(GgufSet::open(&path)?);
@@ -151,19 +176,32 @@ pub fn open_model(model: Option<&Path>) -> Result<OpenedModel, RunError> {
             let part = Box::new(ModelPart::load(&set, 0..n)?);
             return Ok(OpenedModel::Whole { path, part, set });
         }
-        Located::Pair { edge: Some(edge), cloud: Some(cloud), .. } => (edge, cloud),
-        Located::Pair { prefix, edge, cloud } => {
+        Located::Pair {
+            edge: Some(edge),
+            cloud: Some(cloud),
+            ..
+        } => (edge, cloud),
+        Located::Pair {
+            prefix,
+            edge,
+            cloud,
+        } => {
             let path = edge.or(cloud).unwrap_or_else(|| prefix.clone().into());
-            return Err(wrong(&path, format!("the other half of `{prefix}` is not beside it")));
+            return Err(wrong(
+                &path,
+                format!("the other half of `{prefix}` is not beside it"),
+            ));
         }
     };
     let edge = Box::new(open_file_as(&edge, HalfRole::Edge)?);
     let cloud = Box::new(open_file_as(&cloud, HalfRole::Cloud)?);
-    edge.contract.check(&cloud.contract).map_err(|source| RunError::Mismatch {
-        edge: edge.path.clone(),
-        cloud: cloud.path.clone(),
-        source,
-    })?;
+    edge.contract
+        .check(&cloud.contract)
+        .map_err(|source| RunError::Mismatch {
+            edge: edge.path.clone(),
+            cloud: cloud.path.clone(),
+            source,
+        })?;
     Ok(OpenedModel::Pair { edge, cloud })
 }
 
@@ -174,7 +212,11 @@ pub fn open_model(model: Option<&Path>) -> Result<OpenedModel, RunError> {
 pub fn read_metadata(model: Option<&Path>) -> Result<Metadata, RunError> {
     let path = match locate(model, &base(model))? {
         Located::Single(path) => path,
-        Located::Pair { prefix, edge, cloud } => edge
+        Located::Pair {
+            prefix,
+            edge,
+            cloud,
+        } => edge
             .or(cloud)
             .ok_or_else(|| RunError::Request(format!("no file of `{prefix}` is here")))?,
     };
