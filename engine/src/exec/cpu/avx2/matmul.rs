@@ -54,6 +54,7 @@ unsafe fn accumulate<T: Groups, const W: usize, const R: usize>(
     x: [*const f32; R],
     sums: [*const f32; R],
     blocks: usize,
+    ahead: usize,
     acc: &mut [[__m256; R]; W],
 ) {
     let per_block = T::LEN / T::GROUP;
@@ -62,6 +63,10 @@ unsafe fn accumulate<T: Groups, const W: usize, const R: usize>(
             // SAFETY: `b < blocks`; every pointer below stays inside what the contract promises.
             unsafe {
                 let p = w[i].add(b * T::BYTES);
+                if R == 1 {
+                    // The next rows: short rows are too short for the hardware to see a pattern.
+                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+                }
                 let head = T::head(p);
                 for g in 0..per_block {
                     let q = T::quants(p, &head, g);
@@ -115,7 +120,7 @@ unsafe fn cell<T: Groups, const W: usize, const R: usize>(
     // zeroed block below); activations are padded to whole groups.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); R]; W];
-        accumulate::<T, W, R>(w, xs, sums, blocks, &mut acc);
+        accumulate::<T, W, R>(w, xs, sums, blocks, 2 * W * row_bytes, &mut acc);
         if tail != 0 {
             let mut padded = [[0_u8; 128]; W];
             for k in 0..W {
@@ -124,7 +129,7 @@ unsafe fn cell<T: Groups, const W: usize, const R: usize>(
             }
             let w = std::array::from_fn(|k| padded[k].as_ptr());
             let xs = xs.map(|p| p.add(blocks * T::LEN));
-            accumulate::<T, W, R>(w, xs, sums, 1, &mut acc);
+            accumulate::<T, W, R>(w, xs, sums, 1, 0, &mut acc);
         }
         for (k, acc) in acc.iter().enumerate() {
             for (l, acc) in acc.iter().enumerate() {
