@@ -8,7 +8,7 @@ use formats::gguf::{Metadata, Value as Meta};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
-use super::shield::{pick_mark, protect, reveal};
+use super::shield::{pick_mark, reveal};
 use super::{TextError, Tokenizer};
 
 /// What stands in for a model's own template when it has none, as in llama.cpp.
@@ -147,10 +147,9 @@ impl ChatTemplate {
         let mark = pick_mark(&texts).ok_or_else(|| {
             TextError::Template("the messages use every private code point of plane 16".into())
         })?;
-        let guard = |text: &str| protect(text, tok.control_texts(), mark);
         let messages: Vec<Value> = messages
             .iter()
-            .map(|m| context! { role => guard(&m.role), content => guard(&m.content) })
+            .map(|m| context! { role => tok.protect(&m.role, mark), content => tok.protect(&m.content, mark) })
             .collect();
         let name = |id: Option<u32>| {
             id.map(|id| String::from_utf8_lossy(tok.vocab().text(id)).into_owned())

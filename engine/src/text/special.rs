@@ -60,6 +60,22 @@ impl Specials {
             .map(|(t, _)| &**t)
     }
 
+    /// Byte offsets at which a control or unknown token is written in `text`, ascending per length.
+    pub(super) fn occurrences(&self, vocab: &Vocab, text: &str) -> Vec<usize> {
+        let mut found = Vec::new();
+        for group in &self.groups {
+            for (at, window) in text.as_bytes().windows(group.len).enumerate() {
+                if group.first[usize::from(window[0])]
+                    && let Some(id) = group.ids.get(window)
+                    && vocab.attr(*id).is_special()
+                {
+                    found.push(at);
+                }
+            }
+        }
+        found
+    }
+
     /// Cuts `text`. Control and unknown tokens only if `parse_special`, and nowhere over one of
     /// the byte offsets in `shields` (ascending); user-defined tokens always.
     pub(super) fn partition(

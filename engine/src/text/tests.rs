@@ -104,7 +104,7 @@ fn bytes_without_a_token_vanish_and_separate() {
     let mut m = byte_level_metadata();
     let tokens: Vec<Vec<u8>> = m
         .get("tokenizer.ggml.tokens")
-        .and_then(|v| v.as_array())
+        .and_then(Value::as_array)
         .and_then(|a| a.strings())
         .unwrap()
         .map(|t| {
@@ -228,7 +228,7 @@ fn lying_metadata_is_an_error() {
     let base = byte_level_metadata;
     let n = base()
         .get("tokenizer.ggml.tokens")
-        .and_then(|v| v.as_array())
+        .and_then(Value::as_array)
         .unwrap()
         .len();
     let cases: [(&str, Value, &str); 9] = [

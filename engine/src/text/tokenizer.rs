@@ -3,6 +3,7 @@
 use formats::gguf::Metadata;
 
 use super::bpe::{ByteBpe, letter_byte};
+use super::shield::protect;
 use super::special::{Piece, Specials};
 use super::spm::Spm;
 use super::{Attr, Model, TextError, Vocab};
@@ -171,9 +172,11 @@ impl Tokenizer {
         &self.vocab
     }
 
-    /// Texts of control and unknown tokens.
-    pub(super) fn control_texts(&self) -> impl Iterator<Item = &[u8]> {
-        self.specials.control_texts(&self.vocab)
+    /// `content` with `mark` before every character that [`Tokenizer::encode_shielded`] must keep
+    /// out of special tokens; see the module `shield`.
+    pub(super) fn protect(&self, content: &str, mark: char) -> String {
+        let at = self.specials.occurrences(&self.vocab, content);
+        protect(content, self.specials.control_texts(&self.vocab), at, mark)
     }
 
     /// Whether a prompt starts with BOS.

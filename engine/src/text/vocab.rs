@@ -78,6 +78,9 @@ impl Attr {
     }
 }
 
+/// Two neighbours that become one.
+type Merge = (Box<[u8]>, Box<[u8]>);
+
 #[derive(Clone, Debug)]
 struct Entry {
     text: Box<[u8]>,
@@ -92,7 +95,7 @@ pub struct Vocab {
     pre: PreTokenizer,
     entries: Vec<Entry>,
     index: HashMap<Box<[u8]>, u32>,
-    merges: Vec<(Box<[u8]>, Box<[u8]>)>,
+    merges: Vec<Merge>,
     max_len: usize,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -573,7 +576,7 @@ fn read_entries(meta: &Metadata) -> Result<Vec<Entry>, TextError> {
 
 /// Splits each merge at its first space after the first byte: the left part may itself start
 /// with one.
-fn read_merges(meta: &Metadata) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>, TextError> {
+fn read_merges(meta: &Metadata) -> Result<Vec<Merge>, TextError> {
     let split = |m: &[u8]| {
         let at = m.iter().skip(1).position(|b| *b == b' ')? + 1;
         Some((m.get(..at)?.into(), m.get(at + 1..)?.into()))
