@@ -158,6 +158,7 @@ fn expand(path: &Path) -> Result<Vec<PathBuf>, LocateError> {
 /// [`VerifyError`].
 pub fn check_file(path: &Path) -> Result<(Gguf, HalfInfo), VerifyError> {
     let file = Gguf::open(path)?;
+    file.second_opinion()?;
     let half = HalfInfo::from_metadata(file.metadata())
         .map_err(|e| VerifyError::Keys(path.to_owned(), e))?
         .ok_or_else(|| VerifyError::NotAHalf(path.to_owned()))?;
