@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 /// Items a job may have; callers with more work make larger items.
 const MAX_ITEMS: usize = u16::MAX as usize;
 /// Empty looks at the job word before a waiting thread lets others run.
-const SPINS: u32 = 4000;
+const SPINS: u32 = 500;
 
 type Job = *const (dyn Fn(usize) + Sync);
 
