@@ -61,7 +61,7 @@ impl Noise {
     /// Damages a few bytes among the first `head`, or cuts the end off.
     fn damage(&mut self, good: &[u8], head: usize) -> Vec<u8> {
         let mut b = good.to_vec();
-        for _ in 0..1 + self.next() % 4 {
+        for _ in 0..=self.next() % 4 {
             let i = self.next() % head.min(b.len());
             b[i] = match self.next() % 5 {
                 0 => 0xff,

@@ -249,13 +249,12 @@ fn a_missing_cloud_and_another_pair_are_named() {
     let error = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(1), "{error}");
     let id = |dir: &std::path::Path| {
-        let file = std::fs::read_dir(dir)
+        let mut file = std::fs::read_dir(dir)
             .unwrap()
             .filter_map(Result::ok)
             .map(|e| e.path());
         let file = file
-            .filter(|p| p.to_string_lossy().ends_with("-00001-of-00002.gguf"))
-            .next()
+            .find(|p| p.to_string_lossy().ends_with("-00001-of-00002.gguf"))
             .unwrap();
         let g = formats::gguf::Gguf::open(&file).unwrap();
         let info = formats::pair::HalfInfo::from_metadata(g.metadata())

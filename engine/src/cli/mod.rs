@@ -82,10 +82,8 @@ fn executor(part: ModelPart, compute: &args::Compute) -> Result<Arc<CpuExecutor>
 }
 
 fn threads(compute: &args::Compute) -> usize {
-    compute
-        .threads
-        .map(usize::from)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    compute.threads.map_or_else(cores, usize::from)
 }
 
 /// The context to reserve: what was asked for, else what the model was trained for, within reason.

@@ -87,7 +87,7 @@ impl Back for RemoteBack {
         // The widest coding (f32) and its header must fit a message too.
         let row = 4 * self.contract.width as usize + 16;
         (info.max_rows_per_message as usize)
-            .min(info.max_frame_bytes as usize / row)
+            .min(info.max_frame_bytes / row)
             .max(1)
     }
 }

@@ -1,6 +1,6 @@
 //! Parsing a header: bounded by the bytes at hand, never by what the header claims.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use super::error::GgufErrorKind as Kind;
 use super::value::{Metadata, Value, ValueType};
@@ -136,7 +136,7 @@ impl<'a> Cursor<'a> {
         let elem = self.value_type(key)?;
         let count = self.u64("an array length")?;
         if let Some(size) = elem.fixed_size() {
-            let bytes = count.checked_mul(size as u64).unwrap_or(u64::MAX);
+            let bytes = count.saturating_mul(size as u64);
             self.take(bytes, what)?;
             return Ok(());
         }
@@ -174,7 +174,7 @@ pub(crate) fn parse(data: &[u8]) -> Result<Header, Kind> {
     }
     c.at = 4;
     let version = c.u32("the version")?;
-    if version & 0xffff == 0 && version != 0 {
+    if version != 0 && version.trailing_zeros() >= 16 {
         return Err(Kind::BigEndian);
     }
     if !(2..=3).contains(&version) {
@@ -235,7 +235,7 @@ fn alignment(metadata: &Metadata) -> Result<usize, Kind> {
 /// Reads the tensor directory; `start` still holds the offset into the data section.
 fn parse_tensors(c: &mut Cursor<'_>, n: u64) -> Result<Vec<TensorInfo>, Kind> {
     let mut tensors = Vec::new();
-    let mut seen: HashMap<String, ()> = HashMap::new();
+    let mut seen = HashSet::new();
     for _ in 0..n {
         let name = c.name("a tensor name", MAX_NAME)?;
         let bad = |why: String| Kind::Malformed {
@@ -272,7 +272,7 @@ fn parse_tensors(c: &mut Cursor<'_>, n: u64) -> Result<Vec<TensorInfo>, Kind> {
                 ))
             })?;
         let start = usize::try_from(offset).map_err(|_| bad(format!("offset {offset}")))?;
-        if seen.insert(name.clone(), ()).is_some() {
+        if !seen.insert(name.clone()) {
             return Err(bad("it stands twice".into()));
         }
         tensors.push(TensorInfo {

@@ -264,7 +264,7 @@ fn two_thousand_mutations_neither_panic_nor_lie_about_ranges() {
     let mut accepted = 0;
     for _ in 0..2000 {
         let mut b = good.clone();
-        for _ in 0..1 + next() % 4 {
+        for _ in 0..=next() % 4 {
             let i = next() as usize % b.len();
             b[i] = match next() % 4 {
                 0 => 0xff,

@@ -102,7 +102,9 @@ pub fn encode_header(
     }
     out.resize(out.len().next_multiple_of(alignment), 0);
     let data_start = out.len();
-    starts.iter_mut().for_each(|s| *s += data_start);
+    for start in &mut starts {
+        *start += data_start;
+    }
     // GGML pads after the last tensor too, and some readers expect it.
     let file_bytes = data_start + end.next_multiple_of(alignment);
     Ok(EncodedHeader {

@@ -16,7 +16,8 @@ const MAX_ITEMS: usize = u16::MAX as usize;
 /// Empty looks at the job word before a waiting thread lets others run.
 const SPINS: u32 = 500;
 
-type Job = *const (dyn Fn(usize) + Sync);
+/// Borrowed for the length of one `run`; the lifetime is lengthened to let workers see it.
+type Job = &'static (dyn Fn(usize) + Sync);
 
 struct Shared {
     /// Epoch (32 bits), items (16), next item (16): one word, so that a claim is one exchange and
@@ -35,8 +36,6 @@ struct Shared {
 // claimable (every item of the job before is done); it is read only after a successful claim,
 // which the writer's release store of `word` precedes.
 unsafe impl Sync for Shared {}
-// SAFETY: the raw pointer in `job` is to a `Sync` closure.
-unsafe impl Send for Shared {}
 
 impl Shared {
     /// Claims an item of the current job.
@@ -64,12 +63,10 @@ impl Shared {
             // SAFETY: the claim succeeded, so the job of this epoch is published and stays valid
             // until its last item is counted in `done`.
             let job = unsafe { *self.job.get() };
-            if let Some(job) = job {
-                // SAFETY: as above; `run` does not return before `done` reaches the item count.
-                let job = unsafe { &*job };
-                if catch_unwind(AssertUnwindSafe(|| job(item))).is_err() {
-                    self.panicked.store(true, Ordering::Relaxed);
-                }
+            if let Some(job) = job
+                && catch_unwind(AssertUnwindSafe(|| job(item))).is_err()
+            {
+                self.panicked.store(true, Ordering::Relaxed);
             }
             self.done.fetch_add(1, Ordering::Release);
         }
@@ -203,7 +200,7 @@ impl Session<'_> {
         }
         let shared = &*self.pool.shared;
         // SAFETY: only the lifetime changes; this function returns after the last item is done.
-        let job: Job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(f) };
+        let job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(f) };
         shared.done.store(0, Ordering::Relaxed);
         // SAFETY: this thread holds the session and every item of the last job is done, so
         // nobody reads the cell.

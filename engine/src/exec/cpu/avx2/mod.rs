@@ -3,6 +3,14 @@
 //! The pattern: small `#[inline(always)]` pieces without a target feature of their own, inlined
 //! into entry points that have it.
 
+// The pieces must be inlined, or they would be compiled without the feature; intrinsics are many
+// and named for what they are; an index is a lane.
+#![allow(
+    clippy::inline_always,
+    clippy::wildcard_imports,
+    clippy::needless_range_loop
+)]
+
 mod attention;
 mod block32;
 mod float;
