@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::demo::Pair;
 use crate::error::Failure;
-use crate::process::{self, Programs, Workspace, number, say};
+use crate::process::{self, Profile, Programs, Workspace, number, say};
 
 /// How long one measurement may take.
 const DEADLINE: Duration = Duration::from_mins(30);
@@ -18,7 +18,7 @@ const WINDOWS: [&str; 4] = ["--ctx", "512", "--chunks", "16"];
 
 /// Measures and prints Markdown.
 pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
-    let programs = workspace.build()?;
+    let programs = workspace.build(Profile::Release)?;
     let pair = Pair::make(&programs)?;
     let text = WIKI_64K.get()?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

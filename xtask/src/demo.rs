@@ -11,7 +11,7 @@ use fixtures::fetch::SMOLLM2;
 use serde_json::Value;
 
 use crate::error::Failure;
-use crate::process::{self, Programs, Server, Workspace, number, say};
+use crate::process::{self, Profile, Programs, Server, Workspace, number, say};
 
 /// What is asked when the user asks nothing.
 pub(crate) const QUESTION: &str = "What is the capital of France? Explain in two sentences.";
@@ -30,8 +30,8 @@ const READY: Duration = Duration::from_mins(1);
 const ANSWER: Duration = Duration::from_mins(10);
 
 /// Builds, fetches, converts, runs both halves, and shows the answer and what was measured.
-pub(crate) fn run(workspace: &Workspace, question: &str) -> Result<(), Failure> {
-    let programs = workspace.build()?;
+pub(crate) fn run(workspace: &Workspace, question: &str, profile: Profile) -> Result<(), Failure> {
+    let programs = workspace.build(profile)?;
     let pair = Pair::make(&programs)?;
 
     let mut cloud = programs.command("splitrun", &["--role", "cloud", "--model"]);

@@ -10,7 +10,7 @@ mod sources;
 use std::process::ExitCode;
 
 use error::{Failure, one_line};
-use process::Workspace;
+use process::{Profile, Workspace};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -31,8 +31,10 @@ fn main() -> ExitCode {
         .collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
-        ["demo"] => start(|w| demo::run(w, demo::QUESTION)),
-        ["demo", question] if !question.starts_with('-') => start(|w| demo::run(w, question)),
+        ["demo"] => start(|w| demo::run(w, demo::QUESTION, Profile::Release)),
+        ["demo", question] if !question.starts_with('-') => {
+            start(|w| demo::run(w, question, Profile::Release))
+        }
         ["test"] => start(checks::run),
         ["bench"] => start(bench::run),
         ["help" | "--help" | "-h"] => {

@@ -293,17 +293,12 @@ impl Workspace {
         command
     }
 
-    /// Builds the optimised programs.
-    pub(crate) fn build(&self) -> Result<Programs, Failure> {
-        let args = [
-            "build",
-            "--release",
-            "--bins",
-            "--package",
-            "converter",
-            "--package",
-            "engine",
-        ];
+    /// Builds the programs.
+    pub(crate) fn build(&self, profile: Profile) -> Result<Programs, Failure> {
+        let mut args = vec!["build", "--bins", "-p", "converter", "-p", "engine"];
+        if profile == Profile::Release {
+            args.push("--release");
+        }
         let mut command = self.cargo(&args);
         say(&command);
         command.arg("--message-format=json-render-diagnostics");
@@ -327,7 +322,16 @@ fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
         .collect()
 }
 
-/// The optimised programs.
+/// How the programs are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// For use and for measuring.
+    Release,
+    /// As the tests have built them already.
+    Tests,
+}
+
+/// The built programs.
 pub(crate) struct Programs {
     root: PathBuf,
     paths: BTreeMap<String, PathBuf>,
