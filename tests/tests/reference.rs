@@ -133,7 +133,7 @@ fn bits_do_not_depend_on_chunks_threads_or_the_cut() {
 fn scalar_and_vector_kernels_give_the_same_bits() {
     let set = set();
     let ids = [504, 3575, 282, 4649, 314, 9, 11, 12, 13];
-    let want = run(&[half(&set, 0..30, 2, Isa::Scalar)], &ids, ids.len());
+    let want = run(&[half(&set, 0..30, 2, Isa::SCALAR)], &ids, ids.len());
     for isa in Isa::available() {
         assert!(
             run(&[half(&set, 0..30, 2, isa)], &ids, 4) == want,

@@ -64,8 +64,8 @@ pub(super) struct Compute {
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub(super) device: Device,
     /// Threads that compute [default: one per core]
-    #[arg(short = 't', long, value_name = "N")]
-    pub(super) threads: Option<NonZeroUsize>,
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) threads: Option<u16>,
     /// Instruction set of the kernels: auto, scalar or avx2 (all give the same bits).
     #[arg(long, value_name = "ISA", default_value = "auto")]
     pub(super) kernels: String,
@@ -89,8 +89,8 @@ pub(super) struct Run {
     #[command(flatten)]
     pub(super) compute: Compute,
     /// Positions of the context [default: the model's, 8192 at most]
-    #[arg(short = 'c', long = "ctx-size", value_name = "N")]
-    pub(super) ctx: Option<NonZeroUsize>,
+    #[arg(short = 'c', long = "ctx-size", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(super) ctx: Option<u32>,
     #[command(flatten)]
     pub(super) link: LinkArgs,
     #[command(flatten)]
@@ -160,6 +160,7 @@ pub(super) struct PromptArgs {
     #[arg(
         short = 'n',
         long = "predict",
+        alias = "n-predict",
         value_name = "N",
         default_value = "-1",
         allow_negative_numbers = true
@@ -189,7 +190,7 @@ pub(super) struct SamplingArgs {
     #[arg(long, alias = "temperature", default_value = "0.8")]
     temp: f32,
     /// Keep the k likeliest tokens; 0 keeps all.
-    #[arg(long, default_value = "40")]
+    #[arg(long, default_value = "40", allow_negative_numbers = true)]
     top_k: i32,
     /// Keep the likeliest tokens that reach this probability together; 1 keeps all.
     #[arg(long, default_value = "0.95")]

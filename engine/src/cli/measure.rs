@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::args::{Bench, Devices, Eval, Tokenize};
-use super::{executor, print_json, print_line, threads};
+use super::{executor, note, print_json, print_line, threads};
 use crate::exec::Executor;
 use crate::exec::cpu::Isa;
 use crate::measure::{BenchOptions, EvalOptions, evaluate};
@@ -29,7 +29,7 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
     let model = open_model(args.model.model.as_deref())?;
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
     if matches!(model, OpenedModel::Whole { .. }) && args.codec.is_some() {
-        eprintln!("an unsplit model has no boundary: the codec is ignored");
+        note("an unsplit model has no boundary: the codec is ignored");
     }
     let execs: Vec<Arc<dyn Executor>> = parts(model)
         .into_iter()
@@ -42,7 +42,7 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
         frame_rows: args.frame_rows.get(),
     };
     let mut progress = |done: usize, of: usize, ppl: f64| {
-        eprintln!("window {done} of {of}: perplexity {ppl:.4}");
+        note(&format!("window {done} of {of}: perplexity {ppl:.4}"));
     };
     let report = evaluate(
         &execs[0],

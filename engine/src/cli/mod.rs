@@ -45,8 +45,12 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("splitrun: error: {}", one_line(&e));
-            ExitCode::FAILURE
+            note(&format!("splitrun: error: {}", one_line(&e)));
+            ExitCode::from(if matches!(e, RunError::Usage(_)) {
+                2
+            } else {
+                1
+            })
         }
     }
 }
@@ -68,14 +72,14 @@ fn one_line(error: &dyn std::error::Error) -> String {
 /// An executor for `part` as the flags say.
 fn executor(part: ModelPart, compute: &args::Compute) -> Result<Arc<CpuExecutor>, RunError> {
     if compute.device == Device::Gpu {
-        return Err(RunError::Request(
+        return Err(RunError::Usage(
             "--device gpu: this version computes on the CPU only; use --device cpu".into(),
         ));
     }
     let isa: Isa = compute
         .kernels
         .parse()
-        .map_err(|e| RunError::Request(format!("--kernels: {e}")))?;
+        .map_err(|e| RunError::Usage(format!("--kernels: {e}")))?;
     CpuExecutor::new(part, threads(compute), isa)
         .map(Arc::new)
         .map_err(RunError::io("starting threads"))
@@ -87,10 +91,16 @@ fn threads(compute: &args::Compute) -> usize {
 }
 
 /// The context to reserve: what was asked for, else what the model was trained for, within reason.
-fn context(asked: Option<usize>, exec: &dyn Executor) -> usize {
+fn context(asked: Option<u32>, exec: &dyn Executor) -> usize {
     // A cache takes memory only as it fills, but its address space should stay sensible.
     const MOST: usize = 8192;
-    asked.unwrap_or_else(|| exec.hparams().n_ctx_train.min(MOST))
+    asked.map_or_else(|| exec.hparams().n_ctx_train.min(MOST), |n| n as usize)
+}
+
+/// A line on standard error; nobody listening is no reason to stop.
+fn note(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// Prints one JSON object on standard output.

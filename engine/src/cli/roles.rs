@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use formats::gguf::Metadata;
 use formats::pair::HalfRole;
+use formats::wire::Codec;
 
 use super::args::{LinkArgs, Run};
-use super::{context, executor, print_json};
+use super::{context, executor, note, print_json, print_line};
 use crate::exec::Executor;
 use crate::link::{EdgeLink, EdgeOptions, EdgeTls, Server, ServerOptions, ServerTls, Token};
 use crate::role::{
-    Back, BackSession, CloudBackend, GenerateOptions, Generation, Generator, LocalBack,
+    Back, BackSession, Chat, CloudBackend, GenerateOptions, Generation, Generator, LocalBack,
     OpenedModel, RemoteBack, RunError, SessionOptions, Stop, chat_loop, open_half, open_model,
 };
-use crate::text::{ChatTemplate, Message, Tokenizer};
+use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
 
 /// Set by Ctrl-C; generations look at it between tokens.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -49,16 +50,16 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
     let server = Server::bind(&link.listen, options)?;
     let contract = half.contract;
     let exec = executor(half.part, &run.compute)?;
-    let n_ctx = context(run.ctx.map(usize::from), &*exec);
-    eprintln!(
+    let n_ctx = context(run.ctx, &*exec);
+    note(&format!(
         "{}: layers {}..{} of pair {}, {} threads",
         half.path.display(),
         exec.layers().start,
         exec.layers().end,
         contract.pair_id,
         exec.threads()
-    );
-    eprintln!("listening on {}", server.local_addr());
+    ));
+    note(&format!("listening on {}", server.local_addr()));
     Ok(server.run(Arc::new(CloudBackend::new(exec, contract, n_ctx)))?)
 }
 
@@ -75,8 +76,9 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
     let text = TextSide::new(half.set.metadata(), run)?;
     let contract = half.contract;
     let exec = executor(half.part, &run.compute)?;
-    let n_ctx = context(run.ctx.map(usize::from), &*exec);
+    let n_ctx = context(run.ctx, &*exec);
     let link = &run.link;
+    note_codec(&link.codec);
     let tls = match (&link.tls_ca, link.tls || link.tls_name.is_some()) {
         (Some(ca), _) => Some(EdgeTls::from_ca_file(ca)?),
         (None, true) => Some(EdgeTls::default()),
@@ -92,87 +94,127 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
         reply_timeout: Duration::from_secs(link.timeout),
         ..EdgeOptions::new(link.cloud.clone())
     };
-    let work = text.work(run)?;
-    let edge_link = EdgeLink::connect(options)?;
-    let back = RemoteBack::open(&edge_link, contract, &link.codec, n_ctx, work.session(run)?)?;
-    let mut generator = Generator::new(exec, back, n_ctx)?;
-    catch_interrupts()?;
-    let outcome = work.run(run, &text, &mut generator);
-    // After a failure the stream is gone; closing it would only hide the cause.
-    outcome.and_then(|()| generator.into_back().close())
+    let mut open = |prompt: &[u32]| {
+        let session = session(run, prompt)?;
+        let link = EdgeLink::connect(options.clone())?;
+        let back = RemoteBack::open(link, contract, &run.link.codec, n_ctx, session)?;
+        let front: Arc<dyn Executor> = Arc::clone(&exec) as _;
+        Ok(Generator::new(front, back, n_ctx)?)
+    };
+    match text.work(run)? {
+        Work::Chat(template) => chat(run, &text.tokenizer, template, &mut open),
+        Work::Once(ids) => {
+            let generator = once(run, &text.tokenizer, &ids, &mut open)?;
+            generator.into_back().close()
+        }
+    }
 }
 
 pub(super) fn both(run: &Run) -> Result<(), RunError> {
     let model = open_model(run.model.model.as_deref())?;
     let text = TextSide::new(model.metadata(), run)?;
-    let work = text.work(run)?;
-    let session = work.session(run)?;
-    let (front, back): (Arc<dyn Executor>, LocalBack) = match model {
-        OpenedModel::Whole { part, .. } => {
-            let exec = executor(*part, &run.compute)?;
-            let n_ctx = context(run.ctx.map(usize::from), &*exec);
-            let width = exec.hparams().n_embd;
-            let head: Arc<dyn Executor> = Arc::clone(&exec) as _;
-            (
-                exec,
-                LocalBack::new(BackSession::head_only(head, session), None, width, n_ctx),
-            )
-        }
+    let (front, back): (Arc<dyn Executor>, Option<Arc<dyn Executor>>) = match model {
+        OpenedModel::Whole { part, .. } => (executor(*part, &run.compute)?, None),
         OpenedModel::Pair { edge, cloud } => {
-            let front = executor(edge.part, &run.compute)?;
-            let exec = executor(cloud.part, &run.compute)?;
-            let n_ctx = context(run.ctx.map(usize::from), &*front);
-            let width = exec.hparams().n_embd;
-            let session = BackSession::new(exec, n_ctx, session)?;
-            let codec = Some(run.link.codec);
-            (front, LocalBack::new(session, codec, width, n_ctx))
+            note_codec(&run.link.codec);
+            let back = executor(cloud.part, &run.compute)?;
+            (executor(edge.part, &run.compute)?, Some(back))
         }
     };
-    let n_ctx = back.n_ctx();
-    let mut generator = Generator::new(front, back, n_ctx)?;
-    catch_interrupts()?;
-    work.run(run, &text, &mut generator)
+    let n_ctx = context(run.ctx, &*front);
+    let width = front.hparams().n_embd;
+    let mut open = |prompt: &[u32]| {
+        let session = session(run, prompt)?;
+        let (session, codec) = match &back {
+            Some(back) => {
+                let codec = Some(run.link.codec);
+                (BackSession::new(Arc::clone(back), n_ctx, session)?, codec)
+            }
+            None => (BackSession::head_only(Arc::clone(&front), session), None),
+        };
+        let back = LocalBack::new(session, codec, width, n_ctx);
+        Ok(Generator::new(Arc::clone(&front), back, n_ctx)?)
+    };
+    match text.work(run)? {
+        Work::Chat(template) => chat(run, &text.tokenizer, template, &mut open),
+        Work::Once(ids) => once(run, &text.tokenizer, &ids, &mut open).map(drop),
+    }
 }
 
-/// Tokenizer and chat template of a model.
+/// Says what of the codec is not used yet.
+fn note_codec(codec: &Codec) {
+    if let Codec::Auto { max_kl } = codec
+        && *max_kl != Codec::AUTO_MAX_KL
+    {
+        note(&format!(
+            "auto uses fixed parameters ({}) and does not look at max-kl yet",
+            codec.resolve()
+        ));
+    }
+}
+
+/// How a session samples, with the ids that a repeat penalty on `prompt` needs.
+fn session(run: &Run, prompt: &[u32]) -> Result<SessionOptions, RunError> {
+    let sampling = run.sampling.params().map_err(RunError::Usage)?;
+    let tail_ids = Sampler::new(sampling).penalised(prompt).to_vec();
+    Ok(SessionOptions {
+        sampling,
+        top_logprobs: usize::from(run.prompt.top_logprobs),
+        tail_ids,
+    })
+}
+
+type Open<'a, B> = &'a mut dyn FnMut(&[u32]) -> Result<Generator<B>, RunError>;
+
+/// The tokenizer of a model, and its chat template where one is needed: a template that cannot be
+/// read is no reason to refuse a raw prompt.
 struct TextSide {
     tokenizer: Tokenizer,
-    template: ChatTemplate,
+    template: Option<ChatTemplate>,
 }
 
 /// What is to be done with the model.
-enum Work {
+enum Work<'a> {
     /// These ids go in, text comes out.
     Once(Vec<u32>),
     /// A conversation at the terminal.
-    Chat,
+    Chat(&'a ChatTemplate),
 }
 
 impl TextSide {
     fn new(metadata: &Metadata, run: &Run) -> Result<Self, RunError> {
-        let template = ChatTemplate::from_metadata(metadata)?;
-        if template.is_fallback() && (run.prompt.chat || wants_chat(run)) {
-            eprintln!("the model has no chat template; using ChatML");
-        }
+        let template = if run.prompt.chat || wants_chat(run) {
+            let template = ChatTemplate::from_metadata(metadata)?;
+            if template.is_fallback() {
+                note("the model has no chat template; using ChatML");
+            }
+            Some(template)
+        } else {
+            None
+        };
         Ok(Self {
             tokenizer: Tokenizer::from_metadata(metadata)?,
             template,
         })
     }
 
-    fn work(&self, run: &Run) -> Result<Work, RunError> {
+    fn work(&self, run: &Run) -> Result<Work<'_>, RunError> {
         let p = &run.prompt;
-        if wants_chat(run) {
-            if p.json {
-                return Err(RunError::Request(
-                    "--json needs a prompt (--prompt or --file)".into(),
+        if let (true, Some(template)) = (wants_chat(run), &self.template) {
+            if p.json || p.stats_json.is_some() {
+                return Err(RunError::Usage(
+                    "--json and --stats-json need a prompt (--prompt or --file)".into(),
                 ));
             }
-            return Ok(Work::Chat);
+            return Ok(Work::Chat(template));
         }
         let text = match (&p.prompt, &p.file) {
             (Some(text), _) => text.clone(),
-            (None, Some(file)) => read_text(file)?,
+            (None, Some(file)) => {
+                // As llama.cpp: an editor's last line end is not part of the prompt.
+                let text = read_text(file)?;
+                text.strip_suffix('\n').map_or(text.clone(), str::to_owned)
+            }
             (None, None) => {
                 let mut text = String::new();
                 std::io::stdin()
@@ -181,13 +223,14 @@ impl TextSide {
                 text
             }
         };
-        let ids = if p.chat {
-            let mut messages: Vec<Message> = Vec::new();
-            messages.extend(p.system.as_deref().map(|s| Message::new("system", s)));
-            messages.push(Message::new("user", &text));
-            self.template.render(&self.tokenizer, &messages, true)?
-        } else {
-            self.tokenizer.encode_prompt(&text)
+        let ids = match &self.template {
+            Some(template) => {
+                let mut messages: Vec<Message> = Vec::new();
+                messages.extend(p.system.as_deref().map(|s| Message::new("system", s)));
+                messages.push(Message::new("user", &text));
+                template.render(&self.tokenizer, &messages, true)?
+            }
+            None => self.tokenizer.encode_prompt(&text),
         };
         Ok(Work::Once(ids))
     }
@@ -201,75 +244,71 @@ fn read_text(path: &Path) -> Result<String, RunError> {
     std::fs::read_to_string(path).map_err(RunError::io(path.display().to_string()))
 }
 
-impl Work {
-    fn session(&self, run: &Run) -> Result<SessionOptions, RunError> {
-        let sampling = run.sampling.params().map_err(RunError::Request)?;
-        let tail_ids = match self {
-            // Only a repeat penalty sends prompt ids.
-            Self::Once(ids) => crate::text::Sampler::new(sampling).penalised(ids).to_vec(),
-            Self::Chat => Vec::new(),
-        };
-        Ok(SessionOptions {
-            sampling,
-            top_logprobs: usize::from(run.prompt.top_logprobs),
-            tail_ids,
-        })
+fn generate_options(run: &Run) -> GenerateOptions {
+    let p = &run.prompt;
+    GenerateOptions {
+        max_tokens: usize::try_from(p.predict).ok(),
+        chunk: p.chunk.get(),
+        ignore_eos: p.ignore_eos,
     }
+}
 
-    fn run<B: Back>(
-        &self,
-        run: &Run,
-        text: &TextSide,
-        generator: &mut Generator<B>,
-    ) -> Result<(), RunError> {
-        let p = &run.prompt;
-        let options = GenerateOptions {
-            max_tokens: usize::try_from(p.predict).ok(),
-            chunk: p.chunk.get(),
-            ignore_eos: p.ignore_eos,
-        };
-        let ids = match self {
-            Self::Once(ids) => ids,
-            Self::Chat => {
-                return chat_loop(
-                    generator,
-                    &text.tokenizer,
-                    &text.template,
-                    p.system.as_deref(),
-                    &options,
-                    &INTERRUPTED,
-                );
+fn chat<B: Back>(
+    run: &Run,
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    open: Open<'_, B>,
+) -> Result<(), RunError> {
+    catch_interrupts()?;
+    let chat = Chat {
+        tokenizer,
+        template,
+        system: run.prompt.system.as_deref(),
+        options: &generate_options(run),
+        stop: &INTERRUPTED,
+    };
+    chat_loop(&chat, open)
+}
+
+/// One generation, printed as it is made or as JSON.
+fn once<B: Back>(
+    run: &Run,
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    open: Open<'_, B>,
+) -> Result<Generator<B>, RunError> {
+    let p = &run.prompt;
+    catch_interrupts()?;
+    let mut generator = open(ids)?;
+    let mut closed = false;
+    let mut print = |piece: &str| {
+        if !p.json && !closed {
+            let mut out = std::io::stdout().lock();
+            let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+            if written.is_err() {
+                // Nobody reads any more (`| head`): stop at the next token.
+                closed = true;
+                INTERRUPTED.store(true, Ordering::Relaxed);
             }
-        };
-        let mut closed = false;
-        let mut print = |piece: &str| {
-            if !p.json && !closed {
-                let mut out = std::io::stdout().lock();
-                let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
-                if written.is_err() {
-                    // Nobody reads any more (`| head`): stop at the next token.
-                    closed = true;
-                    INTERRUPTED.store(true, Ordering::Relaxed);
-                }
-            }
-        };
-        let done = generator.generate(&text.tokenizer, ids, &options, &INTERRUPTED, &mut print)?;
-        if p.json {
-            print_json(&done)?;
-        } else if !closed {
-            println!();
         }
-        if done.stop == Stop::Context {
-            eprintln!(
-                "stopped: the context of {} positions is full; raise it with -c",
-                generator.n_ctx()
-            );
-        }
-        if let Some(path) = &p.stats_json {
-            write_stats(path, &done)?;
-        }
-        Ok(())
+    };
+    let options = generate_options(run);
+    let done = generator.generate(tokenizer, ids, &options, &INTERRUPTED, &mut print)?;
+    if p.json {
+        print_json(&done)?;
+    } else if !closed {
+        print_line("")?;
     }
+    if done.stop == Stop::Context {
+        let n = generator.n_ctx();
+        note(&format!(
+            "stopped: the context of {n} positions is full; raise it with -c"
+        ));
+    }
+    if let Some(path) = &p.stats_json {
+        write_stats(path, &done)?;
+    }
+    Ok(generator)
 }
 
 fn write_stats(path: &Path, done: &Generation) -> Result<(), RunError> {

@@ -4,8 +4,8 @@
 pub fn log_softmax(logits: &[f32], out: &mut Vec<f64>) {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let max = f64::from(max);
-    let sum: f64 = logits.iter().map(|l| (f64::from(*l) - max).exp()).sum();
-    let shift = max + sum.ln();
+    let sum: f64 = logits.iter().map(|l| libm::exp(f64::from(*l) - max)).sum();
+    let shift = max + libm::log(sum);
     out.clear();
     out.extend(logits.iter().map(|l| f64::from(*l) - shift));
 }
@@ -24,7 +24,7 @@ pub fn compare(reference: &[f64], other: &[f64]) -> Comparison {
     let kl = reference
         .iter()
         .zip(other)
-        .map(|(p, q)| p.exp() * (p - q))
+        .map(|(p, q)| libm::exp(*p) * (p - q))
         .sum::<f64>();
     let top = |lp: &[f64]| {
         lp.iter()

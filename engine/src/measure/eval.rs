@@ -10,7 +10,7 @@ use crate::exec::Executor;
 use crate::role::RunError;
 use crate::text::Tokenizer;
 
-/// Rows that go through a half at once.
+/// Rows that go through a half at once, if frames are no longer.
 const CHUNK: usize = 128;
 
 /// What to measure on.
@@ -135,7 +135,7 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize, usize, f64),
 ) -> Result<EvalReport, RunError> {
     if options.ctx < 4 {
-        return Err(RunError::Request("--ctx must be at least 4".into()));
+        return Err(RunError::Usage("--ctx must be at least 4".into()));
     }
     let mut ids = tokenizer.encode(text, false);
     if tokenizer.add_bos()
@@ -158,7 +158,8 @@ pub fn evaluate(
         .filter(|_| back.is_some())
         .map(|codec| Boundary {
             codec: codec.resolve(),
-            frame_rows: options.frame_rows.max(1),
+            // A window has no more rows than this.
+            frame_rows: options.frame_rows.clamp(1, options.ctx),
             scratch: Scratch::default(),
             frame: Vec::new(),
             decoded: Vec::new(),
@@ -222,8 +223,11 @@ fn score_window(
         _ => None,
     };
     let (mut rows, mut plain, mut coded) = (Vec::new(), Vec::new(), Vec::new());
-    for start in (0..n).step_by(CHUNK) {
-        let ids = &window[start..(start + CHUNK).min(n)];
+    // Whole frames only: one that is cut short would cost more bytes a row.
+    let frame = boundary.as_ref().map_or(1, |b| b.frame_rows);
+    let chunk = frame * (CHUNK / frame).max(1);
+    for start in (0..n).step_by(chunk) {
+        let ids = &window[start..(start + chunk).min(n)];
         front.embed(ids, &mut rows)?;
         front.forward(&mut front_cache, &mut rows)?;
         let mut coded_rows = match (boundary.as_deref_mut(), back, coded_cache.as_mut()) {

@@ -48,6 +48,8 @@ impl HParams {
 
     /// Bytes of f16 keys and values for `n_ctx` positions of `layers`.
     pub fn kv_bytes(&self, layers: &Range<usize>, n_ctx: usize) -> usize {
-        2 * 2 * layers.len() * n_ctx * self.kv_width()
+        [2 * 2, layers.len(), n_ctx, self.kv_width()]
+            .into_iter()
+            .fold(1, usize::saturating_mul)
     }
 }

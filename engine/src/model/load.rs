@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use formats::gguf::{GgufError, GgufSet, Metadata};
+use formats::gguf::{GgufError, GgufSet, Metadata, Value};
+use formats::pair::key;
 
 use super::hparams::{HParams, Rope};
 
@@ -96,6 +97,14 @@ impl Keys<'_> {
             Some(v) => Err(self.bad(key, format!("is {v}, outside 1..={max}"))),
             None => Err(self.bad(key, "is missing")),
         }
+    }
+
+    /// A scale: positive, or 0 for one.
+    fn factor(&self, key: &str) -> Result<Option<f32>, ModelError> {
+        if self.m.get(key).and_then(Value::as_f32) == Some(0.0) {
+            return Ok(Some(1.0));
+        }
+        self.opt_f32(key)
     }
 
     fn opt_f32(&self, key: &str) -> Result<Option<f32>, ModelError> {
@@ -208,14 +217,23 @@ fn read_rope(k: &Keys<'_>, set: &GgufSet, head_dim: usize) -> Result<Rope, Model
         ));
     }
     let base = k.opt_f32("llama.rope.freq_base")?.unwrap_or(10_000.0);
-    let scaling =
-        k.m.get("llama.rope.scaling.type")
-            .and_then(|v| v.as_str())
-            .unwrap_or("none");
+    let scaling = match k.m.get("llama.rope.scaling.type") {
+        // A file that says nothing scales linearly by its factor, as in llama.cpp.
+        None => "linear",
+        Some(v) => v.as_str().ok_or_else(|| {
+            k.bad(
+                "llama.rope.scaling.type",
+                format!("is {v}, which is no name"),
+            )
+        })?,
+    };
     let linear_scale = match scaling {
-        // The oldest files have only `scale_linear`.
-        "none" => k.opt_f32("llama.rope.scale_linear")?.unwrap_or(1.0),
-        "linear" => k.opt_f32("llama.rope.scaling.factor")?.unwrap_or(1.0),
+        "none" => 1.0,
+        // The oldest files have only `scale_linear`; a factor of 0 means none.
+        "linear" => match k.factor("llama.rope.scaling.factor")? {
+            Some(f) => f,
+            None => k.factor("llama.rope.scale_linear")?.unwrap_or(1.0),
+        },
         other => {
             return Err(ModelError::Unsupported {
                 path: k.path.clone(),
@@ -235,8 +253,7 @@ fn read_rope(k: &Keys<'_>, set: &GgufSet, head_dim: usize) -> Result<Rope, Model
 /// half (no tensor may stand in both files of a pair).
 fn read_factors(k: &Keys<'_>, set: &GgufSet, dims: usize) -> Result<Option<Vec<f32>>, ModelError> {
     let factors: Vec<f32> = if let Some((file, t)) = set.tensor("rope_freqs.weight") {
-        let mut v = vec![0.0; t.weights() as usize];
-        if t.dims.len() != 1 || v.len() != dims / 2 {
+        if t.dims != [dims as u64 / 2] {
             return Err(ModelError::Shape {
                 path: file.path().to_owned(),
                 tensor: t.name.clone(),
@@ -244,19 +261,15 @@ fn read_factors(k: &Keys<'_>, set: &GgufSet, dims: usize) -> Result<Option<Vec<f
                 want: vec![dims as u64 / 2],
             });
         }
+        let mut v = vec![0.0; dims / 2];
         formats::blocks::dequantize_row(t.block_type, file.data(t), &mut v)
             .map_err(|e| k.bad("rope_freqs.weight", e.to_string()))?;
         v
-    } else if let Some(v) = k.m.get("splitconv.rope_freqs") {
+    } else if let Some(v) = k.m.get(key::ROPE_FREQS) {
         v.as_array()
             .and_then(|a| a.f32s())
             .filter(|a| a.len() == dims / 2)
-            .ok_or_else(|| {
-                k.bad(
-                    "splitconv.rope_freqs",
-                    format!("is no f32 array of {}", dims / 2),
-                )
-            })?
+            .ok_or_else(|| k.bad(key::ROPE_FREQS, format!("is no f32 array of {}", dims / 2)))?
             .collect()
     } else {
         return Ok(None);

@@ -222,7 +222,7 @@ impl Loader<'_> {
                     n.parse::<usize>().is_ok_and(|n| !layers.contains(&n))
                         || KNOWN.contains(&part)
                         // Old files carry the inverse frequencies that the base implies.
-                        || part == "attn_rot_embd"
+                        || matches!(part, "attn_rot_embd" | "attn_rot_embd.weight")
                 }
                 None => matches!(
                     t.name.as_str(),

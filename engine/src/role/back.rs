@@ -61,6 +61,8 @@ pub struct BackSession {
     sampler: Sampler,
     top_logprobs: usize,
     recent: Vec<u32>,
+    /// Positions of the sampled tokens at the end of `recent`.
+    sampled_at: Vec<usize>,
     logits: Vec<f32>,
 }
 
@@ -95,6 +97,7 @@ impl BackSession {
             sampler: Sampler::new(options.sampling),
             top_logprobs: options.top_logprobs,
             recent: options.tail_ids,
+            sampled_at: Vec::new(),
             logits: Vec::new(),
         }
     }
@@ -132,6 +135,7 @@ impl BackSession {
             .sampler
             .sample(&self.logits, self.len as u64, &self.recent);
         self.recent.push(id);
+        self.sampled_at.push(self.len);
         let mut sampled = Sampled {
             id,
             logprob: None,
@@ -150,6 +154,11 @@ impl BackSession {
             cache.truncate(len);
         }
         self.len = self.len.min(len);
+        // A token that is rolled back was never said.
+        while self.sampled_at.last().is_some_and(|at| *at >= len) {
+            self.sampled_at.pop();
+            self.recent.pop();
+        }
     }
 }
 

@@ -8,31 +8,41 @@ use rustyline::error::ReadlineError;
 
 use super::back::Back;
 use super::error::RunError;
-use super::generate::{GenerateOptions, Generator, Stop};
+use super::generate::{GenerateOptions, Generation, Generator, Stop};
 use crate::text::{ChatTemplate, Message, Tokenizer};
 
-/// Reads lines and answers them until Ctrl-D or `/exit`. Only what is new of the conversation
-/// goes through the model; where the template rewrites the past, the sequence is rolled back to
-/// what still holds.
+/// What a conversation needs besides its sequence.
+pub struct Chat<'a> {
+    /// Turns text into ids and back.
+    pub tokenizer: &'a Tokenizer,
+    /// Puts messages into the form that the model was trained on.
+    pub template: &'a ChatTemplate,
+    /// System message, if any.
+    pub system: Option<&'a str>,
+    /// How far each answer may go.
+    pub options: &'a GenerateOptions,
+    /// Set to end an answer.
+    pub stop: &'a AtomicBool,
+}
+
+/// Reads lines and answers them until Ctrl-D or `/exit`.
+///
+/// `open` starts a sequence; its argument is the prompt, for the repeat penalty. Only what is new of
+/// the conversation goes through the model; where the template rewrites the past, the sequence is
+/// rolled back to what still holds. When the other half was lost between two lines, a new sequence
+/// is opened and the conversation run again.
 ///
 /// # Errors
-/// When the terminal or a half fails.
+/// When the terminal fails, or a half fails in the middle of an answer.
 pub fn chat_loop<B: Back>(
-    generator: &mut Generator<B>,
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-    system: Option<&str>,
-    options: &GenerateOptions,
-    stop: &AtomicBool,
+    chat: &Chat<'_>,
+    open: &mut dyn FnMut(&[u32]) -> Result<Generator<B>, RunError>,
 ) -> Result<(), RunError> {
     let terminal = |e: ReadlineError| RunError::Request(format!("the terminal: {e}"));
     let mut editor = DefaultEditor::new().map_err(terminal)?;
-    let mut messages: Vec<Message> = system
-        .map(|s| Message::new("system", s))
-        .into_iter()
-        .collect();
-    // The ids that the sequence holds.
-    let mut held: Vec<u32> = Vec::new();
+    let mut messages: Vec<Message> = Vec::new();
+    messages.extend(chat.system.map(|s| Message::new("system", s)));
+    let mut sequence: Option<Sequence<B>> = None;
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
@@ -48,39 +58,93 @@ pub fn chat_loop<B: Back>(
         // History is a convenience: a failure to record a line is no reason to stop.
         let _ = editor.add_history_entry(&line);
         messages.push(Message::new("user", &line));
-        let ids = template.render(tokenizer, &messages, true)?;
-        let same = ids.iter().zip(&held).take_while(|(a, b)| a == b).count();
-        let keep = same.min(ids.len() - 1);
-        generator.rollback(keep)?;
-        held.truncate(keep);
-        stop.store(false, Ordering::Relaxed);
-        let mut print = |text: &str| {
-            let mut out = std::io::stdout().lock();
-            // A closed output ends the program at the next line it cannot read.
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        let ids = chat.template.render(chat.tokenizer, &messages, true)?;
+        chat.stop.store(false, Ordering::Relaxed);
+        let (mut current, fresh) = match sequence.take() {
+            Some(s) => (s, false),
+            None => (
+                Sequence {
+                    generator: open(&ids)?,
+                    held: Vec::new(),
+                },
+                true,
+            ),
         };
-        match generator.generate(tokenizer, &ids[keep..], options, stop, &mut print) {
+        let mut printed = false;
+        let mut answer = current.answer(chat, &ids, &mut printed);
+        if matches!(answer, Err(RunError::Link(_))) && !fresh && !printed {
+            note("(the connection was lost; running the conversation again)");
+            current = Sequence {
+                generator: open(&ids)?,
+                held: Vec::new(),
+            };
+            answer = current.answer(chat, &ids, &mut printed);
+        }
+        match answer {
             Ok(g) => {
-                println!();
+                print_text("\n");
                 if g.stop == Stop::Context {
-                    eprintln!("(the context of {} positions is full)", generator.n_ctx());
+                    let n = current.generator.n_ctx();
+                    note(&format!("(the context of {n} positions is full)"));
                 }
-                held.extend_from_slice(&ids[keep..]);
-                // The last token was sampled but not run.
-                held.extend(
-                    g.ids
-                        .iter()
-                        .take(generator.len().saturating_sub(held.len())),
-                );
                 messages.push(Message::new("assistant", &g.text));
+                sequence = Some(current);
             }
             Err(RunError::Exec(e)) => {
-                eprintln!("{e}\nstarting over with an empty conversation");
+                note(&format!("{e}\nstarting over with an empty conversation"));
                 messages.retain(|m| m.role == "system");
-                generator.rollback(0)?;
-                held.clear();
             }
             Err(e) => return Err(e),
         }
     }
+}
+
+/// A sequence and the ids that it holds.
+struct Sequence<B> {
+    generator: Generator<B>,
+    held: Vec<u32>,
+}
+
+impl<B: Back> Sequence<B> {
+    /// Generates what follows `ids`; what of them is held already is not run again.
+    fn answer(
+        &mut self,
+        chat: &Chat<'_>,
+        ids: &[u32],
+        printed: &mut bool,
+    ) -> Result<Generation, RunError> {
+        let same = ids
+            .iter()
+            .zip(&self.held)
+            .take_while(|(a, b)| a == b)
+            .count();
+        // At least one row must run to be followed by something.
+        let keep = same.min(ids.len().saturating_sub(1));
+        self.generator.rollback(keep)?;
+        self.held.truncate(keep);
+        let mut print = |text: &str| {
+            *printed = true;
+            print_text(text);
+        };
+        let (generator, options) = (&mut self.generator, chat.options);
+        let new = &ids[keep..];
+        let done = generator.generate(chat.tokenizer, new, options, chat.stop, &mut print)?;
+        self.held.extend_from_slice(new);
+        self.held.extend(&done.ids);
+        // The last token was sampled but not run, and an interrupted prompt stopped short: only
+        // what the sequence holds counts.
+        self.held.truncate(self.generator.len());
+        Ok(done)
+    }
+}
+
+/// Text on standard output. A closed output ends the program at the next line it cannot read.
+fn print_text(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// A line on standard error; nobody listening is no reason to stop.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

@@ -11,6 +11,8 @@ use crate::link::{EdgeLink, OpenRequest, Stream, TokenOut};
 /// A cloud session, as the edge drives it.
 pub struct RemoteBack {
     stream: Stream,
+    /// Carries the stream; closed after it.
+    _link: EdgeLink,
     codec: Codec,
     contract: Contract,
     scratch: Scratch,
@@ -22,7 +24,7 @@ impl RemoteBack {
     /// # Errors
     /// When the cloud refuses: another pair, full, an unknown codec.
     pub fn open(
-        link: &EdgeLink,
+        link: EdgeLink,
         contract: Contract,
         codec: &Codec,
         n_ctx: usize,
@@ -39,6 +41,7 @@ impl RemoteBack {
         })?;
         Ok(Self {
             stream,
+            _link: link,
             codec,
             contract,
             scratch: Scratch::default(),

@@ -73,6 +73,9 @@ pub enum RunError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A flag has a value that makes no sense.
+    #[error("{0}")]
+    Usage(String),
     /// The request cannot be served as put.
     #[error("{0}")]
     Request(String),

@@ -163,7 +163,7 @@ fn weights(sorted: &[Candidate], temperature: f64) -> Vec<f64> {
             if c.logit == max {
                 1.0 // also where both are infinite
             } else {
-                ((f64::from(c.logit) - f64::from(max)) / temperature).exp()
+                libm::exp((f64::from(c.logit) - f64::from(max)) / temperature)
             }
         })
         .collect()
@@ -233,7 +233,7 @@ pub fn top_logprobs(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
             f64::from(l) - f64::from(max)
         }
     };
-    let log_sum = all.iter().map(|c| shifted(c.logit).exp()).sum::<f64>().ln();
+    let log_sum = libm::log(all.iter().map(|c| libm::exp(shifted(c.logit))).sum::<f64>());
     if k < all.len() {
         all.select_nth_unstable_by(k - 1, |a, b| order(*a, *b));
         all.truncate(k);

@@ -14,17 +14,24 @@ use super::scalar;
 use super::avx2;
 
 /// An instruction set for the kernels. All give the same bits.
+///
+/// Only [`detect`](Self::detect) and [`available`](Self::available) make one, so a value is proof
+/// that the processor has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Isa {
-    /// Plain Rust: slow, everywhere, and the definition of right.
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
     Scalar,
-    /// AVX2 with FMA and F16C.
+    /// With FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
 }
 
 impl Isa {
+    /// Plain Rust: slow, everywhere, and the definition of right.
+    pub const SCALAR: Self = Self(Kind::Scalar);
+
     /// The best this processor has.
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -32,16 +39,16 @@ impl Isa {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
         {
-            return Self::Avx2;
+            return Self(Kind::Avx2);
         }
-        Self::Scalar
+        Self::SCALAR
     }
 
     /// Every set this processor can run.
     pub fn available() -> Vec<Self> {
-        let mut all = vec![Self::Scalar];
+        let mut all = vec![Self::SCALAR];
         let best = Self::detect();
-        if best != Self::Scalar {
+        if best != Self::SCALAR {
             all.push(best);
         }
         all
@@ -56,25 +63,25 @@ impl Isa {
         x: &Acts<'_>,
         out: Out,
     ) {
-        match self {
-            Self::Scalar => scalar::matmul(ty, weights, row_bytes, rows, x, &mut |r, i, v| {
+        match self.0 {
+            Kind::Scalar => scalar::matmul(ty, weights, row_bytes, rows, x, &mut |r, i, v| {
                 // SAFETY: `matmul` gives each task its own range of columns.
                 unsafe { out.set(r, i, v) }
             }),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `detect` is the only maker of `Avx2` and has seen the features; `matmul`
             // gives each task its own range of columns and has checked the sizes.
-            Self::Avx2 => unsafe { avx2::matmul(ty, weights, row_bytes, rows, x, out) },
+            Kind::Avx2 => unsafe { avx2::matmul(ty, weights, row_bytes, rows, x, out) },
         }
     }
 
     /// Σ x².
     pub(crate) fn sum_squares(self, x: &[f32]) -> f32 {
-        match self {
-            Self::Scalar => scalar::sum_squares(x),
+        match self.0 {
+            Kind::Scalar => scalar::sum_squares(x),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Self::Avx2 => unsafe { avx2::sum_squares(x) },
+            Kind::Avx2 => unsafe { avx2::sum_squares(x) },
         }
     }
 
@@ -87,32 +94,32 @@ impl Isa {
         scale: f32,
         scores: &mut [f32],
     ) {
-        match self {
-            Self::Scalar => {
+        match self.0 {
+            Kind::Scalar => {
                 for (s, k) in scores.iter_mut().zip(keys.chunks(stride)) {
                     *s = scalar::dot_f16(q, &k[..q.len()]) * scale;
                 }
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Self::Avx2 => unsafe { avx2::scores(q, keys, stride, scale, scores) },
+            Kind::Avx2 => unsafe { avx2::scores(q, keys, stride, scale, scores) },
         }
     }
 
     /// `s[t] = e^(s[t] − max s)`; returns the sum.
     pub(crate) fn softmax(self, s: &mut [f32]) -> f32 {
-        match self {
-            Self::Scalar => scalar::softmax(s),
+        match self.0 {
+            Kind::Scalar => scalar::softmax(s),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Self::Avx2 => unsafe { avx2::softmax(s) },
+            Kind::Avx2 => unsafe { avx2::softmax(s) },
         }
     }
 
     /// `out[d] = Σ w[t] · v[t][d]` for the values at `t × stride`, in ascending `t`.
     pub(crate) fn weighted_sum(self, w: &[f32], values: &[f16], stride: usize, out: &mut [f32]) {
-        match self {
-            Self::Scalar => {
+        match self.0 {
+            Kind::Scalar => {
                 out.fill(0.0);
                 for (w, v) in w.iter().zip(values.chunks(stride)) {
                     let n = out.len();
@@ -121,27 +128,27 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Self::Avx2 => unsafe { avx2::weighted_sum(w, values, stride, out) },
+            Kind::Avx2 => unsafe { avx2::weighted_sum(w, values, stride, out) },
         }
     }
 
     /// `gate[i] = silu(gate[i]) · up[i]`.
     pub(crate) fn swiglu(self, gate: &mut [f32], up: &[f32]) {
-        match self {
-            Self::Scalar => scalar::swiglu(gate, up),
+        match self.0 {
+            Kind::Scalar => scalar::swiglu(gate, up),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Self::Avx2 => unsafe { avx2::swiglu(gate, up) },
+            Kind::Avx2 => unsafe { avx2::swiglu(gate, up) },
         }
     }
 }
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Scalar => "scalar",
+        f.write_str(match self.0 {
+            Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => "avx2",
+            Kind::Avx2 => "avx2",
         })
     }
 }

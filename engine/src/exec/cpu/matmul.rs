@@ -176,6 +176,13 @@ pub(crate) fn matmul(
     assert!(out.len() >= acts.rows.saturating_sub(1) * out_stride + w.rows);
     let data = w.data();
     let row_bytes = w.row_bytes();
+    // The kernels trust these sizes.
+    assert_eq!(
+        w.block_type.row_bytes(w.cols),
+        Some(row_bytes),
+        "{}: not whole blocks",
+        w.name
+    );
     assert_eq!(data.len(), row_bytes * w.rows);
     let out = Out::new(out, out_stride);
     session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {

@@ -79,7 +79,7 @@ fn products_agree_with_decoded_weights_and_between_instruction_sets() {
             }
             for n in [1, 2, 3, 8, 15] {
                 let x = noise.take(n * cols);
-                let want = product(Isa::Scalar, ty, &w, rows, &x, n);
+                let want = product(Isa::SCALAR, ty, &w, rows, &x, n);
                 for (at, v) in want.iter().enumerate() {
                     let (r, i) = (at / rows, at % rows);
                     let pairs = plain[i].iter().zip(&x[r * cols..(r + 1) * cols]);
@@ -127,7 +127,7 @@ fn attention_pieces_agree() {
                 s.extend(out);
                 s.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
-            let want = run(Isa::Scalar);
+            let want = run(Isa::SCALAR);
             for isa in Isa::available() {
                 assert_eq!(run(isa), want, "{isa}: head of {dim}, {n} positions");
             }
@@ -147,7 +147,7 @@ fn elementwise_pieces_agree_and_exp_is_close() {
             g.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
         for isa in Isa::available() {
-            assert_eq!(run(isa), run(Isa::Scalar), "{isa}, {n} values");
+            assert_eq!(run(isa), run(Isa::SCALAR), "{isa}, {n} values");
         }
     }
     for i in -8700..880 {
