@@ -59,6 +59,7 @@ pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
         Some(n) => usize::from(n),
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
+    progress::stop_on_signals();
     let progress = progress::for_stderr();
     let written = stream::write_pair(&source, &plan, &target, threads, progress.as_ref())?;
     Report::new(&source, &plan, &target, Some(&written)).print(args.json)

@@ -3,10 +3,22 @@
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Hears how far it is.
+/// Set by a signal, never cleared: the process is to end.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// From now on Ctrl-C and the signals that ask for an end stop a conversion between two pieces,
+/// so that it can remove its files.
+pub fn stop_on_signals() {
+    // An error means that someone else decides about signals: a program that uses this library,
+    // or `nohup`, whose ignored signals stay ignored. Then all is as without a handler.
+    let _ = ctrlc::try_set_handler(|| STOP.store(true, Ordering::Relaxed));
+}
+
+/// Hears how far it is, and may ask for an end.
 pub trait Progress {
     /// `bytes` of the source are to be read.
     fn start(&self, bytes: u64);
@@ -16,6 +28,10 @@ pub trait Progress {
     fn say(&self, line: &str);
     /// All is done.
     fn finish(&self);
+    /// Whether the conversion is to end now, unfinished. Asked before every piece.
+    fn stopped(&self) -> bool {
+        false
+    }
 }
 
 /// Says nothing.
@@ -29,7 +45,7 @@ impl Progress for Silent {
     fn finish(&self) {}
 }
 
-/// The kind that suits standard error.
+/// The kind that suits standard error; stops on signals once [`stop_on_signals`] was called.
 pub fn for_stderr() -> Box<dyn Progress> {
     if std::io::stderr().is_terminal() {
         Box::new(Bar(ProgressBar::hidden()))
@@ -63,6 +79,10 @@ impl Progress for Bar {
     fn finish(&self) {
         self.0.finish_and_clear();
     }
+
+    fn stopped(&self) -> bool {
+        STOP.load(Ordering::Relaxed)
+    }
 }
 
 /// One line for each tenth.
@@ -95,4 +115,8 @@ impl Progress for Lines {
     fn say(&self, _: &str) {}
 
     fn finish(&self) {}
+
+    fn stopped(&self) -> bool {
+        STOP.load(Ordering::Relaxed)
+    }
 }

@@ -41,7 +41,7 @@ fn rewrite(
 fn cuts_that_leave_a_half_empty() {
     let bench = Bench::new(&LlamaShape::tiny());
     let cut = |n: &str| bench.run(&["m.gguf", "--split", n]);
-    cut("0").fails_with(&["--split 0", "edge", "1 to 5"]);
+    cut("0").fails_with(&["m.gguf", "--split 0", "edge", "1 to 5"]);
     cut("6").fails_with(&["--split 6", "cloud", "1 to 5"]);
     cut("4000000000").fails_with(&["cloud", "6 layers"]);
     assert_eq!(cut("x").code, 2);
@@ -52,7 +52,7 @@ fn cuts_that_leave_a_half_empty() {
         ..LlamaShape::tiny()
     });
     one.run(&["m.gguf", "--split", "1"])
-        .fails_with(&["one layer"]);
+        .fails_with(&["m.gguf", "one layer", "splitrun"]);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn files_that_are_no_model() {
     let convert = |name: &str| bench.run(&[name, "--split", "2"]);
     convert("absent.gguf").fails_with(&["absent.gguf"]);
     std::fs::write(bench.path("text.gguf"), "not a model at all").unwrap();
-    convert("text.gguf").fails_with(&["text.gguf", "not a GGUF"]);
+    convert("text.gguf").fails_with(&["text.gguf", "not a GGUF", "convert_hf_to_gguf"]);
     std::fs::write(bench.path("empty.gguf"), "").unwrap();
     convert("empty.gguf").fails_with(&["empty.gguf"]);
     convert(".").fails_with(&["."]);
@@ -115,6 +115,13 @@ fn models_that_are_not_whole_llamas() {
         set("llama.block_count", Value::u32(u32::MAX)),
         all,
     );
+    convert().fails_with(&["`llama.block_count`", "4294967295", "4096"]);
+    rewrite(
+        &source,
+        &path,
+        set("llama.block_count", Value::u32(4096)),
+        all,
+    );
     convert().fails_with(&["missing"]);
     rewrite(&source, &path, set("llama.block_count", Value::u32(5)), all);
     convert().fails_with(&["`blk.5."]);
@@ -160,8 +167,77 @@ fn models_that_are_not_whole_llamas() {
         }
         true
     });
-    convert().fails_with(&["blk.1.ffn_gate_exps.weight", "which half"]);
+    convert().fails_with(&["x.gguf", "blk.1.ffn_gate_exps.weight", "splitrun"]);
     assert_eq!(bench.names(), ["m.gguf", "x.gguf"]);
+}
+
+/// What splitrun does not compute is no pair.
+#[test]
+fn models_that_splitrun_would_refuse() {
+    let bench = Bench::new(&LlamaShape {
+        rope_freqs: true,
+        ..LlamaShape::tiny()
+    });
+    let source = bench.open("m.gguf");
+    let path = bench.path("x.gguf");
+    let convert = || bench.run(&["x.gguf", "--split", "2", "--dry-run"]);
+    let all = |_: &mut TensorDecl| true;
+    let refused = |key: &'static str, value: Value, words: &[&str]| {
+        let set = |m: &mut Metadata| m.set(key, value.clone());
+        rewrite(&source, &path, set, all);
+        convert().fails_with(&[&["x.gguf", key], words].concat());
+    };
+    let scaling = "llama.rope.scaling.type";
+    for kind in ["yarn", "longrope"] {
+        refused(
+            scaling,
+            Value::string(kind),
+            &[kind, "splitrun would refuse"],
+        );
+    }
+    let value = "llama.attention.value_length";
+    refused(
+        value,
+        Value::u32(32),
+        &["32", "16", "splitrun would refuse"],
+    );
+    refused("llama.rope.freq_base", Value::f32(-1.0), &["-1"]);
+    refused("llama.rope.dimension_count", Value::u32(15), &["odd"]);
+    let eps = "llama.attention.layer_norm_rms_epsilon";
+    for lost in [eps, "llama.context_length"] {
+        rewrite(&source, &path, |m| m.remove_if(|k| k == lost), all);
+        convert().fails_with(&["x.gguf", lost, "missing"]);
+    }
+    // Factors for heads of another width.
+    let dims = |m: &mut Metadata| m.set("llama.rope.dimension_count", Value::u32(8));
+    rewrite(&source, &path, dims, all);
+    convert().fails_with(&["`rope_freqs.weight`", "[8]", "[4]"]);
+    for no in ["none", "linear"] {
+        let set = |m: &mut Metadata| m.set(scaling, Value::string(no));
+        rewrite(&source, &path, set, all);
+        convert().ok();
+    }
+    // A tensor beside those that the engine reads: the head takes its name.
+    let same = |_: &mut Metadata| {};
+    for (name, way_out) in [
+        ("blk.1.attn_q.bias", "no biases"),
+        ("blk.1.attn_q_norm.weight", "splitrun"),
+    ] {
+        rewrite(&source, &path, same, |t| {
+            if t.name == "output.weight" {
+                t.name = name.into();
+            }
+            true
+        });
+        convert().fails_with(&["x.gguf", name, way_out, "without it"]);
+    }
+    rewrite(&source, &path, same, |t| {
+        if t.name == "rope_freqs.weight" {
+            t.name = "blk.1.attn_rot_embd.weight".into();
+        }
+        true
+    });
+    convert().ok();
 }
 
 #[test]
@@ -194,11 +270,11 @@ fn weights_that_cannot_be_encoded() {
     };
     let run = |bits| bench.run(&["bad.gguf", "--split", "2", "--edge-bits", bits]);
     spoil(f32::NAN);
-    run("4").fails_with(&["`blk.1.ffn_up.weight`", "row 3", "NaN"]);
+    run("4").fails_with(&["bad.gguf", "`blk.1.ffn_up.weight`", "row 3", "NaN"]);
     spoil(f32::NEG_INFINITY);
     run("8").fails_with(&["`blk.1.ffn_up.weight`", "-inf"]);
     spoil(70_000.0);
-    run("16").fails_with(&["`blk.1.ffn_up.weight`", "70000", "BF16"]);
+    run("16").fails_with(&["bad.gguf", "`blk.1.ffn_up.weight`", "70000", "BF16"]);
     assert_eq!(bench.names(), ["bad.gguf", "m.gguf"]);
 }
 
@@ -226,6 +302,37 @@ fn outputs_in_the_way() {
     bench
         .run(&[&args[..], &["--out", "m.gguf"]].concat())
         .fails_with(&["m.gguf"]);
+}
+
+/// The cloud's name cannot be had after the edge got its own: the old edge comes back.
+#[test]
+fn what_was_to_be_replaced_survives_a_failure() {
+    let bench = Bench::new(&LlamaShape::tiny());
+    let (e, c) = (edge(2, "e4c8"), cloud(2, "e4c8"));
+    std::fs::write(bench.path(&e), "mine").unwrap();
+    std::fs::create_dir(bench.path(&c)).unwrap();
+    bench
+        .run(&["m.gguf", "--split", "2", "--force"])
+        .fails_with(&[&c, "cannot write"]);
+    assert_eq!(bench.names(), [e.clone(), c, "m.gguf".to_owned()]);
+    assert_eq!(std::fs::read(bench.path(&e)).unwrap(), b"mine");
+}
+
+/// The second reader takes no such path; the digests still speak.
+#[cfg(target_os = "linux")]
+#[test]
+fn verify_in_a_folder_whose_name_is_not_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let bench = Bench::new(&LlamaShape::tiny());
+    bench.run(&["m.gguf", "--split", "2"]).ok();
+    let folder = bench.dir.path().join(std::ffi::OsStr::from_bytes(b"f\xff"));
+    std::fs::create_dir(&folder).unwrap();
+    for name in [edge(2, "e4c8"), cloud(2, "e4c8")] {
+        std::fs::rename(bench.path(&name), folder.join(&name)).unwrap();
+    }
+    let mut command = bench.command(&["verify"]);
+    command.arg(&folder);
+    common::Run::of(command).ok();
 }
 
 #[test]
@@ -356,6 +463,53 @@ fn a_killed_conversion_leaves_no_half_file() {
     // What a killed run has left does not hinder the next.
     bench.run(&args).ok();
     assert_eq!(bench.names(), [e, c, "m.gguf".to_owned()]);
+}
+
+/// Ctrl-C and `kill`: an error in words, and the folder as it was.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_conversion_cleans_up() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    let bench = Bench::new(&LlamaShape {
+        n_layer: 24,
+        n_embd: 512,
+        n_ff: 2048,
+        ..LlamaShape::tiny()
+    });
+    let (e, c) = (edge(6, "e3c3"), cloud(6, "e3c3"));
+    std::fs::write(bench.path(&e), "mine").unwrap();
+    for signal in ["-INT", "-TERM"] {
+        let mut command = bench.command(&[
+            "m.gguf",
+            "--split",
+            "6",
+            "--edge-bits",
+            "3",
+            "--cloud-bits",
+            "3",
+            "-t",
+            "1",
+            "--force",
+        ]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = child.spawn().unwrap();
+        // It is at work once the second file is there; then the handler stands too.
+        let begun = Instant::now();
+        while !bench.path(&format!("{c}.partial")).exists() {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut kill = Command::new("kill");
+        kill.args([signal, &child.id().to_string()]);
+        assert!(kill.status().unwrap().success());
+        let ended = child.wait_with_output().unwrap();
+        let text = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{text}");
+        assert!(text.contains("splitconv: error: interrupted"), "{text}");
+        assert_eq!(bench.names(), [e.clone(), "m.gguf".to_owned()]);
+        assert_eq!(std::fs::read(bench.path(&e)).unwrap(), b"mine");
+    }
 }
 
 #[cfg(unix)]

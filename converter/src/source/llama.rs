@@ -1,7 +1,9 @@
-//! What a Llama must have: its sizes in the metadata, its tensors, their shapes.
+//! What a Llama must have: its sizes in the metadata, its tensors, their shapes. What splitrun
+//! does not compute is refused here: nobody wants to find that out with a pair in hand.
 
 use std::path::Path;
 
+use formats::blocks::BlockType;
 use formats::gguf::{GgufSet, Value};
 
 use super::SourceError;
@@ -19,10 +21,8 @@ pub struct Hparams {
     pub n_head: u64,
     /// Key and value heads.
     pub n_head_kv: u64,
-    /// Values of one head's key.
-    pub head_dim_k: u64,
-    /// Values of one head's value.
-    pub head_dim_v: u64,
+    /// Values of one head's key, and of its value.
+    pub head_dim: u64,
     /// Tokens in the vocabulary.
     pub n_vocab: u64,
     /// Whether the head is the embedding.
@@ -63,8 +63,8 @@ impl Place {
     }
 }
 
-/// The tensors that a layer may have. The biases are optional.
-const PARTS: [&str; 16] = [
+/// The tensors that a layer may have: those that splitrun reads.
+const PARTS: [&str; 11] = [
     "attn_norm.weight",
     "attn_q.weight",
     "attn_k.weight",
@@ -74,13 +74,9 @@ const PARTS: [&str; 16] = [
     "ffn_gate.weight",
     "ffn_up.weight",
     "ffn_down.weight",
-    "attn_q.bias",
-    "attn_k.bias",
-    "attn_v.bias",
-    "attn_output.bias",
-    "ffn_gate.bias",
-    "ffn_up.bias",
-    "ffn_down.bias",
+    // Old files carry the inverse frequencies that the base implies.
+    "attn_rot_embd",
+    "attn_rot_embd.weight",
 ];
 
 /// Checks that `set` is a whole Llama and returns its sizes.
@@ -88,6 +84,8 @@ pub(super) fn check(path: &Path, set: &GgufSet) -> Result<Hparams, SourceError> 
     let keys = Keys { path, set };
     keys.architecture()?;
     let h = keys.hparams()?;
+    keys.norms()?;
+    keys.rope(&h)?;
     shapes(path, set, &h)?;
     for (_, tensor) in set.tensors() {
         let known = match Place::of(&tensor.name) {
@@ -146,14 +144,14 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// A positive number, `None` when the key is absent.
-    fn optional(&self, key: &str) -> Result<Option<u64>, SourceError> {
+    /// A number from 1 to `max`, `None` when the key is absent.
+    fn optional(&self, key: &str, max: u32) -> Result<Option<u64>, SourceError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
         match value.as_u64() {
-            Some(n) if n > 0 && u32::try_from(n).is_ok() => Ok(Some(n)),
-            Some(n) => Err(self.bad(key, format!("is {n}"))),
+            Some(n) if (1..=u64::from(max)).contains(&n) => Ok(Some(n)),
+            Some(n) => Err(self.bad(key, format!("is {n}, outside 1..={max}"))),
             None if value.as_array().is_some() => Err(SourceError::Unsupported {
                 path: self.path.to_owned(),
                 what: format!("`{key}` differs from layer to layer"),
@@ -163,20 +161,93 @@ impl Keys<'_> {
         }
     }
 
-    fn required(&self, key: &str) -> Result<u64, SourceError> {
-        self.optional(key)?
+    fn required(&self, key: &str, max: u32) -> Result<u64, SourceError> {
+        self.optional(key, max)?
             .ok_or_else(|| self.bad(key, "is missing"))
     }
 
+    /// A positive number, `None` when the key is absent.
+    fn float(&self, key: &str) -> Result<Option<f32>, SourceError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_f32() {
+            Some(f) if f.is_finite() && f > 0.0 => Ok(Some(f)),
+            _ => Err(self.bad(key, format!("is {value}, not a positive number"))),
+        }
+    }
+
+    fn unsupported(&self, what: String) -> SourceError {
+        SourceError::Unsupported {
+            path: self.path.to_owned(),
+            what,
+            way_out: "splitrun would refuse the halves, choose another model",
+        }
+    }
+
+    fn norms(&self) -> Result<(), SourceError> {
+        let key = "llama.attention.layer_norm_rms_epsilon";
+        let found = self.float(key)?;
+        found.map(|_| ()).ok_or_else(|| self.bad(key, "is missing"))
+    }
+
+    /// Checks that splitrun can rotate: scaling is none, linear, or by factors.
+    fn rope(&self, h: &Hparams) -> Result<(), SourceError> {
+        let key = "llama.rope.dimension_count";
+        let dims = self.optional(key, h.head_dim as u32)?;
+        let dims = dims.unwrap_or(h.head_dim);
+        if !dims.is_multiple_of(2) {
+            return Err(self.bad(key, format!("is {dims}, an odd number")));
+        }
+        self.float("llama.rope.freq_base")?;
+        let scaling = self.get("llama.rope.scaling.type").and_then(Value::as_str);
+        match scaling.unwrap_or("none") {
+            "none" => self.float("llama.rope.scale_linear")?,
+            "linear" => self.float("llama.rope.scaling.factor")?,
+            other => {
+                let other: String = other.chars().take(64).collect();
+                let what = format!("RoPE scaling `{other}` (llama.rope.scaling.type)");
+                return Err(self.unsupported(what));
+            }
+        };
+        // Another type than F32 is refused when the halves are written.
+        let name = "rope_freqs.weight";
+        if let Some((file, t)) = self.set.tensor(name) {
+            if t.dims != [dims / 2] {
+                return Err(SourceError::Shape {
+                    path: file.path().to_owned(),
+                    tensor: name.to_owned(),
+                    found: t.dims.clone(),
+                    wanted: vec![dims / 2],
+                });
+            }
+            let (words, _) = file.data(t).as_chunks::<4>();
+            let bad = |w: &[u8; 4]| {
+                let f = f32::from_le_bytes(*w);
+                !f.is_finite() || f <= 0.0
+            };
+            if t.block_type == BlockType::F32 && words.iter().any(bad) {
+                return Err(SourceError::Unsupported {
+                    path: file.path().to_owned(),
+                    what: format!("tensor `{name}` holds a factor that is not a positive number"),
+                    way_out: "the file is damaged, fetch or make it again",
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn hparams(&self) -> Result<Hparams, SourceError> {
-        let n_layer = self.required("llama.block_count")?;
-        let n_embd = self.required("llama.embedding_length")?;
-        let n_ff = self.required("llama.feed_forward_length")?;
-        let n_head = self.required("llama.attention.head_count")?;
+        // The limits are splitrun's.
+        let n_layer = self.required("llama.block_count", 4096)?;
+        let n_embd = self.required("llama.embedding_length", 1 << 20)?;
+        let n_ff = self.required("llama.feed_forward_length", 1 << 24)?;
+        let n_head = self.required("llama.attention.head_count", 1 << 16)?;
+        self.required("llama.context_length", u32::MAX)?;
         let n_head_kv = self
-            .optional("llama.attention.head_count_kv")?
+            .optional("llama.attention.head_count_kv", n_head as u32)?
             .unwrap_or(n_head);
-        let head_dim_k = match self.optional("llama.attention.key_length")? {
+        let head_dim = match self.optional("llama.attention.key_length", 1 << 16)? {
             Some(n) => n,
             None if n_embd.is_multiple_of(n_head) => n_embd / n_head,
             None => {
@@ -188,13 +259,16 @@ impl Keys<'_> {
             let why = format!("is {n_head_kv}, which does not divide {n_head} heads");
             return Err(self.bad("llama.attention.head_count_kv", why));
         }
-        let head_dim_v = self
-            .optional("llama.attention.value_length")?
-            .unwrap_or(head_dim_k);
+        let value = self.optional("llama.attention.value_length", u32::MAX)?;
+        if let Some(value) = value.filter(|v| *v != head_dim) {
+            return Err(self.unsupported(format!(
+                "values of {value} numbers (llama.attention.value_length) beside keys of {head_dim}"
+            )));
+        }
         let tokens = self.get("tokenizer.ggml.tokens").and_then(Value::as_array);
         let n_vocab = match tokens {
             Some(tokens) => tokens.len() as u64,
-            None => self.required("llama.vocab_size")?,
+            None => self.required("llama.vocab_size", u32::MAX)?,
         };
         Ok(Hparams {
             // `optional` lets no number past u32.
@@ -203,8 +277,7 @@ impl Keys<'_> {
             n_ff,
             n_head,
             n_head_kv,
-            head_dim_k,
-            head_dim_v,
+            head_dim,
             n_vocab,
             tied: self.set.tensor("output.weight").is_none(),
         })
@@ -214,18 +287,14 @@ impl Keys<'_> {
 /// Checks that every tensor a Llama needs is there and has the shape its sizes ask for.
 fn shapes(path: &Path, set: &GgufSet, h: &Hparams) -> Result<(), SourceError> {
     // Sizes fit u32, so products fit u64.
-    let (q, k, v) = (
-        h.n_head * h.head_dim_k,
-        h.n_head_kv * h.head_dim_k,
-        h.n_head_kv * h.head_dim_v,
-    );
+    let (q, kv) = (h.n_head * h.head_dim, h.n_head_kv * h.head_dim);
     let (e, f) = (h.n_embd, h.n_ff);
     let layer: [(&str, Vec<u64>); 9] = [
         ("attn_norm", vec![e]),
         ("attn_q", vec![e, q]),
-        ("attn_k", vec![e, k]),
-        ("attn_v", vec![e, v]),
-        ("attn_output", vec![h.n_head * h.head_dim_v, e]),
+        ("attn_k", vec![e, kv]),
+        ("attn_v", vec![e, kv]),
+        ("attn_output", vec![q, e]),
         ("ffn_norm", vec![e]),
         ("ffn_gate", vec![e, f]),
         ("ffn_up", vec![e, f]),
@@ -251,7 +320,7 @@ fn shapes(path: &Path, set: &GgufSet, h: &Hparams) -> Result<(), SourceError> {
         }
     };
     need("token_embd.weight".into(), &[e, h.n_vocab])?;
-    // A claim of four thousand million layers ends at the number of tensors in the file.
+    // A claim of more layers than there are tensors ends at these.
     let have = set.tensors().count() as u32;
     for l in 0..h.n_layer.min(have.saturating_add(1)) {
         for (part, wanted) in &layer {
@@ -284,6 +353,7 @@ mod tests {
             "blk.x.attn_q.weight",
             "blk.+1.attn_q.weight",
             "blk.1.ffn_gate_exps.weight",
+            "blk.1.attn_q.bias",
             "blk..attn_q.weight",
             "blk.99999999999.attn_q.weight",
             "rope_factors_long.weight",

@@ -102,8 +102,9 @@ pub enum SourceError {
     },
     /// A tensor that a Llama does not have.
     #[error(
-        "{}: tensor `{tensor}` is not part of a Llama that splitconv knows, so it cannot tell which half needs it",
-        path.display()
+        "{}: tensor `{tensor}` is not part of a Llama as splitrun computes it{}; convert a model without it",
+        path.display(),
+        if .tensor.ends_with(".bias") { " (no biases)" } else { "" }
     )]
     UnknownTensor {
         /// The file.
@@ -113,10 +114,13 @@ pub enum SourceError {
     },
     /// One half would have no layer.
     #[error(
-        "--split {split} leaves no layer {side}; the model has {n_layer} layers, choose 1 to {}",
+        "--split {split} leaves no layer {side}; {} has {n_layer} layers, choose 1 to {}",
+        path.display(),
         .n_layer - 1
     )]
     EmptyHalf {
+        /// The file.
+        path: PathBuf,
         /// The cut asked for.
         split: u32,
         /// Layers of the model.
@@ -125,7 +129,7 @@ pub enum SourceError {
         side: &'static str,
     },
     /// A model of one layer.
-    #[error("{}: a model of one layer cannot be cut between two", path.display())]
+    #[error("{}: a model of one layer cannot be cut between two; run it whole with splitrun", path.display())]
     OneLayer {
         /// The file.
         path: PathBuf,
@@ -214,6 +218,13 @@ impl Source {
         Some((tensor, file.data(tensor)))
     }
 
+    /// The file that the tensor called `name` stands in: a shard, or the file that was named.
+    pub fn file_of(&self, name: &str) -> &Path {
+        self.set
+            .tensor(name)
+            .map_or(&self.path, |(file, _)| file.path())
+    }
+
     /// Checks that both halves would have a layer.
     ///
     /// # Errors
@@ -231,6 +242,7 @@ impl Source {
             _ => return Ok(()),
         };
         Err(SourceError::EmptyHalf {
+            path: self.path.clone(),
             split,
             n_layer,
             side,

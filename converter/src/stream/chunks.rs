@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use formats::blocks::{BlockType, dequantize_row, quantize_row};
@@ -16,6 +17,8 @@ const CHUNK_WEIGHTS: usize = 1 << 18;
 /// A tensor of the source and what it becomes.
 pub(super) struct Job<'a> {
     pub(super) name: &'a str,
+    /// The file it comes from.
+    pub(super) path: &'a Path,
     pub(super) data: &'a [u8],
     pub(super) row_len: usize,
     pub(super) rows: usize,
@@ -240,6 +243,7 @@ const F16_LIMIT: f32 = 65_520.0;
 fn check(job: &Job<'_>, row: usize, values: &[f32]) -> Result<(), StreamError> {
     if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
         return Err(StreamError::NotFinite {
+            path: job.path.to_owned(),
             tensor: job.name.to_owned(),
             row,
             value: *bad,
@@ -249,6 +253,7 @@ fn check(job: &Job<'_>, row: usize, values: &[f32]) -> Result<(), StreamError> {
         && let Some(bad) = values.iter().find(|v| v.abs() >= F16_LIMIT)
     {
         return Err(StreamError::TooLarge {
+            path: job.path.to_owned(),
             tensor: job.name.to_owned(),
             row,
             value: *bad,

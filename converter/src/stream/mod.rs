@@ -20,11 +20,12 @@ use crate::progress::Progress;
 use crate::recipe::{Plan, TensorPlan, file_type};
 use crate::source::Source;
 use chunks::{Chunk, Job};
-use output::{Finished, Output, sync_folder};
+use output::{Output, publish};
 
 pub use output::partial_name;
 
-/// A conversion that could not be finished. No file has been left behind.
+/// A conversion that could not be finished. Its own files have been removed, and files that
+/// stood under their names are as they were.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The output cannot be written.
@@ -50,11 +51,17 @@ pub enum StreamError {
         /// The temporary file.
         path: PathBuf,
     },
+    /// A signal asked for an end.
+    #[error("interrupted; no half was written, run it again")]
+    Interrupted,
     /// NaN or infinity in the source.
     #[error(
-        "tensor `{tensor}`, row {row} holds {value}, which cannot be encoded; the source is damaged, fetch or make it again"
+        "{}: tensor `{tensor}`, row {row} holds {value}, which cannot be encoded; the source is damaged, fetch or make it again",
+        path.display()
     )]
     NotFinite {
+        /// The file.
+        path: PathBuf,
         /// The tensor.
         tensor: String,
         /// The row.
@@ -64,10 +71,13 @@ pub enum StreamError {
     },
     /// A value beyond the range of F16.
     #[error(
-        "tensor `{tensor}`, row {row} holds {value}, which F16 cannot; use --tensor-type '{}=BF16'",
+        "{}: tensor `{tensor}`, row {row} holds {value}, which F16 cannot; use --tensor-type '{}=BF16'",
+        path.display(),
         regex::escape(.tensor)
     )]
     TooLarge {
+        /// The file.
+        path: PathBuf,
         /// The tensor.
         tensor: String,
         /// The row.
@@ -77,9 +87,15 @@ pub enum StreamError {
     },
     /// The frequency factors of the source are of a kind the cloud's key cannot hold.
     #[error(
-        "tensor `rope_freqs.weight` is {0}, not F32; make the source again with a current llama.cpp"
+        "{}: tensor `rope_freqs.weight` is {found}, not F32; make the source again with a current llama.cpp",
+        path.display()
     )]
-    RopeFreqs(formats::blocks::BlockType),
+    RopeFreqs {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: formats::blocks::BlockType,
+    },
     /// No thread could be started.
     #[error("cannot start a thread; try -t 1")]
     Threads(#[source] io::Error),
@@ -169,7 +185,8 @@ struct Digests {
 /// Writes the pair that `plan` describes, on `threads` threads.
 ///
 /// # Errors
-/// [`StreamError`]; what was written so far is removed.
+/// [`StreamError`], [`StreamError::Interrupted`] when `progress` wants it stopped; what was
+/// written so far is removed.
 pub fn write_pair(
     source: &Source,
     plan: &Plan,
@@ -204,20 +221,13 @@ pub fn write_pair(
         edge_bytes: edge.bytes,
         cloud_bytes: cloud.bytes,
     };
-    publish(edge, cloud, target)?;
+    if progress.stopped() {
+        return Err(StreamError::Interrupted);
+    }
+    target.check()?;
+    publish([edge, cloud], &target.folder, target.force)?;
     progress.finish();
     Ok(written)
-}
-
-fn publish(edge: Finished, cloud: Finished, target: &Target) -> Result<(), StreamError> {
-    target.check()?;
-    edge.publish(target.force)?;
-    if let Err(e) = cloud.publish(target.force) {
-        // An edge without its cloud is no pair. What it has replaced is gone either way.
-        let _ = std::fs::remove_file(target.path(HalfRole::Edge));
-        return Err(e);
-    }
-    sync_folder(&target.folder)
 }
 
 fn jobs<'a>(source: &'a Source, plan: &'a Plan) -> Result<Vec<Job<'a>>, StreamError> {
@@ -226,6 +236,7 @@ fn jobs<'a>(source: &'a Source, plan: &'a Plan) -> Result<Vec<Job<'a>>, StreamEr
         let (info, data) = found.ok_or(StreamError::Internal("a tensor vanished"))?;
         Ok(Job {
             name: &t.name,
+            path: source.file_of(&t.source),
             data,
             row_len: info.row_len(),
             rows: info.rows(),
@@ -252,6 +263,9 @@ fn stream(
     };
     let (mut read, mut wrote) = (Hasher::new(), Hasher::new());
     chunks::run(jobs, chunks, threads, |chunk, bytes| {
+        if progress.stopped() {
+            return Err(StreamError::Interrupted);
+        }
         let tensor = &plan.tensors[chunk.job];
         let from = &jobs[chunk.job].data[chunk.source.clone()];
         wrote.update(bytes);
@@ -314,7 +328,12 @@ impl<'a> Headers<'a> {
                 let (words, _) = data.as_chunks::<4>();
                 Some(words.iter().map(|w| f32::from_le_bytes(*w)).collect())
             }
-            Some((t, _)) => return Err(StreamError::RopeFreqs(t.block_type)),
+            Some((t, _)) => {
+                return Err(StreamError::RopeFreqs {
+                    path: source.path().to_owned(),
+                    found: t.block_type,
+                });
+            }
         };
         let mut base = source.metadata().clone();
         base.set("general.file_type", Value::u32(file_type(plan.main_type())));

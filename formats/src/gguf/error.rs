@@ -31,7 +31,9 @@ pub enum GgufErrorKind {
     #[error("{0}")]
     Io(#[from] io::Error),
     /// Another kind of file.
-    #[error("not a GGUF file (it starts with {found:02x?}, a GGUF starts with \"GGUF\")")]
+    #[error(
+        "not a GGUF file (it starts with {found:02x?}, a GGUF starts with \"GGUF\"); name a .gguf file, or make one with llama.cpp's convert_hf_to_gguf.py"
+    )]
     NotGguf {
         /// The first bytes.
         found: Vec<u8>,
@@ -47,7 +49,9 @@ pub enum GgufErrorKind {
     )]
     Version(u32),
     /// The file ends inside its header.
-    #[error("truncated: {what} at byte {at} needs {need} bytes, {left} are left")]
+    #[error(
+        "truncated: {what} at byte {at} needs {need} bytes, {left} are left; fetch or convert the file again"
+    )]
     Truncated {
         /// What was being read.
         what: String,
@@ -60,7 +64,7 @@ pub enum GgufErrorKind {
     },
     /// A count that the file is too small for.
     #[error(
-        "the header claims {count} {what}, but the file has room for {room} at most; it is damaged"
+        "the header claims {count} {what}, but the file has room for {room} at most; it is damaged, fetch or convert it again"
     )]
     AbsurdCount {
         /// What is counted.
@@ -71,7 +75,7 @@ pub enum GgufErrorKind {
         room: usize,
     },
     /// A key, value or name that breaks the format's rules.
-    #[error("{what}: {why}")]
+    #[error("{what}: {why}; the file is damaged or was made wrongly, fetch or convert it again")]
     Malformed {
         /// The key or tensor.
         what: String,
@@ -103,7 +107,7 @@ pub enum GgufErrorKind {
         len: u64,
     },
     /// Two tensors on the same bytes.
-    #[error("tensors `{a}` and `{b}` overlap; the file is damaged")]
+    #[error("tensors `{a}` and `{b}` overlap; the file is damaged, fetch or convert it again")]
     Overlap {
         /// The one that starts first.
         a: String,
@@ -111,7 +115,7 @@ pub enum GgufErrorKind {
         b: String,
     },
     /// A shard is missing or does not fit the others.
-    #[error("shard {no} of {count}: {why}")]
+    #[error("shard {no} of {count}: {why}; all shards of one model must stand in one folder")]
     Shard {
         /// Number of the shard, from 1.
         no: usize,
@@ -121,6 +125,6 @@ pub enum GgufErrorKind {
         why: String,
     },
     /// The `gguf-rs` crate reads the file otherwise.
-    #[error("a second reader (gguf-rs) disagrees: {0}")]
+    #[error("a second reader (gguf-rs) disagrees: {0}; fetch or convert the file again")]
     SecondOpinion(String),
 }

@@ -113,18 +113,32 @@ impl Gguf {
     /// Reads the file a second time with the `gguf-rs` crate and compares what both saw.
     ///
     /// Only our bounded reader's acceptance makes this safe: `gguf-rs` allocates what a header
-    /// claims.
+    /// claims. It takes paths as UTF-8 only: for another path nothing is compared and the answer
+    /// is `Ok`.
     ///
     /// # Errors
-    /// When the two readers disagree about version, keys, names, shapes or offsets.
+    /// When the two readers disagree about the version, the names of the keys, or the tensors'
+    /// names, types, shapes or offsets.
     pub fn second_opinion(&self) -> Result<(), GgufError> {
         let fail = |why: String| GgufError::new(&self.path, Kind::SecondOpinion(why));
-        let path = self
-            .path
-            .to_str()
-            .ok_or_else(|| fail("the path is not UTF-8".into()))?;
+        let Some(path) = self.path.to_str() else {
+            return Ok(());
+        };
         let mut container = gguf_rs::get_gguf_container(path).map_err(|e| fail(e.to_string()))?;
         let other = container.decode().map_err(|e| fail(e.to_string()))?;
+        let version = format!("v{}", self.version());
+        if other.get_version() != version {
+            return Err(fail(format!(
+                "version {} there, {version} here",
+                other.get_version()
+            )));
+        }
+        if let Some((key, _)) =
+            (self.metadata().iter()).find(|(k, _)| !other.metadata().contains_key(*k))
+        {
+            return Err(fail(format!("key `{key}` here, not there")));
+        }
+        // With all of ours there, equal numbers mean equal names.
         if other.metadata().len() != self.metadata().len() {
             return Err(fail(format!(
                 "{} metadata keys there, {} here",
@@ -211,7 +225,7 @@ impl GgufSet {
             let file = if i == no { first.take() } else { None };
             let file = match file {
                 Some(f) => f,
-                None => Gguf::open(&path.with_file_name(shard_name(&stem, i, count)))?,
+                None => open_sibling(&path.with_file_name(shard_name(&stem, i, count)), i, count)?,
             };
             let m = file.metadata();
             let its_no = m.get("split.no").and_then(super::Value::as_u64);
@@ -300,6 +314,21 @@ impl GgufSet {
             .iter()
             .flat_map(|f| f.tensors().iter().map(move |t| (f, t)))
     }
+}
+
+/// Opens shard `i`; says that it is a shard when it is not there.
+fn open_sibling(path: &Path, i: usize, count: usize) -> Result<Gguf, GgufError> {
+    Gguf::open(path).map_err(|e| match e.kind {
+        Kind::Io(io) if io.kind() == std::io::ErrorKind::NotFound => GgufError::new(
+            path,
+            Kind::Shard {
+                no: i + 1,
+                count,
+                why: "no such file".into(),
+            },
+        ),
+        _ => e,
+    })
 }
 
 fn split_count(m: &Metadata) -> usize {
