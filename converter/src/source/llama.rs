@@ -177,6 +177,14 @@ impl Keys<'_> {
         }
     }
 
+    /// A positive number, or 0 for none; `None` when the key is absent.
+    fn scale(&self, key: &str) -> Result<Option<f32>, SourceError> {
+        match self.get(key).and_then(Value::as_f32) {
+            Some(0.0) => Ok(Some(1.0)),
+            _ => self.float(key),
+        }
+    }
+
     fn unsupported(&self, what: String) -> SourceError {
         SourceError::Unsupported {
             path: self.path.to_owned(),
@@ -200,16 +208,26 @@ impl Keys<'_> {
             return Err(self.bad(key, format!("is {dims}, an odd number")));
         }
         self.float("llama.rope.freq_base")?;
-        let scaling = self.get("llama.rope.scaling.type").and_then(Value::as_str);
-        match scaling.unwrap_or("none") {
-            "none" => self.float("llama.rope.scale_linear")?,
-            "linear" => self.float("llama.rope.scaling.factor")?,
+        let key = "llama.rope.scaling.type";
+        let scaling = match self.get(key) {
+            // A file that says nothing scales linearly by its factor, if it has one.
+            None => "linear",
+            Some(v) => (v.as_str()).ok_or_else(|| self.bad(key, format!("is {v}, not a name")))?,
+        };
+        match scaling {
+            "none" => {}
+            "linear" => {
+                // The oldest files have only `scale_linear`.
+                if self.scale("llama.rope.scaling.factor")?.is_none() {
+                    self.scale("llama.rope.scale_linear")?;
+                }
+            }
             other => {
                 let other: String = other.chars().take(64).collect();
                 let what = format!("RoPE scaling `{other}` (llama.rope.scaling.type)");
                 return Err(self.unsupported(what));
             }
-        };
+        }
         // Another type than F32 is refused when the halves are written.
         let name = "rope_freqs.weight";
         if let Some((file, t)) = self.set.tensor(name) {

@@ -104,7 +104,7 @@ pub enum SourceError {
     #[error(
         "{}: tensor `{tensor}` is not part of a Llama as splitrun computes it{}; convert a model without it",
         path.display(),
-        if .tensor.ends_with(".bias") { " (no biases)" } else { "" }
+        no_biases(.tensor)
     )]
     UnknownTensor {
         /// The file.
@@ -134,6 +134,13 @@ pub enum SourceError {
         /// The file.
         path: PathBuf,
     },
+}
+
+fn no_biases(tensor: &str) -> &'static str {
+    match tensor.rsplit_once('.') {
+        Some((_, "bias")) => " (no biases)",
+        _ => "",
+    }
 }
 
 fn and_more(n: usize) -> String {

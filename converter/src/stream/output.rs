@@ -246,12 +246,11 @@ impl Drop for Place {
         }
         // Should putting back fail, the old file still has its second name.
         match &self.backup {
-            Some(backup) => {
-                if std::fs::rename(backup, &self.path).is_ok() {
-                    // Renaming one of two names of the same file over the other does nothing.
-                    let _ = remove(backup);
-                }
+            // Renaming one of two names of the same file over the other does nothing.
+            Some(backup) if std::fs::rename(backup, &self.path).is_ok() => {
+                let _ = remove(backup);
             }
+            Some(_) => {}
             None if self.taken => {
                 let _ = remove(&self.path);
             }
