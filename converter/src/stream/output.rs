@@ -333,7 +333,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..300 {
+                    for _ in 0..20_000 {
                         let Ok(file) = open_locked(&partial_name(&path)) else {
                             continue;
                         };
