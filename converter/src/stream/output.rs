@@ -250,11 +250,10 @@ impl Drop for Place {
             Some(backup) if std::fs::rename(backup, &self.path).is_ok() => {
                 let _ = remove(backup);
             }
-            Some(_) => {}
             None if self.taken => {
                 let _ = remove(&self.path);
             }
-            None => {}
+            _ => {}
         }
     }
 }
