@@ -110,6 +110,23 @@ impl Cloud {
         Self { child, address }
     }
 
+    /// Presses Ctrl-C.
+    pub fn interrupt(&mut self) {
+        let id = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-INT", &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> std::process::ExitStatus {
+        wait(&mut self.child, limit)
+    }
+
     /// Kills it, as a power cut would.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();

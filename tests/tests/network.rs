@@ -296,3 +296,38 @@ fn the_context_limit_is_an_error_with_a_way_out() {
         9
     );
 }
+
+#[test]
+fn what_eval_predicts_of_the_uplink_a_real_run_sends() {
+    let dir = smollm2_pair();
+    let cloud = Cloud::start(dir, &[]);
+    // The answer itself is the text that eval gets, so that both code the same kind of rows.
+    let args = [
+        "--role",
+        "edge",
+        "--cloud",
+        &cloud.address,
+        "-p",
+        PROMPT,
+        "-n",
+        "200",
+        "--temp",
+    ];
+    let args = [&args[..], &["0", "--ignore-eos", "--json"]].concat();
+    let real = must_json(dir, "splitrun", &args);
+    let sent = real["uplink_bytes_per_token"].as_f64().unwrap();
+    let text = dir.join("answer.txt");
+    std::fs::write(&text, format!("{PROMPT}{}", real["text"].as_str().unwrap())).unwrap();
+    let text = text.to_str().unwrap();
+    let args = [
+        "eval", "--text", text, "--ctx", "200", "--codec", "auto", "--json",
+    ];
+    let predicted = must_json(dir, "splitrun", &args)["bytes_per_token"]
+        .as_f64()
+        .unwrap();
+    assert!(
+        (sent / predicted - 1.0).abs() < 0.03,
+        "sent {sent}, predicted {predicted}"
+    );
+    assert!(sent <= 440.0, "{sent}");
+}
