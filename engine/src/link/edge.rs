@@ -1,12 +1,12 @@
 //! The edge's end: a synchronous face over a small runtime that keeps the connection alive while
 //! the edge computes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -14,6 +14,7 @@ use tonic::{Request, Status, Streaming};
 
 use super::address::Address;
 use super::error::LinkError;
+use super::reactor::{Interrupt, Reactor, Waited};
 use super::request::{OpenRequest, TokenOut};
 use super::security::{self, EdgeTls, Token};
 use super::{MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, PROTOCOL, proto, status};
@@ -23,6 +24,8 @@ use proto::split_client::SplitClient;
 
 /// Messages that may wait for the network before a send waits too.
 const QUEUE: usize = 4;
+/// What the end of a session may take once the user wants to leave.
+const HASTY_CLOSE: Duration = Duration::from_secs(1);
 
 /// Where the cloud is and how to talk to it.
 #[derive(Clone, Debug)]
@@ -41,10 +44,13 @@ pub struct EdgeOptions {
     pub reply_timeout: Duration,
     /// Pings go out at this interval; a server that leaves one unanswered as long is gone.
     pub keepalive: Duration,
+    /// Ends every wait with [`LinkError::Interrupted`] soon after it fires, and as long as it stays
+    /// fired. Only [`Stream::close`] still has its short say then.
+    pub interrupt: Option<Interrupt>,
 }
 
 impl EdgeOptions {
-    /// No TLS, no token; 10 s to connect, 60 s for an answer, pings every 10 s.
+    /// No TLS, no token; 10 s to connect, 60 s for an answer, pings every 10 s, no interrupt.
     pub fn new(address: Address) -> Self {
         Self {
             address,
@@ -54,6 +60,7 @@ impl EdgeOptions {
             connect_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_mins(1),
             keepalive: Duration::from_secs(10),
+            interrupt: None,
         }
     }
 }
@@ -73,7 +80,7 @@ impl EdgeLink {
     ///
     /// # Errors
     /// When the address is another machine's and TLS or token are missing, the server cannot be
-    /// reached in time, or TLS fails.
+    /// reached in time, TLS fails, or the interrupt fires.
     pub fn connect(options: EdgeOptions) -> Result<Self, LinkError> {
         let EdgeOptions {
             address,
@@ -83,6 +90,7 @@ impl EdgeLink {
             connect_timeout,
             reply_timeout,
             keepalive,
+            interrupt,
         } = options;
         let peer: Arc<str> = address.to_string().into();
         if let Some(missing) = security::missing(tls.is_some(), token.is_some())
@@ -133,15 +141,25 @@ impl EdgeLink {
                     reason: status::chain(&e),
                 })?,
         };
-        let reactor = Arc::new(Reactor::new()?);
-        let channel = reactor
-            .within(connect_timeout, endpoint.connect())
-            .ok_or_else(|| LinkError::Timeout {
-                peer: peer.to_string(),
-                what: "let us connect",
-                after: connect_timeout,
-            })?
-            .map_err(|e| status::from_connect(&peer, tls.is_some(), &e))?;
+        let reactor = Arc::new(Reactor::new(interrupt)?);
+        let deadline = Instant::now() + connect_timeout;
+        let channel = match reactor.until(deadline, false, endpoint.connect()) {
+            Waited::Done(connected) => {
+                connected.map_err(|e| status::from_connect(&peer, tls.is_some(), &e))?
+            }
+            Waited::Late => {
+                return Err(LinkError::Timeout {
+                    peer: peer.to_string(),
+                    what: "let us connect",
+                    after: connect_timeout,
+                });
+            }
+            Waited::Interrupted => {
+                return Err(LinkError::Interrupted {
+                    peer: peer.to_string(),
+                });
+            }
+        };
         Ok(Self {
             client: SplitClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -162,7 +180,7 @@ impl EdgeLink {
     /// Starts a generation. Reconnects first where the connection was lost since.
     ///
     /// # Errors
-    /// When the server refuses, is gone, or does not answer in time.
+    /// When the server refuses, is gone, does not answer in time, or the interrupt fires.
     pub fn open(&self, request: &OpenRequest) -> Result<Stream, LinkError> {
         let (tx, rx) = mpsc::channel(QUEUE);
         let first = proto::EdgeMessage {
@@ -175,21 +193,27 @@ impl EdgeLink {
             call.metadata_mut().insert("authorization", value.clone());
         }
         let mut client = self.client.clone();
-        let answer = self.reactor.within(self.reply_timeout, async move {
+        let deadline = Instant::now() + self.reply_timeout;
+        let answer = self.reactor.until(deadline, false, async move {
             let mut inbound = client.generate(call).await?.into_inner();
             let first = inbound.message().await?;
             Ok::<_, Status>((inbound, first))
         });
         let (inbound, first) = match answer {
-            None => {
+            Waited::Late => {
                 return Err(LinkError::Timeout {
                     peer: self.peer.to_string(),
                     what: "answer",
                     after: self.reply_timeout,
                 });
             }
-            Some(Err(status)) => return Err(self.not_opened(&status)),
-            Some(Ok(answer)) => answer,
+            Waited::Interrupted => {
+                return Err(LinkError::Interrupted {
+                    peer: self.peer.to_string(),
+                });
+            }
+            Waited::Done(Err(status)) => return Err(self.not_opened(&status)),
+            Waited::Done(Ok(answer)) => answer,
         };
         let protocol = |reason: String| LinkError::Protocol {
             peer: self.peer.to_string(),
@@ -213,6 +237,10 @@ impl EdgeLink {
                 peer: Arc::clone(&self.peer),
                 reply_timeout: self.reply_timeout,
                 inbound,
+                due: VecDeque::new(),
+                skip: 0,
+                max_rows: accepted.max_rows_per_message,
+                n_ctx: accepted.n_ctx,
                 dead: None,
                 done: 0,
             },
@@ -269,12 +297,27 @@ pub struct Stream {
     uplink_bytes: u64,
 }
 
+/// An answer that the server owes.
+#[derive(Clone, Copy, Debug)]
+enum Due {
+    /// For rows from `first` on: their token if one was wanted, else progress.
+    Rows { first: u32, token: bool },
+    /// For a truncation to this many positions.
+    Truncate(u32),
+}
+
 /// The receiving half, which also remembers why the stream ended.
 struct Wire {
     reactor: Arc<Reactor>,
     peer: Arc<str>,
     reply_timeout: Duration,
     inbound: Streaming<proto::CloudMessage>,
+    /// One for each message sent and not yet answered, oldest first.
+    due: VecDeque<Due>,
+    /// Tokens still to come that nobody waits for any more.
+    skip: usize,
+    max_rows: u32,
+    n_ctx: u32,
     dead: Option<LinkError>,
     done: u32,
 }
@@ -300,7 +343,8 @@ impl Stream {
     /// several are.
     ///
     /// # Errors
-    /// When the frame is too large for a message, or the stream has ended; with the reason why.
+    /// When the frame is too large for a message, the interrupt fires before there is room for it
+    /// (it is then not sent), or the stream has ended; with the reason why.
     pub fn send_rows(
         &mut self,
         first_position: u32,
@@ -319,6 +363,10 @@ impl Stream {
             frame,
             want_token,
         }))?;
+        self.wire.due.push_back(Due::Rows {
+            first: first_position,
+            token: want_token,
+        });
         self.uplink_bytes += bytes as u64;
         Ok(())
     }
@@ -328,96 +376,174 @@ impl Stream {
     /// # Errors
     /// When the stream has ended; with the reason why.
     pub fn truncate(&mut self, len: u32) -> Result<(), LinkError> {
-        self.send(ToCloud::Truncate(proto::Truncate { len }))
+        self.send(ToCloud::Truncate(proto::Truncate { len }))?;
+        self.wire.due.push_back(Due::Truncate(len));
+        Ok(())
     }
 
-    /// Waits for the token that the last `want_token` asked for. The deadline starts anew whenever
-    /// the server tells progress.
+    /// Waits for the token that the last `want_token` asked for. The deadline starts anew with each
+    /// answer that is due before it; there is one for each message sent, and no more.
+    ///
+    /// After [`LinkError::Interrupted`] the stream is as good as before: the tokens due are dropped
+    /// when they come, and it can be truncated and used on.
     ///
     /// # Errors
-    /// When the server is silent for too long, is gone, or ended the stream.
+    /// When the server is silent for too long, is gone, answers what was not asked, or ended the
+    /// stream; when the interrupt fires.
     pub fn recv_token(&mut self) -> Result<TokenOut, LinkError> {
         loop {
-            match self.wire.next()? {
+            let deadline = Instant::now() + self.wire.reply_timeout;
+            match self.wire.next(deadline)? {
                 None => {
                     let reason = "it ended the stream before the token came".to_owned();
                     return Err(self.wire.fail(|peer| LinkError::Gone { peer, reason }));
                 }
-                Some(FromCloud::Token(token)) => {
-                    self.wire.done = token.position;
-                    return Ok(token.into());
-                }
-                Some(FromCloud::Progress(progress)) => self.wire.done = progress.len,
-                Some(FromCloud::Accepted(_)) => {
-                    let reason = "it accepted twice".to_owned();
-                    return Err(self.wire.fail(|peer| LinkError::Protocol { peer, reason }));
-                }
+                Some(FromCloud::Token(_)) if self.wire.skip > 0 => self.wire.skip -= 1,
+                Some(FromCloud::Token(token)) => return Ok(token.into()),
+                Some(_) => {}
             }
         }
     }
 
-    /// Ends the session in order: everything sent is done when this returns.
+    /// Ends the session in order: everything sent is done when this returns. All of it together
+    /// may take as long as one answer; after an interrupt a second, and what is not done then is
+    /// left to the server.
     ///
     /// # Errors
-    /// When the server fails to end it.
+    /// When the server fails to end it, or the interrupt fires meanwhile.
     pub fn close(mut self) -> Result<(), LinkError> {
-        self.send(ToCloud::Close(proto::Close {}))?;
-        while self.wire.next()?.is_some() {}
-        Ok(())
+        let leaving = self.wire.reactor.interrupted();
+        let wait = if leaving {
+            self.wire.reply_timeout.min(HASTY_CLOSE)
+        } else {
+            self.wire.reply_timeout
+        };
+        let deadline = Instant::now() + wait;
+        let ended = self
+            .send_by(ToCloud::Close(proto::Close {}), deadline, leaving)
+            .and_then(|()| {
+                while self.wire.next_by(deadline, leaving)?.is_some() {}
+                Ok(())
+            });
+        match ended {
+            Err(LinkError::Timeout { .. }) if leaving => Ok(()),
+            ended => ended,
+        }
     }
 
     fn send(&mut self, kind: ToCloud) -> Result<(), LinkError> {
+        self.send_by(kind, Instant::now() + self.wire.reply_timeout, false)
+    }
+
+    fn send_by(
+        &mut self,
+        kind: ToCloud,
+        deadline: Instant,
+        leaving: bool,
+    ) -> Result<(), LinkError> {
         if let Some(error) = &self.wire.dead {
             return Err(error.clone());
         }
         let message = proto::EdgeMessage { kind: Some(kind) };
         let message = match self.tx.try_send(message) {
             Ok(()) => return Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => return Err(self.wire.why()),
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                return Err(self.wire.why(deadline, leaving));
+            }
             Err(mpsc::error::TrySendError::Full(message)) => message,
         };
         let wait = self.wire.reply_timeout;
-        match self.wire.reactor.within(wait, self.tx.send(message)) {
-            Some(Ok(())) => Ok(()),
-            Some(Err(_)) => Err(self.wire.why()),
-            None => Err(self.wire.fail(|peer| LinkError::Timeout {
+        let reactor = &self.wire.reactor;
+        match reactor.until(deadline, leaving, self.tx.send(message)) {
+            Waited::Done(Ok(())) => Ok(()),
+            Waited::Done(Err(_)) => Err(self.wire.why(deadline, leaving)),
+            Waited::Late => Err(self.wire.fail(|peer| LinkError::Timeout {
                 peer,
                 what: "take more rows",
                 after: wait,
             })),
+            Waited::Interrupted => Err(self.wire.interrupted()),
         }
     }
 }
 
 impl Wire {
-    /// The next message; none at the stream's good end.
-    fn next(&mut self) -> Result<Option<FromCloud>, LinkError> {
+    /// The next message, which is one that is due; none at the stream's good end.
+    fn next(&mut self, deadline: Instant) -> Result<Option<FromCloud>, LinkError> {
+        self.next_by(deadline, false)
+    }
+
+    fn next_by(
+        &mut self,
+        deadline: Instant,
+        leaving: bool,
+    ) -> Result<Option<FromCloud>, LinkError> {
         if let Some(error) = &self.dead {
             return Err(error.clone());
         }
         let wait = self.reply_timeout;
-        match self.reactor.within(wait, self.inbound.message()) {
-            Some(Ok(None)) => Ok(None),
-            Some(Ok(Some(message))) => match message.kind {
-                Some(kind) => Ok(Some(kind)),
-                None => Err(self.fail(|peer| LinkError::Protocol {
+        let message = match self
+            .reactor
+            .until(deadline, leaving, self.inbound.message())
+        {
+            Waited::Done(Ok(None)) => return Ok(None),
+            Waited::Done(Ok(Some(message))) => message,
+            Waited::Done(Err(status)) => {
+                return Err(self.fail(|peer| status::from_status(&peer, &status)));
+            }
+            Waited::Late => {
+                return Err(self.fail(|peer| LinkError::Timeout {
                     peer,
-                    reason: "it sent a message of an unknown kind".to_owned(),
-                })),
-            },
-            Some(Err(status)) => Err(self.fail(|peer| status::from_status(&peer, &status))),
-            None => Err(self.fail(|peer| LinkError::Timeout {
-                peer,
-                what: "answer",
-                after: wait,
-            })),
+                    what: "answer",
+                    after: wait,
+                }));
+            }
+            Waited::Interrupted => return Err(self.interrupted()),
+        };
+        let checked = match message.kind {
+            Some(kind) => self.check(&kind).map(|()| kind),
+            None => Err("it sent a message of an unknown kind".to_owned()),
+        };
+        match checked {
+            Ok(kind) => Ok(Some(kind)),
+            Err(reason) => Err(self.fail(|peer| LinkError::Protocol { peer, reason })),
         }
     }
 
+    /// Whether this is the answer that is due; notes the positions it tells.
+    fn check(&mut self, kind: &FromCloud) -> Result<(), String> {
+        let (name, len) = match kind {
+            FromCloud::Accepted(_) => return Err("it accepted twice".to_owned()),
+            FromCloud::Token(token) => ("a token", token.position),
+            FromCloud::Progress(progress) => ("progress", progress.len),
+        };
+        let is_token = matches!(kind, FromCloud::Token(_));
+        let (wanted, least, most) = match self.due.pop_front() {
+            None => return Err(format!("it sent {name} and nothing was due")),
+            Some(Due::Truncate(len)) => (false, len, len),
+            // How many rows a frame holds is between edge and backend; its bounds are not.
+            Some(Due::Rows { first, token }) => {
+                let most = first.saturating_add(self.max_rows).min(self.n_ctx);
+                (token, first.saturating_add(1), most)
+            }
+        };
+        if is_token != wanted {
+            let due = if wanted { "a token" } else { "progress" };
+            return Err(format!("it sent {name} where {due} was due"));
+        }
+        if !(least..=most).contains(&len) {
+            return Err(format!(
+                "it sent {name} at position {len}, which must be between {least} and {most}"
+            ));
+        }
+        self.done = len;
+        Ok(())
+    }
+
     /// Why sending is over: what the server said last.
-    fn why(&mut self) -> LinkError {
+    fn why(&mut self, deadline: Instant, leaving: bool) -> LinkError {
         loop {
-            match self.next() {
+            match self.next_by(deadline, leaving) {
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     return self.fail(|peer| LinkError::Gone {
@@ -430,46 +556,19 @@ impl Wire {
         }
     }
 
+    /// The user had enough: the stream lives, but the tokens due are for nobody.
+    fn interrupted(&mut self) -> LinkError {
+        let tokens = |due: &&Due| matches!(due, Due::Rows { token: true, .. });
+        self.skip = self.due.iter().filter(tokens).count();
+        LinkError::Interrupted {
+            peer: self.peer.to_string(),
+        }
+    }
+
     /// The stream is over for this reason, now and at every later call.
     fn fail(&mut self, error: impl FnOnce(String) -> LinkError) -> LinkError {
         let error = error(self.peer.to_string());
         self.dead = Some(error.clone());
         error
-    }
-}
-
-/// One thread that serves the socket and answers pings, also while the edge computes.
-struct Reactor(Option<Runtime>);
-
-impl Reactor {
-    fn new() -> Result<Self, LinkError> {
-        if Handle::try_current().is_ok() {
-            return Err(LinkError::Runtime(
-                "an EdgeLink blocks and cannot be used inside an asynchronous task".to_owned(),
-            ));
-        }
-        Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("link")
-            .enable_all()
-            .build()
-            .map(|runtime| Self(Some(runtime)))
-            .map_err(|e| LinkError::Runtime(e.to_string()))
-    }
-
-    /// Waits on this thread for `future`; none when `wait` has passed.
-    fn within<T>(&self, wait: Duration, future: impl Future<Output = T>) -> Option<T> {
-        // The runtime is there until drop; an absent one would never answer either.
-        let runtime = self.0.as_ref()?;
-        runtime.block_on(async { timeout(wait, future).await.ok() })
-    }
-}
-
-impl Drop for Reactor {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            // A name lookup may still hang in a thread of its own.
-            runtime.shutdown_background();
-        }
     }
 }

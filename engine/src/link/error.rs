@@ -121,6 +121,12 @@ pub enum LinkError {
         /// For how long.
         after: Duration,
     },
+    /// The user had enough of waiting; see [`EdgeOptions::interrupt`](super::EdgeOptions::interrupt).
+    #[error("interrupted while waiting for {peer}")]
+    Interrupted {
+        /// The server.
+        peer: String,
+    },
     /// The connection ended while in use.
     #[error("lost {peer}: {reason}; connect again, the rows can be sent once more")]
     Gone {

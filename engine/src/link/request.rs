@@ -26,7 +26,8 @@ pub struct OpenRequest {
     pub sampling: Sampling,
     /// The most likely ids wanted with each token; at most 128.
     pub top_logprobs: u32,
-    /// The last prompt ids, oldest first; needed for a repeat penalty only.
+    /// The last prompt ids, oldest first; needed for a repeat penalty only. Of more than 100,000
+    /// the last 100,000 are sent.
     pub tail_ids: Vec<u32>,
 }
 
@@ -81,6 +82,7 @@ pub struct TokenOut {
 impl OpenRequest {
     pub(super) fn to_proto(&self) -> proto::Open {
         let s = self.sampling;
+        let tail = self.tail_ids.len().saturating_sub(MAX_TAIL_IDS);
         proto::Open {
             protocol: PROTOCOL,
             pair_id: self.contract.pair_id.0.to_vec(),
@@ -92,14 +94,14 @@ impl OpenRequest {
             sampling: Some(proto::Sampling {
                 temperature: s.temperature,
                 top_k: s.top_k,
-                top_p: s.top_p,
+                top_p: Some(s.top_p),
                 min_p: s.min_p,
-                repeat_penalty: s.repeat_penalty,
+                repeat_penalty: Some(s.repeat_penalty),
                 repeat_last_n: s.repeat_last_n,
                 seed: s.seed,
             }),
             top_logprobs: self.top_logprobs,
-            tail_ids: self.tail_ids.clone(),
+            tail_ids: self.tail_ids[tail..].to_vec(),
         }
     }
 
@@ -148,15 +150,14 @@ impl OpenRequest {
 }
 
 impl Sampling {
-    /// Absent fields are zeros in proto3, so a 0 that could mean nothing else reads as "off".
+    /// Absent is "off"; only where that is no 0 do the fields tell the two apart.
     fn from_proto(s: proto::Sampling) -> Result<Self, String> {
-        let or_one = |x: f32| if x == 0.0 { 1.0 } else { x };
         let this = Self {
             temperature: s.temperature,
             top_k: s.top_k,
-            top_p: or_one(s.top_p),
+            top_p: s.top_p.unwrap_or(1.0),
             min_p: s.min_p,
-            repeat_penalty: or_one(s.repeat_penalty),
+            repeat_penalty: s.repeat_penalty.unwrap_or(1.0),
             repeat_last_n: s.repeat_last_n,
             seed: s.seed,
         };
@@ -224,12 +225,36 @@ mod tests {
         };
         let got = OpenRequest::from_proto(bare).unwrap();
         assert_eq!(got.sampling, Sampling::default());
-        let zeros = proto::Open {
+        let absent = proto::Open {
             sampling: Some(proto::Sampling::default()),
             ..request().to_proto()
         };
-        let got = OpenRequest::from_proto(zeros).unwrap();
+        let got = OpenRequest::from_proto(absent).unwrap();
         assert_eq!(got.sampling, Sampling::default());
+    }
+
+    #[test]
+    fn zero_is_not_absent() {
+        let zeros = OpenRequest {
+            sampling: Sampling {
+                top_p: 0.0,
+                repeat_penalty: 0.0,
+                ..Sampling::default()
+            },
+            ..request()
+        };
+        assert_eq!(OpenRequest::from_proto(zeros.to_proto()), Ok(zeros));
+    }
+
+    #[test]
+    fn a_long_tail_is_cut_to_its_end() {
+        let long = OpenRequest {
+            tail_ids: (0..100_003).collect(),
+            ..request()
+        };
+        let got = OpenRequest::from_proto(long.to_proto()).unwrap();
+        assert_eq!(got.tail_ids.len(), 100_000);
+        assert_eq!((got.tail_ids[0], got.tail_ids[99_999]), (3, 100_002));
     }
 
     #[test]
@@ -249,9 +274,12 @@ mod tests {
                 |o| o.sampling.as_mut().unwrap().temperature = -1.0,
                 "temperature is -1",
             ),
-            (|o| o.sampling.as_mut().unwrap().top_p = 1.5, "top_p is 1.5"),
             (
-                |o| o.sampling.as_mut().unwrap().repeat_penalty = f32::INFINITY,
+                |o| o.sampling.as_mut().unwrap().top_p = Some(1.5),
+                "top_p is 1.5",
+            ),
+            (
+                |o| o.sampling.as_mut().unwrap().repeat_penalty = Some(f32::INFINITY),
                 "repeat_penalty is inf",
             ),
         ];

@@ -1,9 +1,10 @@
 //! The cloud half behind the link: one [`BackSession`] per edge.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use formats::pair::Contract;
-use formats::wire::{self, Codec, Expect, Scratch};
+use formats::wire::{self, Codec, Coding, Expect, Scratch, SpecError};
 
 use super::back::{BackSession, SessionOptions};
 use super::from_wire;
@@ -19,16 +20,99 @@ pub struct CloudBackend {
     exec: Arc<dyn Executor>,
     contract: Contract,
     n_ctx: usize,
+    /// Bytes that the caches of all sessions may have together; `None`: no bound.
+    kv_budget: Option<usize>,
+    kv_used: Arc<AtomicUsize>,
 }
 
 impl CloudBackend {
-    /// Serves `exec` with at most `n_ctx` positions a session.
+    /// Serves `exec` with at most `n_ctx` positions a session. The caches of all sessions together
+    /// may take 80 % of the memory that is available now; where the system does not tell, any.
     pub fn new(exec: Arc<dyn Executor>, contract: Contract, n_ctx: usize) -> Self {
         Self {
             exec,
             contract,
             n_ctx,
+            kv_budget: available_memory().map(|bytes| bytes / 5 * 4),
+            kv_used: Arc::default(),
         }
+    }
+
+    /// Lets the caches of all sessions together take `bytes`. The system gives their memory only
+    /// as it is used, so that without a bound a server would take in sessions it cannot keep.
+    #[must_use]
+    pub fn with_kv_budget(mut self, bytes: usize) -> Self {
+        self.kv_budget = Some(bytes);
+        self
+    }
+
+    /// Takes what a session of `n_ctx` positions needs off the budget.
+    fn reserve(&self, n_ctx: usize) -> Result<Reserved, Refusal> {
+        let bytes = self.exec.hparams().kv_bytes(&self.exec.layers(), n_ctx);
+        let budget = self.kv_budget.unwrap_or(usize::MAX);
+        self.kv_used
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
+                used.checked_add(bytes).filter(|&sum| sum <= budget)
+            })
+            .map_err(|used| {
+                Refusal::Full(format!(
+                    "a context of {n_ctx} positions takes {bytes} bytes, and {used} of the {budget} for all sessions are in use; ask for fewer positions with -c, or try again later"
+                ))
+            })?;
+        Ok(Reserved {
+            used: Arc::clone(&self.kv_used),
+            bytes,
+        })
+    }
+}
+
+/// A session's part of the budget, given back when dropped.
+struct Reserved {
+    used: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// Bytes that can be had without swapping, as Linux estimates them.
+fn available_memory() -> Option<usize> {
+    mem_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// `MemAvailable` of a `/proc/meminfo`, in bytes.
+fn mem_available(meminfo: &str) -> Option<usize> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// How the frames of a session name its codec.
+fn coding_of(codec: &Codec) -> Result<Coding, Refusal> {
+    match codec.resolve() {
+        Codec::F32 => Ok(Coding::F32),
+        Codec::F16 => Ok(Coding::F16),
+        Codec::Int8 => Ok(Coding::Int8),
+        Codec::TsTabQ(_) => Ok(Coding::TsTabQ),
+        other => Err(Refusal::Unfit(format!(
+            "codec: `{other}` is not served; use auto, f16 or f32"
+        ))),
+    }
+}
+
+/// A codec's name, as `--codec` spells it.
+fn name_of(coding: Coding) -> &'static str {
+    match coding {
+        Coding::F32 => "f32",
+        Coding::F16 => "f16",
+        Coding::Int8 => "int8",
+        Coding::TsTabQ => "ts-tabq",
+        _ => "another codec",
     }
 }
 
@@ -38,15 +122,22 @@ impl Backend for CloudBackend {
     }
 
     fn open(&self, request: &OpenRequest) -> Result<Opened, Refusal> {
-        let codec: Codec = request
-            .codec
-            .parse()
-            .map_err(|e: wire::SpecError| Refusal::Invalid(format!("codec: {e}")))?;
-        tracing::info!(%codec, "session opened");
+        let codec: Codec = request.codec.parse().map_err(|e: SpecError| {
+            let text = format!("codec: {e}");
+            match e {
+                // Perhaps one of a newer release.
+                SpecError::UnknownCodec { .. } | SpecError::UnknownOption { .. } => {
+                    Refusal::Unfit(text)
+                }
+                _ => Refusal::Invalid(text),
+            }
+        })?;
+        let coding = coding_of(&codec)?;
         let n_ctx = match request.n_ctx as usize {
             0 => self.n_ctx,
             n => n.min(self.n_ctx),
         };
+        let reserved = self.reserve(n_ctx)?;
         let options = SessionOptions {
             sampling: from_wire(&request.sampling),
             top_logprobs: request.top_logprobs as usize,
@@ -54,13 +145,16 @@ impl Backend for CloudBackend {
         };
         let session = BackSession::new(Arc::clone(&self.exec), n_ctx, options)
             .map_err(|e| Refusal::Full(e.to_string()))?;
+        tracing::info!(%codec, n_ctx, "session opened");
         Ok(Opened {
             session: Box::new(CloudSession {
                 session,
                 n_ctx,
                 contract: self.contract,
+                coding,
                 scratch: Scratch::default(),
                 rows: Vec::new(),
+                _reserved: reserved,
             }),
             n_ctx: n_ctx as u32,
             max_rows_per_message: MAX_ROWS,
@@ -72,8 +166,11 @@ struct CloudSession {
     session: BackSession,
     n_ctx: usize,
     contract: Contract,
+    coding: Coding,
     scratch: Scratch,
     rows: Vec<f32>,
+    /// Last, so that the cache is freed before its bytes are given back.
+    _reserved: Reserved,
 }
 
 impl Session for CloudSession {
@@ -86,6 +183,13 @@ impl Session for CloudSession {
         let bad = |why: String| SessionError::BadFrame(why);
         let header = wire::decode(frame, &expect, &mut self.scratch, &mut self.rows)
             .map_err(|e| bad(e.to_string()))?;
+        if header.coding != self.coding {
+            return Err(bad(format!(
+                "a frame in {}, but the session was opened for {}",
+                name_of(header.coding),
+                name_of(self.coding)
+            )));
+        }
         if header.rows == 0 {
             return Err(bad("a frame without rows".into()));
         }
@@ -117,5 +221,174 @@ impl Session for CloudSession {
     fn truncate(&mut self, len: u32) -> Result<(), SessionError> {
         self.session.truncate(len as usize);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use formats::pair::PairId;
+    use formats::wire::Origin;
+
+    use super::*;
+    use crate::cache::KvCache;
+    use crate::link::Sampling;
+    use crate::model::{HParams, Rope};
+
+    const CONTRACT: Contract = Contract {
+        pair_id: PairId([3; 16]),
+        split: 1,
+        n_layer: 3,
+        width: 8,
+    };
+
+    /// Two layers that change nothing, and a head for which id 0 is always the likeliest.
+    struct Still(HParams);
+
+    impl Executor for Still {
+        fn hparams(&self) -> &HParams {
+            &self.0
+        }
+
+        fn layers(&self) -> Range<usize> {
+            1..3
+        }
+
+        fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {
+            KvCache::new(2, n_ctx, self.0.kv_width()).ok_or(ExecError::BadRows { len: 0, width: 0 })
+        }
+
+        fn embed(&self, _: &[u32], _: &mut Vec<f32>) -> Result<(), ExecError> {
+            Ok(())
+        }
+
+        fn forward(&self, _: &mut KvCache, _: &mut [f32]) -> Result<(), ExecError> {
+            Ok(())
+        }
+
+        fn logits(&self, _: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError> {
+            logits.clear();
+            logits.extend([1.0, 0.0]);
+            Ok(())
+        }
+    }
+
+    fn backend() -> CloudBackend {
+        let shape = HParams {
+            n_layer: 3,
+            n_embd: 8,
+            n_head: 1,
+            n_head_kv: 1,
+            head_dim: 8,
+            n_ff: 8,
+            n_vocab: 2,
+            n_ctx_train: 100,
+            rms_eps: 1e-5,
+            rope: Rope {
+                dims: 8,
+                base: 10_000.0,
+                linear_scale: 1.0,
+                factors: None,
+            },
+        };
+        CloudBackend::new(Arc::new(Still(shape)), CONTRACT, 100)
+    }
+
+    fn request(codec: &str) -> OpenRequest {
+        OpenRequest {
+            contract: CONTRACT,
+            codec: codec.into(),
+            n_ctx: 0,
+            sampling: Sampling::default(),
+            top_logprobs: 0,
+            tail_ids: Vec::new(),
+        }
+    }
+
+    fn frame(codec: &str) -> Vec<u8> {
+        let codec: Codec = codec.parse().unwrap();
+        let origin = Origin {
+            pair_tag: CONTRACT.pair_id.into(),
+            first_position: 0,
+            width: 8,
+        };
+        let rows: Vec<f32> = (0..8).map(|i| i as f32).collect();
+        let mut frame = Vec::new();
+        wire::encode(
+            &codec.resolve(),
+            &origin,
+            &rows,
+            &mut Scratch::default(),
+            &mut frame,
+        )
+        .unwrap();
+        frame
+    }
+
+    #[test]
+    fn frames_are_in_the_codec_of_the_session() {
+        let codecs = ["f32", "f16", "int8", "auto", "ts-tabq:tau=20"];
+        let coding = |spec: &str| coding_of(&spec.parse().unwrap()).unwrap();
+        for open in codecs {
+            for sent in codecs {
+                let mut session = backend().open(&request(open)).unwrap().session;
+                let got = session.rows(&frame(sent), true);
+                if coding(open) == coding(sent) {
+                    assert_eq!(got.unwrap().rows, 1, "{sent} in {open}");
+                    continue;
+                }
+                let Err(SessionError::BadFrame(text)) = got else {
+                    panic!("{sent} in {open}: {got:?}")
+                };
+                for coding in [coding(open), coding(sent)] {
+                    assert!(text.contains(name_of(coding)), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_codec_does_not_fit_and_a_broken_one_is_invalid() {
+        let refusal = |codec: &str| backend().open(&request(codec)).err().unwrap();
+        let unknown = refusal("f17");
+        assert!(
+            matches!(&unknown, Refusal::Unfit(text) if text.contains("f17")),
+            "{unknown:?}"
+        );
+        assert!(matches!(refusal("ts-tabq:new=1"), Refusal::Unfit(_)));
+        assert!(matches!(refusal("ts-tabq:bits=x"), Refusal::Invalid(_)));
+    }
+
+    #[test]
+    fn sessions_share_a_budget_and_give_it_back() {
+        // 2 layers, keys and values, 8 halves each: 64 bytes a position.
+        let backend = backend().with_kv_budget(64 * 250);
+        let first = backend.open(&request("f16")).unwrap();
+        let _second = backend.open(&request("f16")).unwrap();
+        let refusal = backend.open(&request("f16")).err().unwrap();
+        let Refusal::Full(text) = refusal else {
+            panic!("{refusal:?}")
+        };
+        for number in ["100 positions", "6400 bytes", "12800 of the 16000"] {
+            assert!(text.contains(number), "{text} lacks {number}");
+        }
+        // A shorter one still fits, and then one as long as the one that ends.
+        let small = OpenRequest {
+            n_ctx: 50,
+            ..request("f16")
+        };
+        let _third = backend.open(&small).unwrap();
+        assert!(backend.open(&small).is_err());
+        drop(first);
+        backend.open(&request("f16")).unwrap();
+    }
+
+    #[test]
+    fn available_memory_is_read_from_meminfo() {
+        let text = "MemTotal:  9 kB\nMemFree: 1 kB\nMemAvailable:    3000000 kB\nBuffers: 2 kB\n";
+        assert_eq!(mem_available(text), Some(3_072_000_000));
+        assert_eq!(mem_available("MemTotal: 9 kB\n"), None);
+        assert_eq!(mem_available("MemAvailable: many kB\n"), None);
     }
 }

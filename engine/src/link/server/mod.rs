@@ -14,6 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Server as Transport;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_health::ServingStatus;
@@ -23,6 +24,7 @@ use super::backend::Backend;
 use super::error::LinkError;
 use super::security::{self, ServerTls, Token};
 use super::{MAX_MESSAGE_BYTES, proto, status};
+use accept::Peer;
 use proto::split_server::{Split, SplitServer};
 use session::Shared;
 
@@ -42,9 +44,11 @@ pub struct ServerOptions {
     pub insecure: bool,
     /// Sessions at a time; more are refused.
     pub max_sessions: usize,
-    /// How long a new stream may take to send `Open`, and a new connection its TLS handshake.
+    /// How long a new stream may take to send `Open`, a new connection its TLS handshake, and how
+    /// long a connection may be without a stream: one that has had none that was let in (or a
+    /// health call) for this long is closed. Clients connect anew when they need to.
     pub open_timeout: Duration,
-    /// How long a session may do nothing.
+    /// How long a session may do nothing: its user may be reading or thinking.
     pub idle_timeout: Duration,
     /// Pings go out at this interval. A connection without a sign of life for three is cut off.
     pub keepalive: Duration,
@@ -53,7 +57,7 @@ pub struct ServerOptions {
 }
 
 impl Default for ServerOptions {
-    /// No TLS, no token; 8 sessions; 10 s to open, 5 minutes idle, pings every 15 s, 5 s to stop.
+    /// No TLS, no token; 8 sessions; 10 s to open, 30 minutes idle, pings every 15 s, 5 s to stop.
     fn default() -> Self {
         Self {
             tls: None,
@@ -61,7 +65,7 @@ impl Default for ServerOptions {
             insecure: false,
             max_sessions: 8,
             open_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_mins(5),
+            idle_timeout: Duration::from_mins(30),
             keepalive: Duration::from_secs(15),
             shutdown_grace: Duration::from_secs(5),
         }
@@ -193,7 +197,10 @@ impl Server {
         let incoming = accept::incoming(
             listener,
             64 + 2 * options.max_sessions,
-            3 * options.keepalive,
+            accept::Limits {
+                quiet: 3 * options.keepalive,
+                linger: options.open_timeout,
+            },
         );
         let serving = transport_with(transport, health, service, incoming, stopping);
         tokio::pin!(serving);
@@ -324,7 +331,12 @@ where
     H: tonic_health::pb::health_server::Health,
 {
     transport
-        .add_service(health)
+        .add_service(InterceptedService::new(health, |request: Request<()>| {
+            if let Some(peer) = Peer::of(request.extensions()) {
+                peer.standing.checked();
+            }
+            Ok(request)
+        }))
         .add_service(
             SplitServer::new(service)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -389,7 +401,7 @@ impl Split for Service {
         request: Request<Streaming<proto::EdgeMessage>>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         self.admit(request.metadata())?;
-        let peer = request.remote_addr();
+        let peer = Peer::of(request.extensions()).cloned();
         let (out, rx) = mpsc::channel(OUT_QUEUE);
         tokio::spawn(session::drive(
             Arc::clone(&self.shared),

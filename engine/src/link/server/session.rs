@@ -1,6 +1,5 @@
 //! One stream at the server: who may open it, what may come, and how long anything takes.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tonic::{Status, Streaming};
 use super::super::backend::Backend;
 use super::super::request::OpenRequest;
 use super::super::{PROTOCOL, proto, status};
+use super::accept::{Hold, Peer};
 use super::worker::{self, Work, Worker};
 use proto::edge_message::Kind as FromEdge;
 
@@ -34,10 +34,14 @@ pub(super) struct Shared {
 /// Serves one stream to its end.
 pub(super) async fn drive(
     shared: Arc<Shared>,
-    peer: Option<SocketAddr>,
+    peer: Option<Peer>,
     inbound: Streaming<proto::EdgeMessage>,
     out: Outgoing,
 ) {
+    let (peer, _hold) = match peer {
+        Some(peer) => (peer.address, Some(Hold::new(peer.standing))),
+        None => (None, None),
+    };
     let mut stream = Stream {
         stopping: shared.stopping.clone(),
         shared,

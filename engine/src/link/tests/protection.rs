@@ -65,7 +65,10 @@ fn a_token_is_wanted() {
 fn tls_works_with_the_right_authority_only() {
     let (ca, tls) = certificates();
     let (other_ca, _) = certificates();
-    let (server, _) = serve(options_with(Some(tls), Some("t")));
+    let (server, _) = serve(ServerOptions {
+        open_timeout: Duration::from_secs(1),
+        ..options_with(Some(tls), Some("t"))
+    });
     let connect = |tls: EdgeTls| {
         EdgeLink::connect(EdgeOptions {
             tls: Some(tls),
@@ -76,6 +79,10 @@ fn tls_works_with_the_right_authority_only() {
     let mut stream = connect(trusting(&ca)).unwrap().open(&request()).unwrap();
     stream.send_rows(0, vec![5], true).unwrap();
     assert_eq!(stream.recv_token().unwrap().id, 5);
+    // Its stream keeps the connection open, as without TLS.
+    thread::sleep(Duration::from_millis(2200));
+    stream.send_rows(1, vec![1], true).unwrap();
+    assert_eq!(stream.recv_token().unwrap().id, 6);
     stream.close().unwrap();
 
     let named = |name: &str| EdgeTls {
@@ -195,5 +202,80 @@ fn health_answers_without_a_token() {
                 .unwrap();
             assert_eq!(answer.into_inner().status, 1, "SERVING");
         }
+    });
+}
+
+/// Answers and sends pings for as long as it may, and does nothing else.
+fn only_pings(server: &RunningServer) -> Duration {
+    let mut peer = TcpStream::connect(server.local_addr()).unwrap();
+    let start = Instant::now();
+    peer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    // Empty SETTINGS.
+    peer.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+    peer.set_read_timeout(Some(Duration::from_millis(30)))
+        .unwrap();
+    let mut ping = vec![0, 0, 8, 6, 0, 0, 0, 0, 0];
+    ping.extend([7; 8]);
+    while start.elapsed() < Duration::from_secs(5) {
+        let mut got = [0; 256];
+        if peer.write_all(&ping).is_err() || matches!(peer.read(&mut got), Ok(0)) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(30));
+    }
+    start.elapsed()
+}
+
+#[test]
+fn a_connection_without_business_is_closed() {
+    let (server, _) = serve(ServerOptions {
+        open_timeout: Duration::from_millis(300),
+        ..options_with(None, Some("t"))
+    });
+    let dial = |token: &str| {
+        EdgeLink::connect(EdgeOptions {
+            token: Some(Token::new(token).unwrap()),
+            ..to(server.local_addr())
+        })
+        .unwrap()
+    };
+    let link = dial("t");
+    let mut stream = link.open(&request()).unwrap();
+    stream.send_rows(0, vec![1], true).unwrap();
+    stream.recv_token().unwrap();
+    let stayed = only_pings(&server);
+    assert!(
+        stayed >= Duration::from_millis(250) && stayed < Duration::from_secs(4),
+        "{stayed:?}"
+    );
+    // A stream keeps its connection, quiet as it may be.
+    thread::sleep(Duration::from_millis(1000));
+    stream.send_rows(1, vec![1], true).unwrap();
+    assert_eq!(stream.recv_token().unwrap().id, 2);
+    stream.close().unwrap();
+    // Without one it goes, and another stream brings a new one.
+    thread::sleep(Duration::from_millis(1000));
+    link.open(&request()).unwrap().close().unwrap();
+}
+
+#[test]
+fn many_pinging_peers_do_not_keep_an_edge_out() {
+    let (server, _) = serve(ServerOptions {
+        open_timeout: Duration::from_millis(300),
+        max_sessions: 1,
+        ..ServerOptions::default()
+    });
+    thread::scope(|scope| {
+        for _ in 0..66 {
+            scope.spawn(|| only_pings(&server));
+        }
+        thread::sleep(Duration::from_millis(100));
+        let start = Instant::now();
+        dial(&server).open(&request()).unwrap().close().unwrap();
+        assert!(
+            start.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            start.elapsed()
+        );
     });
 }
