@@ -34,9 +34,9 @@ pub fn main() -> ExitCode {
             Some(Role::Edge) => roles::edge(&cli.run),
             Some(Role::Both) => roles::both(&cli.run),
             None => {
-                eprintln!(
+                note(
                     "splitrun: error: say what to run: --role edge, cloud or both, or a command \
-                     (eval, bench, tokenize, devices); --help tells more"
+                     (eval, bench, tokenize, devices); --help tells more",
                 );
                 return ExitCode::from(2);
             }

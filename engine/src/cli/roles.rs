@@ -2,8 +2,8 @@
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use formats::gguf::Metadata;
@@ -13,24 +13,27 @@ use formats::wire::Codec;
 use super::args::{LinkArgs, Run};
 use super::{context, executor, note, print_json, print_line};
 use crate::exec::Executor;
-use crate::link::{EdgeLink, EdgeOptions, EdgeTls, Server, ServerOptions, ServerTls, Token};
+use crate::link::{
+    EdgeLink, EdgeOptions, EdgeTls, Interrupt, LinkError, Server, ServerOptions, ServerTls, Token,
+};
 use crate::role::{
     Back, BackSession, Chat, CloudBackend, GenerateOptions, Generation, Generator, LocalBack,
     OpenedModel, RemoteBack, RunError, SessionOptions, Stop, chat_loop, open_half, open_model,
 };
 use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
 
-/// Set by Ctrl-C; generations look at it between tokens.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Set by Ctrl-C; generations look at it between tokens, the link while it waits.
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// The first Ctrl-C ends a generation in order, the second the program.
+/// The first Ctrl-C ends a generation in order, the second the program. Other signals keep their
+/// meaning.
 fn catch_interrupts() -> Result<(), RunError> {
-    ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .map_err(|e| RunError::Request(format!("cannot catch Ctrl-C: {e}")))
+    use signal_hook::{consts::SIGINT, flag};
+    // In this order: the first press finds the flag unset, the second finds it set.
+    flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&INTERRUPTED))
+        .and_then(|_| flag::register(SIGINT, Arc::clone(&INTERRUPTED)))
+        .map(drop)
+        .map_err(RunError::io("catching Ctrl-C"))
 }
 
 pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
@@ -92,6 +95,7 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
         token: token(link)?,
         insecure: link.insecure,
         reply_timeout: Duration::from_secs(link.timeout),
+        interrupt: Some(Interrupt::new(|| INTERRUPTED.load(Ordering::Relaxed))),
         ..EdgeOptions::new(link.cloud.clone())
     };
     let mut open = |prompt: &[u32]| {
@@ -105,7 +109,11 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
         Work::Chat(template) => chat(run, &text.tokenizer, template, &mut open),
         Work::Once(ids) => {
             let generator = once(run, &text.tokenizer, &ids, &mut open)?;
-            generator.into_back().close()
+            match generator.into_back().close() {
+                // The user has asked to leave at once; the cloud sees the stream end either way.
+                Err(RunError::Link(LinkError::Interrupted { .. })) => Ok(()),
+                closed => closed,
+            }
         }
     }
 }
@@ -280,24 +288,26 @@ fn once<B: Back>(
     let p = &run.prompt;
     catch_interrupts()?;
     let mut generator = open(ids)?;
-    let mut closed = false;
+    let mut unwritten = None;
     let mut print = |piece: &str| {
-        if !p.json && !closed {
+        if !p.json && unwritten.is_none() {
             let mut out = std::io::stdout().lock();
             let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
-            if written.is_err() {
-                // Nobody reads any more (`| head`): stop at the next token.
-                closed = true;
+            if let Err(e) = written {
+                // Nobody can read any more: stop at the next token.
+                unwritten = Some(e);
                 INTERRUPTED.store(true, Ordering::Relaxed);
             }
         }
     };
     let options = generate_options(run);
     let done = generator.generate(tokenizer, ids, &options, &INTERRUPTED, &mut print)?;
-    if p.json {
-        print_json(&done)?;
-    } else if !closed {
-        print_line("")?;
+    match unwritten {
+        // `| head` has read enough.
+        Some(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Some(e) => return Err(RunError::io("standard output")(e)),
+        None if p.json => print_json(&done)?,
+        None => print_line("")?,
     }
     if done.stop == Stop::Context {
         let n = generator.n_ctx();

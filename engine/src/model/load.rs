@@ -18,7 +18,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// Not a Llama.
-    #[error("{}: architecture `{arch}` is not supported; only `llama` is", path.display())]
+    #[error("{}: architecture {arch:?} is not supported; only `llama` is", path.display())]
     Architecture {
         /// The file.
         path: PathBuf,

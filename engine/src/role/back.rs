@@ -1,7 +1,7 @@
 //! The back half of a generation: boundary rows in, tokens out.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::error::RunError;
 use crate::cache::KvCache;
@@ -12,11 +12,12 @@ use crate::text::{Sampler, SamplingParams, top_logprobs};
 /// Where the front hands its rows.
 pub trait Back {
     /// Takes rows that stand at `first..`; with `want_token` the token after the last row is
-    /// computed, to be fetched by [`token`](Self::token). May return before it is done.
+    /// computed, to be fetched by [`token`](Self::token). May return before it is done. Returns the
+    /// time that encoding took: it is the edge's, all that follows is not.
     ///
     /// # Errors
     /// Any; the generation is over then.
-    fn rows(&mut self, first: u32, rows: &[f32], want_token: bool) -> Result<(), RunError>;
+    fn rows(&mut self, first: u32, rows: &[f32], want_token: bool) -> Result<Duration, RunError>;
 
     /// Waits for the next token asked for.
     ///

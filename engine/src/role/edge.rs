@@ -1,5 +1,7 @@
 //! The back half behind the link.
 
+use std::time::{Duration, Instant};
+
 use formats::pair::Contract;
 use formats::wire::{self, Codec, Origin, Scratch};
 
@@ -58,7 +60,8 @@ impl RemoteBack {
 }
 
 impl Back for RemoteBack {
-    fn rows(&mut self, first: u32, rows: &[f32], want_token: bool) -> Result<(), RunError> {
+    fn rows(&mut self, first: u32, rows: &[f32], want_token: bool) -> Result<Duration, RunError> {
+        let begun = Instant::now();
         let origin = Origin {
             pair_tag: self.contract.pair_id.into(),
             first_position: first,
@@ -66,7 +69,9 @@ impl Back for RemoteBack {
         };
         let mut frame = Vec::new();
         wire::encode(&self.codec, &origin, rows, &mut self.scratch, &mut frame)?;
-        Ok(self.stream.send_rows(first, frame, want_token)?)
+        let encoding = begun.elapsed();
+        self.stream.send_rows(first, frame, want_token)?;
+        Ok(encoding)
     }
 
     fn token(&mut self) -> Result<TokenOut, RunError> {

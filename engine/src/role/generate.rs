@@ -10,6 +10,7 @@ use super::back::Back;
 use super::error::RunError;
 use crate::cache::KvCache;
 use crate::exec::{ExecError, Executor};
+use crate::link::{LinkError, TokenOut};
 use crate::text::{StreamDecoder, Tokenizer};
 
 /// How far and in which pieces.
@@ -142,11 +143,23 @@ impl<B: Back> Generator<B> {
         self.back
     }
 
-    fn step(&mut self, ids: &[u32], want_token: bool) -> Result<(), RunError> {
+    /// Runs `ids` and hands their rows on; returns the time that the front side took.
+    fn step(&mut self, ids: &[u32], want_token: bool) -> Result<Duration, RunError> {
+        let begun = Instant::now();
         let first = self.cache.len() as u32;
         self.front.embed(ids, &mut self.rows)?;
         self.front.forward(&mut self.cache, &mut self.rows)?;
-        self.back.rows(first, &self.rows, want_token)
+        let front = begun.elapsed();
+        Ok(front + self.back.rows(first, &self.rows, want_token)?)
+    }
+
+    /// The next token, `None` when the user interrupted the wait for it.
+    fn token(&mut self) -> Result<Option<TokenOut>, RunError> {
+        match self.back.token() {
+            Ok(token) => Ok(Some(token)),
+            Err(RunError::Link(LinkError::Interrupted { .. })) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Runs `prompt` after what the sequence holds and generates; `print` gets text as it is made.
@@ -202,11 +215,14 @@ impl<B: Back> Generator<B> {
             }
             self.step(ids, i + 1 == chunks)?;
         }
-        let mut token = self.back.token()?;
-        let first_at = Instant::now();
-        out.ttft_ms = ms(first_at - start);
+        let Some(mut token) = self.token()? else {
+            out.stop = Stop::Interrupted;
+            return Ok(out);
+        };
+        out.ttft_ms = ms(start.elapsed());
         let sent_prompt = self.back.uplink_bytes();
-        let (mut edge, mut cloud, mut waited) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        let (mut edge, mut cloud, mut total) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        let mut steps = 0;
         let mut decoder = StreamDecoder::new(tokenizer);
         loop {
             out.ids.push(token.id);
@@ -244,32 +260,29 @@ impl<B: Back> Generator<B> {
                 break;
             }
             let begun = Instant::now();
-            self.step(&[token.id], true)?;
-            let sent = Instant::now();
-            token = self.back.token()?;
-            // In one process the back runs inside `step`; its own time is known exactly.
-            let total = begun.elapsed();
-            let here = (sent - begun).min(total);
-            waited += total;
-            cloud += token.cloud;
-            edge += if self.back.max_rows() == usize::MAX {
-                here.saturating_sub(token.cloud)
-            } else {
-                here
+            let here = self.step(&[token.id], true)?;
+            let Some(next) = self.token()? else {
+                out.stop = Stop::Interrupted;
+                break;
             };
+            token = next;
+            total += begun.elapsed();
+            edge += here;
+            cloud += token.cloud;
+            steps += 1;
         }
         let rest = decoder.finish();
         if !rest.is_empty() {
             print(rest);
             out.text.push_str(rest);
         }
-        let decoded = (out.ids.len() - 1) as f64;
-        if decoded > 0.0 {
-            out.tokens_per_s = decoded / first_at.elapsed().as_secs_f64();
+        if steps > 0 {
+            let decoded = f64::from(steps);
+            out.tokens_per_s = decoded / total.as_secs_f64();
             out.uplink_bytes_per_token = (self.back.uplink_bytes() - sent_prompt) as f64 / decoded;
             out.edge_ms_per_token = ms(edge) / decoded;
             out.cloud_ms_per_token = ms(cloud) / decoded;
-            out.rtt_ms = ms(waited.saturating_sub(edge + cloud)) / decoded;
+            out.rtt_ms = ms(total.saturating_sub(edge + cloud)) / decoded;
         }
         out.prompt_uplink_bytes_per_token =
             (sent_prompt - sent_before) as f64 / prompt.len() as f64;

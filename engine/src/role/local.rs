@@ -1,6 +1,6 @@
 //! The back half in this process.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use formats::wire::{self, Codec, Expect, Origin, PairTag, Scratch};
 
@@ -21,7 +21,7 @@ pub struct LocalBack {
     sent: u64,
     token: Option<TokenOut>,
     since: Instant,
-    busy: std::time::Duration,
+    busy: Duration,
 }
 
 impl LocalBack {
@@ -38,14 +38,14 @@ impl LocalBack {
             sent: 0,
             token: None,
             since: Instant::now(),
-            busy: std::time::Duration::ZERO,
+            busy: Duration::ZERO,
         }
     }
 }
 
 impl Back for LocalBack {
-    fn rows(&mut self, first: u32, rows: &[f32], want_token: bool) -> Result<(), RunError> {
-        self.since = Instant::now();
+    fn rows(&mut self, first: u32, rows: &[f32], want_token: bool) -> Result<Duration, RunError> {
+        let begun = Instant::now();
         if let Some(codec) = &self.codec {
             let pair_tag = PairTag([0; 4]);
             let origin = Origin {
@@ -65,6 +65,8 @@ impl Back for LocalBack {
             self.rows.clear();
             self.rows.extend_from_slice(rows);
         }
+        let encoding = begun.elapsed();
+        self.since = Instant::now();
         let sampled = self.session.run(&mut self.rows, want_token)?;
         self.busy += self.since.elapsed();
         if let Some(sampled) = sampled {
@@ -72,7 +74,7 @@ impl Back for LocalBack {
             token.cloud = std::mem::take(&mut self.busy);
             self.token = Some(token);
         }
-        Ok(())
+        Ok(encoding)
     }
 
     fn token(&mut self) -> Result<TokenOut, RunError> {
