@@ -28,12 +28,17 @@ impl Gguf {
     /// Any [`GgufErrorKind`](super::GgufErrorKind), with the file's name.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
         let fail = |e| GgufError::new(path, e);
+        let regular = |kind: std::io::Result<std::fs::Metadata>| match kind {
+            Ok(kind) if !kind.is_file() => {
+                let e = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
+                Err(fail(e.into()))
+            }
+            kind => kind.map_err(|e| fail(e.into())),
+        };
+        // Looked at before it is opened: opening a pipe waits for somebody to write into it.
+        regular(std::fs::metadata(path))?;
         let file = File::open(path).map_err(|e| fail(e.into()))?;
-        let kind = file.metadata().map_err(|e| fail(e.into()))?;
-        if !kind.is_file() {
-            let e = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
-            return Err(fail(e.into()));
-        }
+        let kind = regular(file.metadata())?;
         if kind.len() == 0 {
             return Err(fail(Kind::NotGguf { found: Vec::new() }));
         }

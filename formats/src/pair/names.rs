@@ -101,7 +101,7 @@ pub fn shard_of(file_name: &str) -> Option<ShardName<'_>> {
     })
 }
 
-/// What a `--model` argument (or none) stands for.
+/// What the path of a model (or none) stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Located {
     /// A pair, of which at least one file is there: a device may hold only its own half.
@@ -129,13 +129,13 @@ pub enum LocateError {
     NotFound(PathBuf),
     /// The folder holds no model.
     #[error(
-        "no GGUF file in `{}`; name one with --model, or make a pair with `splitconv MODEL --split N --edge-bits B`",
+        "no GGUF file in `{}`; name one, or make a pair with `splitconv MODEL --split N --edge-bits B`",
         .0.display()
     )]
     Empty(PathBuf),
     /// Several would do.
     #[error(
-        "`{}` could be any of: {}; name one with --model",
+        "`{}` could be any of: {}; name one",
         .place.display(),
         .candidates.join(", ")
     )]
