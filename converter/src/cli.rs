@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -124,7 +125,9 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("splitconv: error: {}", one_line(error.as_ref()));
+            let line = one_line(error.as_ref());
+            // When nobody reads it, the exit code still says it.
+            let _ = writeln!(std::io::stderr(), "splitconv: error: {line}");
             ExitCode::FAILURE
         }
     }

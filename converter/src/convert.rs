@@ -1,10 +1,12 @@
 //! A conversion from beginning to end.
 
 use std::error::Error;
+use std::io::Write;
 
 use formats::pair::PairName;
 
 use crate::cli::ConvertArgs;
+use crate::printable;
 use crate::progress;
 use crate::recipe::{self, Bits, Request};
 use crate::report::Report;
@@ -50,7 +52,8 @@ pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
         force: args.force,
     };
     for note in &plan.notes {
-        eprintln!("splitconv: {note}");
+        // A reader that has gone is no reason to fail.
+        let _ = writeln!(std::io::stderr(), "splitconv: {}", printable(note));
     }
     if args.dry_run {
         return Report::new(&source, &plan, &target, None).print(args.json);

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use crate::cli::InspectArgs;
+use crate::printable;
 use crate::report::{print_json, print_text};
 
 #[derive(Serialize)]
@@ -131,7 +132,11 @@ fn as_json(value: &Value) -> Json {
 fn text(i: &Inspection, metadata: &Metadata) -> String {
     let mut out = vec![format!(
         "{}\n  GGUF v{}, {} bytes, {} tensors, {:.4} bits per weight\n",
-        i.file, i.gguf_version, i.file_bytes, i.tensor_count, i.bits_per_weight
+        printable(&i.file),
+        i.gguf_version,
+        i.file_bytes,
+        i.tensor_count,
+        i.bits_per_weight
     )];
     out.push(match &i.half {
         Some(h) => format!(
@@ -152,15 +157,16 @@ fn text(i: &Inspection, metadata: &Metadata) -> String {
     let types: Vec<String> = types.iter().map(|(t, n)| format!("{n} {t}")).collect();
     out.push(format!("  {}\n\nmetadata\n", types.join(", ")));
     for (k, v) in metadata.iter() {
-        out.push(format!("  {k} = {v} ({})\n", v.value_type()));
+        let (k, shown, ty) = (printable(k), v.to_string(), v.value_type());
+        out.push(format!("  {k} = {} ({ty})\n", printable(&shown)));
     }
-    let w = i.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
+    let names: Vec<_> = i.tensors.iter().map(|t| printable(&t.name)).collect();
+    let w = names.iter().map(|n| n.len()).max().unwrap_or(0);
     out.push("\ntensors\n".to_owned());
-    for t in &i.tensors {
+    for (t, name) in i.tensors.iter().zip(&names) {
         let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
         out.push(format!(
-            "  {:w$}  {:6}  {:>14}  {:>12}\n",
-            t.name,
+            "  {name:w$}  {:6}  {:>14}  {:>12}\n",
             t.r#type,
             shape.join("×"),
             t.bytes

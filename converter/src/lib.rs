@@ -9,6 +9,8 @@
 //! | [`inspect`], [`verify`] | looking at files, checking them |
 //! | [`cli`] | the command line |
 
+use std::borrow::Cow;
+
 pub mod cli;
 pub mod convert;
 pub mod inspect;
@@ -32,5 +34,40 @@ pub fn one_line(error: &dyn std::error::Error) -> String {
         }
         cause = e.source();
     }
-    line.replace('\n', " ")
+    printable(&line.replace('\n', " ")).into_owned()
+}
+
+/// `text`, which may come from a file, as it may be shown on a terminal: characters that would
+/// steer the terminal or turn the direction of the text are written as escapes.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if steers(c) {
+            out.extend(c.escape_debug());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_escaped() {
+        assert!(matches!(printable("a b × ö \\ \""), Cow::Borrowed(_)));
+        assert_eq!(printable("a\u{1b}[2J\nb"), "a\\u{1b}[2J\\nb");
+        assert_eq!(printable("\u{9b}\u{7f}\u{202e}"), "\\u{9b}\\u{7f}\\u{202e}");
+        let error = std::io::Error::other("bad\nname \u{1b}]0;x\u{7}");
+        assert_eq!(one_line(&error), "bad name \\u{1b}]0;x\\u{7}");
+    }
 }

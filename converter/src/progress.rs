@@ -1,6 +1,6 @@
 //! How far a conversion is: a bar on a terminal, plain lines elsewhere, always on standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,7 +108,8 @@ impl Progress for Lines {
             .unwrap_or(10);
         if tenth > t.said {
             t.said = tenth;
-            eprintln!("{:3} %  {tensor}", tenth * 10);
+            // Whoever read this may have gone; that is no reason to fail.
+            let _ = writeln!(std::io::stderr(), "{:3} %  {tensor}", tenth * 10);
         }
     }
 

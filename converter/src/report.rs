@@ -128,7 +128,8 @@ impl Report {
         if self.dry_run {
             print_text(&format!("{}{summary}", self.table()))
         } else {
-            eprint!("{summary}");
+            // The files are there, whether or not anybody reads this.
+            let _ = std::io::stderr().write_all(summary.as_bytes());
             Ok(())
         }
     }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use formats::gguf::{Gguf, GgufError, GgufSet, Metadata, TensorInfo};
 use formats::pair::{HalfInfo, HalfRole, model_stem};
 
+use crate::printable;
+
 pub use llama::{Hparams, Place};
 
 /// A model that cannot be converted.
@@ -39,8 +41,9 @@ pub enum SourceError {
     },
     /// Not a Llama.
     #[error(
-        "{}: architecture `{found}` is not supported; splitconv cuts models of architecture `llama`",
-        path.display()
+        "{}: architecture `{}` is not supported; splitconv cuts models of architecture `llama`",
+        path.display(),
+        printable(.found)
     )]
     Architecture {
         /// The file.

@@ -98,7 +98,7 @@ impl Shared {
     }
 }
 
-/// Stops everybody when a worker leaves by panic, so that nobody waits for it.
+/// Stops everybody when a worker or the taker leaves by panic, so that nobody waits for it.
 struct Alarm<'a>(&'a Shared);
 
 impl Drop for Alarm<'_> {
@@ -133,6 +133,7 @@ pub(super) fn run(
         room: Condvar::new(),
     };
     std::thread::scope(|scope| {
+        let _alarm = Alarm(&shared);
         let mut workers = Vec::new();
         if !encoded.is_empty() {
             for _ in 0..threads {
@@ -260,4 +261,38 @@ fn check(job: &Job<'_>, row: usize, values: &[f32]) -> Result<(), StreamError> {
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A taker that dies must not leave the workers waiting for room.
+    #[test]
+    fn a_taker_that_panics_ends_the_run() {
+        let (row_len, rows) = (256, 64 * 1024);
+        let data = vec![0; row_len * rows * 2];
+        let (done, ended) = std::sync::mpsc::channel();
+        // Its own thread, so that a hang is a failure after a while and not a hang of the test.
+        std::thread::spawn(move || {
+            let jobs = [Job {
+                name: "t",
+                path: Path::new("m.gguf"),
+                data: &data,
+                row_len,
+                rows,
+                from: BlockType::F16,
+                to: BlockType::Q8_0,
+                encode: true,
+            }];
+            let chunks = cut(&jobs).unwrap();
+            assert!(chunks.len() > 16, "more than the window holds");
+            let run = std::panic::AssertUnwindSafe(|| {
+                run(&jobs, &chunks, 2, |_, _| panic!("the taker dies"))
+            });
+            done.send(std::panic::catch_unwind(run).is_err()).unwrap();
+        });
+        let wait = std::time::Duration::from_secs(60);
+        assert_eq!(ended.recv_timeout(wait), Ok(true));
+    }
 }

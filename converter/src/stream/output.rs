@@ -117,14 +117,30 @@ impl Output {
 /// How often another process may take the name away between opening and locking.
 const ATTEMPTS: u32 = 16;
 
-/// Opens (or makes) `temporary` and locks it. What comes back is locked and still has that name.
+/// Opens (or makes) `temporary` and locks it. What comes back is locked, still has that name and
+/// no other one: a link would lead the writing into somebody else's file.
 fn open_locked(temporary: &Path) -> Result<File, StreamError> {
     let fail = |e: io::Error| StreamError::write(temporary, e.into());
     for _ in 0..ATTEMPTS {
-        // Not truncated before it is locked: it may be another process's.
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false);
-        let file = file.open(temporary).map_err(fail)?;
+        options.write(true);
+        let opened = match std::fs::symlink_metadata(temporary) {
+            // Not truncated before it is locked: it may be another process's.
+            Ok(found) => plain(&found).and_then(|()| options.open(temporary)),
+            // `create_new` follows no link that appears meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                options.create_new(true).open(temporary)
+            }
+            Err(e) => Err(e),
+        };
+        let file = match opened {
+            Ok(file) => file,
+            // Somebody made or renamed it between the look and the opening, unless its folder is
+            // missing.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && has_folder(temporary) => continue,
+            Err(e) => return Err(fail(e)),
+        };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => break,
@@ -134,6 +150,8 @@ fn open_locked(temporary: &Path) -> Result<File, StreamError> {
         }
         // Since it was opened, its owner may have renamed it: then this is a finished model.
         if is_named(&file, temporary).map_err(fail)? {
+            let found = file.metadata().map_err(fail)?;
+            plain(&found).map_err(fail)?;
             return Ok(file);
         }
     }
@@ -142,12 +160,33 @@ fn open_locked(temporary: &Path) -> Result<File, StreamError> {
     })
 }
 
-/// Whether `path` names the very file that `file` is.
+fn has_folder(path: &Path) -> bool {
+    path.parent()
+        .is_some_and(|p| p.as_os_str().is_empty() || p.is_dir())
+}
+
+/// Refuses what is no ordinary file with one name.
+fn plain(found: &std::fs::Metadata) -> io::Result<()> {
+    #[cfg(unix)]
+    let names = std::os::unix::fs::MetadataExt::nlink(found);
+    #[cfg(not(unix))]
+    let names = 1;
+    let what = if !found.is_file() {
+        "it is a link or no ordinary file; remove it"
+    } else if names > 1 {
+        "it is another name of some other file; remove it"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, what))
+}
+
+/// Whether `path` names the very file that `file` is; a link to it does not.
 #[cfg(unix)]
 fn is_named(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let ours = file.metadata()?;
-    match std::fs::metadata(path) {
+    match std::fs::symlink_metadata(path) {
         Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
