@@ -16,7 +16,7 @@ use formats::gguf::{Metadata, TensorDecl, Value, Writer};
 #[track_caller]
 fn ends(child: &mut Child) -> ExitStatus {
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(60) {
+    while start.elapsed() < Duration::from_secs(30) {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
         }

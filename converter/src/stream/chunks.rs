@@ -292,7 +292,7 @@ mod tests {
             });
             done.send(std::panic::catch_unwind(run).is_err()).unwrap();
         });
-        let wait = std::time::Duration::from_secs(60);
+        let wait = std::time::Duration::from_secs(30);
         assert_eq!(ended.recv_timeout(wait), Ok(true));
     }
 }
