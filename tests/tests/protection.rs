@@ -13,8 +13,8 @@ fn secrets(dir: &Path) {
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     std::fs::write(dir.join("cert.pem"), made.cert.pem()).unwrap();
     std::fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-    std::fs::write(dir.join("token"), "a secret of this test\n").unwrap();
-    std::fs::write(dir.join("other"), "another secret\n").unwrap();
+    std::fs::write(dir.join("token"), "a-secret-of-this-test\n").unwrap();
+    std::fs::write(dir.join("other"), "another-secret\n").unwrap();
 }
 
 #[test]
