@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use formats::gguf::{Metadata, Value as Meta};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
+use super::leash::{Leash, Stopped};
 use super::shield::{pick_mark, reveal};
 use super::{TextError, Tokenizer};
 
@@ -17,12 +19,21 @@ pub const CHATML: &str = "{%- for message in messages -%}\
     {%- endfor -%}\
     {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}";
 
-/// Instructions a template may run: some thousand messages' worth.
-const FUEL: u64 = 2_000_000;
+/// Instructions a template may run (64 bytes written or built count as one): some thousand
+/// messages' worth.
+const FUEL: u64 = 500_000;
 /// Nested calls; each takes stack.
 const RECURSION: usize = 64;
 /// Longest template accepted, in bytes; long ones have 30 KB.
-const MAX_TEMPLATE: usize = 1 << 20;
+const MAX_TEMPLATE: usize = 64 << 10;
+/// Longest time one rendering may take.
+const MAX_TIME: Duration = Duration::from_secs(10);
+/// Memory one rendering may take, in bytes, besides what grows with what it was given.
+const MAX_MEMORY: usize = 256 << 20;
+/// Memory one rendering may take per byte it was given.
+const MEMORY_REPEAT: usize = 64;
+/// Widest indentation `tojson` writes.
+const MAX_INDENT: usize = 8;
 /// What a template may write beyond what it was given, in bytes.
 const MAX_EXTRA: usize = 1 << 20;
 /// How often a template may repeat what it was given.
@@ -50,11 +61,15 @@ impl Message {
 /// A model's chat template.
 ///
 /// What stands in the template may be special tokens; what stands in a message never is, not even
-/// together with the template's text around it (see the module `shield`). Time is bounded by a
-/// count of instructions, and so is the length of what is written. Memory for the strings a
-/// template builds on the way is not: minijinja has no limit for that.
+/// together with the template's text around it (see the module `shield`).
+///
+/// minijinja counts instructions, and the strings and lists they make. It does not see what grows
+/// without either: lists joined lazily, or one that stands twice in another, time and again, and
+/// is then written out. Its parser nests without limit, too. So parsing and rendering happen on a
+/// thread of their own with a large stack, whose time is bounded, and with [`super::Watching`] as
+/// the program's allocator also its memory. A template that exceeded them is not run again.
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    leash: Leash,
     source: String,
     builtin: bool,
 }
@@ -79,36 +94,53 @@ impl ChatTemplate {
     /// From the template's text (Jinja).
     ///
     /// # Errors
-    /// It is too long or does not parse.
+    /// It is longer than 64 KiB, does not parse, or exceeds its limits in doing so.
     pub fn new(source: &str) -> Result<Self, TextError> {
         if source.len() > MAX_TEMPLATE {
             return Err(TextError::Template(format!(
-                "it is {} bytes long, the limit is {MAX_TEMPLATE}",
+                "it is {} bytes long, the limit is {MAX_TEMPLATE} bytes",
                 source.len()
             )));
         }
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(|e| failed(&e))?;
-        env.set_syntax(syntax);
-        env.set_fuel(Some(FUEL));
-        env.set_recursion_limit(RECURSION);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_function("raise_exception", |message: String| {
-            Err::<(), _>(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_function("strftime_now", |format: String| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            strftime(&format, now.map_or(0, |d| d.as_secs()))
-        });
-        env.template_from_str(source).map_err(|e| failed(&e))?;
-        Ok(Self {
-            env,
+        let template = Self {
+            leash: Leash::new(),
             source: source.to_owned(),
             builtin: false,
+        };
+        template.run(0, |env, source| {
+            env.template_from_str(source)
+                .map(drop)
+                .map_err(|e| failed(&e))
+        })?;
+        Ok(template)
+    }
+
+    /// Does `work` with the template's text within its bounds, for `given` bytes of messages.
+    fn run<T: Send + 'static>(
+        &self,
+        given: usize,
+        work: impl FnOnce(&Environment<'_>, &str) -> Result<T, TextError> + Send + 'static,
+    ) -> Result<T, TextError> {
+        let source = self.source.clone();
+        let memory = given
+            .saturating_mul(MEMORY_REPEAT)
+            .saturating_add(MAX_MEMORY);
+        let done = self
+            .leash
+            .run(memory, MAX_TIME, move || work(&environment()?, &source));
+        done.unwrap_or_else(|stopped| {
+            Err(TextError::Template(match stopped {
+                Stopped::Space => format!(
+                    "it takes more than {} MiB of memory, or nests too deeply; it is not run again",
+                    memory >> 20
+                ),
+                Stopped::Time => format!(
+                    "it takes longer than the limit of {} s; it is not run again",
+                    MAX_TIME.as_secs()
+                ),
+                Stopped::Panic => "it makes the template engine fail".into(),
+                Stopped::NoThread => "the system gives no thread to render it on".into(),
+            }))
         })
     }
 
@@ -147,32 +179,40 @@ impl ChatTemplate {
         let mark = pick_mark(&texts).ok_or_else(|| {
             TextError::Template("the messages use every private code point of plane 16".into())
         })?;
-        let messages: Vec<Value> = messages
+        let messages: Vec<(String, String)> = messages
             .iter()
-            .map(|m| context! { role => tok.protect(&m.role, mark), content => tok.protect(&m.content, mark) })
+            .map(|m| (tok.protect(&m.role, mark), tok.protect(&m.content, mark)))
             .collect();
         let name = |id: Option<u32>| {
             id.map(|id| String::from_utf8_lossy(tok.vocab().text(id)).into_owned())
         };
-        let context = context! {
-            messages,
-            add_generation_prompt,
-            bos_token => name(tok.bos()),
-            eos_token => name(tok.eos()),
-            unk_token => name(tok.vocab().unk()),
-            // templates ask `is not none`, so they must be there
-            tools => (),
-            documents => (),
-        };
-        let mut out = Bounded {
-            text: Vec::new(),
-            left: given.saturating_mul(MAX_REPEAT).saturating_add(MAX_EXTRA),
-        };
-        self.env
-            .template_from_str(&self.source)
-            .and_then(|t| t.render_captured_to(context, &mut out).map(drop))
-            .map_err(|e| failed(&e))?;
-        let marked = String::from_utf8(out.text)
+        let names = [tok.bos(), tok.eos(), tok.vocab().unk()].map(name);
+        let written = self.run(given, move |env, source| {
+            let messages: Vec<Value> = messages
+                .into_iter()
+                .map(|(role, content)| context! { role, content })
+                .collect();
+            let [bos_token, eos_token, unk_token] = names;
+            let context = context! {
+                messages,
+                add_generation_prompt,
+                bos_token,
+                eos_token,
+                unk_token,
+                // templates ask `is not none`, so they must be there
+                tools => (),
+                documents => (),
+            };
+            let mut out = Bounded {
+                text: Vec::new(),
+                left: given.saturating_mul(MAX_REPEAT).saturating_add(MAX_EXTRA),
+            };
+            env.template_from_str(source)
+                .and_then(|t| t.render_captured_to(context, &mut out).map(drop))
+                .map_err(|e| failed(&e))?;
+            Ok(out.text)
+        })?;
+        let marked = String::from_utf8(written)
             .map_err(|e| TextError::Template(format!("it wrote what is not UTF-8: {e}")))?;
         Ok(reveal(&marked, mark))
     }
@@ -185,6 +225,87 @@ impl fmt::Debug for ChatTemplate {
             .field("builtin", &self.builtin)
             .finish_non_exhaustive()
     }
+}
+
+/// The engine, set up as `transformers` sets up its own.
+fn environment() -> Result<Environment<'static>, TextError> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(|e| failed(&e))?;
+    env.set_syntax(syntax);
+    env.set_fuel(Some(FUEL));
+    env.set_recursion_limit(RECURSION);
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.add_filter("tojson", tojson);
+    env.add_function("raise_exception", |message: String| {
+        Err::<(), _>(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    env.add_function("strftime_now", |format: String| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        strftime(&format, now.map_or(0, |d| d.as_secs()))
+    });
+    Ok(env)
+}
+
+/// JSON without the escapes for HTML, as `transformers` writes it, indented by at most
+/// [`MAX_INDENT`].
+fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<String, Error> {
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => options.get::<Option<Value>>("indent")?,
+    };
+    if options.get::<Option<bool>>("ensure_ascii")? == Some(true) {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "tojson: ensure_ascii is not supported",
+        ));
+    }
+    options.assert_all_used()?;
+    if indent
+        .as_ref()
+        .and_then(Value::as_usize)
+        .is_some_and(|n| n > MAX_INDENT)
+    {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("tojson: indent is more than {MAX_INDENT}"),
+        ));
+    }
+    let none = std::iter::empty::<(&str, Value)>().collect();
+    let json = minijinja::filters::tojson(value, indent.filter(|v| !v.is_none()), none)?;
+    Ok(without_html_escapes(json.as_str().unwrap_or_default()))
+}
+
+/// Undoes `\u003c`, `\u003e`, `\u0026` and `\u0027` in JSON.
+fn without_html_escapes(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some((before, escape)) = rest.split_once('\\') {
+        out.push_str(before);
+        let plain = [
+            ("u003c", '<'),
+            ("u003e", '>'),
+            ("u0026", '&'),
+            ("u0027", '\''),
+        ]
+        .into_iter()
+        .find_map(|(code, c)| Some((escape.strip_prefix(code)?, c)));
+        if let Some((after, c)) = plain {
+            out.push(c);
+            rest = after;
+        } else {
+            // the next character belongs to the escape, even if it is a backslash
+            let mut chars = escape.chars();
+            out.push('\\');
+            out.extend(chars.next());
+            rest = chars.as_str();
+        }
+    }
+    out.push_str(rest);
+    out
 }
 
 fn failed(e: &Error) -> TextError {
@@ -359,6 +480,109 @@ mod tests {
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         ] {
             assert!(text(t, &"x".repeat(1000)).is_err(), "{t}");
+        }
+    }
+
+    /// The opening, `repeated` until `len` bytes are full, the end.
+    fn long(open: &str, repeated: &str, close: &str, len: usize) -> String {
+        let n = (len - open.len() - close.len()) / repeated.len();
+        format!("{open}{}{close}", repeated.repeat(n))
+    }
+
+    #[test]
+    fn nesting_does_not_overflow() {
+        for (open, repeated, close) in [
+            ("{{ ", "not ", "1 }}"),
+            ("{{ ", "-", "1 }}"),
+            ("{{ ", "- ", "x }}"),
+            ("{{ 1", "|string", " }}"),
+            ("{{ 1", "|e", " }}"),
+            ("{{ a", ".b", " }}"),
+            ("{{ a", "[1]", " }}"),
+            ("{{ a", "()", " }}"),
+            ("{{ 1 ", "~ 1 ", "}}"),
+            ("{{ x", "~x", "}}"),
+            ("{{ x", " is a", "}}"),
+            ("{{ x", "**x", "}}"),
+            ("{{ x", " if x else x", "}}"),
+            ("{{ ", "[", "}}"),
+            ("{{ ", "(", "}}"),
+            ("{% if x %}", "{% elif x %}", "{% endif %}"),
+            ("", "{% if x %}", ""),
+        ] {
+            // whether it renders is not the point: that this line is passed is
+            let _ = text(&long(open, repeated, close, MAX_TEMPLATE), "x");
+            let e = text(&long(open, repeated, close, 200_000), "x").unwrap_err();
+            assert!(e.to_string().contains("limit is 65536"), "{e}");
+        }
+        assert_eq!(
+            text(&long("{{ ", "not ", "1 }}", 40_007), "x").unwrap(),
+            "True"
+        );
+    }
+
+    #[test]
+    fn memory_and_time_are_bounded() {
+        for t in [
+            "{% set ns=namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l+ns.l %}{% endfor %}{{ ns.l|length }}",
+            "{% set ns=namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l,ns.l] %}{% endfor %}{{ ns.l|string|length }}",
+            "{% set ns=namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l,ns.l] %}{% endfor %}{{ ns.l|tojson|length }}",
+            "{% set ns=namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l,ns.l] %}{% endfor %}{{ ns.l ~ '' }}",
+            "{% set ns=namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s~ns.s %}{% endfor %}{{ ns.s|length }}",
+            "{{ messages|tojson(indent=1000000000000) }}",
+            "{{ messages|tojson(1000000000000) }}",
+            "{{ 'a\nb'|indent(1000000000000) }}",
+            "{{ '%1000000000d'|format(1)|length }}",
+        ] {
+            assert!(text(t, "x").is_err(), "{t}");
+        }
+        // deep and cyclic values: an end, whichever
+        for t in [
+            "{% set ns=namespace(l=[]) %}{% for a in range(9) %}{% for i in range(99999) %}{% set ns.l = [ns.l] %}{% endfor %}{% endfor %}",
+            "{% set ns=namespace(l=[]) %}{% for i in range(50000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l }}",
+            "{% set ns=namespace(l=[]) %}{% for i in range(50000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l|tojson }}",
+            "{% set ns=namespace(l=[1]) %}{% for i in range(40000) %}{% set ns.l = (ns.l+[1])*1 %}{% endfor %}{% for x in ns.l %}{% endfor %}",
+            "{% set ns=namespace() %}{% set ns.a = ns %}{{ ns }}",
+            "{% set ns=namespace() %}{% set ns.a = ns %}{{ ns|tojson }}",
+        ] {
+            let _ = text(t, "x");
+        }
+    }
+
+    #[test]
+    fn json_is_as_transformers_writes_it() {
+        assert_eq!(
+            text(
+                "{{ {'a': content}|tojson }}{{ ['<a&\\'>\\\\u003c'] | tojson }}",
+                ""
+            )
+            .unwrap(),
+            r#"{"a": null}["<a&'>\\u003c"]"#
+        );
+        assert_eq!(
+            text("{{ [1]|tojson(indent=4) }}", "").unwrap(),
+            "[\n    1\n]"
+        );
+    }
+
+    #[test]
+    fn long_conversations_render() {
+        let tok = byte_level();
+        let llama3 = "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
+        let llama2 = "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' }}{% endif %}{% endfor %}";
+        let messages: Vec<Message> = (0..1000)
+            .map(|i| Message::new(["user", "assistant"][i % 2], &"word ".repeat(200)))
+            .collect();
+        for template in [
+            CHATML,
+            &format!("{{%- set bos_token = '' -%}}{llama3}"),
+            llama2,
+        ] {
+            let (rendered, _) = ChatTemplate::new(template)
+                .unwrap()
+                .render_text(&tok, &messages, true)
+                .unwrap();
+            assert!(rendered.len() > 900_000);
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod bpe;
 mod chat;
+mod leash;
 mod pretok;
 mod sample;
 mod shield;
@@ -19,6 +20,7 @@ mod vocab;
 mod tests;
 
 pub use chat::{CHATML, ChatTemplate, Message};
+pub use leash::Watching;
 pub use pretok::PreTokenizer;
 pub use sample::{Sampler, SamplingParams, argmax, top_logprobs};
 pub use stream::StreamDecoder;
