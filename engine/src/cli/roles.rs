@@ -17,7 +17,7 @@ use crate::link::{
     EdgeLink, EdgeOptions, EdgeTls, Interrupt, LinkError, Server, ServerOptions, ServerTls, Token,
 };
 use crate::role::{
-    Back, BackSession, Chat, CloudBackend, GenerateOptions, Generation, Generator, LocalBack,
+    Back, BackSession, Chat, CloudBackend, GenerateOptions, Generation, Generator, LocalBack, Open,
     OpenedModel, RemoteBack, RunError, SessionOptions, Stop, chat_loop, open_half, open_model,
 };
 use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
@@ -171,8 +171,6 @@ fn session(run: &Run, prompt: &[u32]) -> Result<SessionOptions, RunError> {
         tail_ids,
     })
 }
-
-type Open<'a, B> = &'a mut dyn FnMut(&[u32]) -> Result<Generator<B>, RunError>;
 
 /// The tokenizer of a model, and its chat template where one is needed: a template that cannot be
 /// read is no reason to refuse a raw prompt.

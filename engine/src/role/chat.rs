@@ -11,6 +11,9 @@ use super::error::RunError;
 use super::generate::{GenerateOptions, Generation, Generator, Stop};
 use crate::text::{ChatTemplate, Message, Tokenizer};
 
+/// Starts a sequence; its argument is the prompt, for the repeat penalty.
+pub type Open<'a, B> = &'a mut dyn FnMut(&[u32]) -> Result<Generator<B>, RunError>;
+
 /// What a conversation needs besides its sequence.
 pub struct Chat<'a> {
     /// Turns text into ids and back.
@@ -27,17 +30,13 @@ pub struct Chat<'a> {
 
 /// Reads lines and answers them until Ctrl-D or `/exit`.
 ///
-/// `open` starts a sequence; its argument is the prompt, for the repeat penalty. Only what is new of
-/// the conversation goes through the model; where the template rewrites the past, the sequence is
+/// Only what is new of the conversation goes through the model; where the template rewrites the past, the sequence is
 /// rolled back to what still holds. When the other half was lost between two lines, a new sequence
 /// is opened and the conversation run again.
 ///
 /// # Errors
 /// When the terminal fails, or a half fails in the middle of an answer.
-pub fn chat_loop<B: Back>(
-    chat: &Chat<'_>,
-    open: &mut dyn FnMut(&[u32]) -> Result<Generator<B>, RunError>,
-) -> Result<(), RunError> {
+pub fn chat_loop<B: Back>(chat: &Chat<'_>, open: Open<'_, B>) -> Result<(), RunError> {
     let terminal = |e: ReadlineError| RunError::Request(format!("the terminal: {e}"));
     let mut editor = DefaultEditor::new().map_err(terminal)?;
     let mut messages: Vec<Message> = Vec::new();

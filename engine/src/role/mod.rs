@@ -14,7 +14,7 @@ mod local;
 mod open;
 
 pub use back::{Back, BackSession, SessionOptions};
-pub use chat::{Chat, chat_loop};
+pub use chat::{Chat, Open, chat_loop};
 pub use cloud::CloudBackend;
 pub use edge::RemoteBack;
 pub use error::RunError;

@@ -28,10 +28,6 @@ const RECURSION: usize = 64;
 const MAX_TEMPLATE: usize = 64 << 10;
 /// Longest time one rendering may take.
 const MAX_TIME: Duration = Duration::from_secs(10);
-/// Memory one rendering may take, in bytes, besides what grows with what it was given.
-const MAX_MEMORY: usize = 256 << 20;
-/// Memory one rendering may take per byte it was given.
-const MEMORY_REPEAT: usize = 64;
 /// Widest indentation `tojson` writes.
 const MAX_INDENT: usize = 8;
 /// What a template may write beyond what it was given, in bytes.
@@ -66,8 +62,8 @@ impl Message {
 /// minijinja counts instructions, and the strings and lists they make. It does not see what grows
 /// without either: lists joined lazily, or one that stands twice in another, time and again, and
 /// is then written out. Its parser nests without limit, too. So parsing and rendering happen on a
-/// thread of their own with a large stack, whose time is bounded, and with [`super::Watching`] as
-/// the program's allocator also its memory. A template that exceeded them is not run again.
+/// thread of their own with a large stack, whose time is bounded. A template that exceeded its time is
+/// not run again. What lists can take of memory within that time is not bounded.
 pub struct ChatTemplate {
     leash: Leash,
     source: String,
@@ -103,11 +99,11 @@ impl ChatTemplate {
             )));
         }
         let template = Self {
-            leash: Leash::new(),
+            leash: Leash::default(),
             source: source.to_owned(),
             builtin: false,
         };
-        template.run(0, |env, source| {
+        template.run(|env, source| {
             env.template_from_str(source)
                 .map(drop)
                 .map_err(|e| failed(&e))
@@ -115,25 +111,17 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// Does `work` with the template's text within its bounds, for `given` bytes of messages.
+    /// Does `work` with the template's text within its bounds.
     fn run<T: Send + 'static>(
         &self,
-        given: usize,
         work: impl FnOnce(&Environment<'_>, &str) -> Result<T, TextError> + Send + 'static,
     ) -> Result<T, TextError> {
         let source = self.source.clone();
-        let memory = given
-            .saturating_mul(MEMORY_REPEAT)
-            .saturating_add(MAX_MEMORY);
         let done = self
             .leash
-            .run(memory, MAX_TIME, move || work(&environment()?, &source));
+            .run(MAX_TIME, move || work(&environment()?, &source));
         done.unwrap_or_else(|stopped| {
             Err(TextError::Template(match stopped {
-                Stopped::Space => format!(
-                    "it takes more than {} MiB of memory, or nests too deeply; it is not run again",
-                    memory >> 20
-                ),
                 Stopped::Time => format!(
                     "it takes longer than the limit of {} s; it is not run again",
                     MAX_TIME.as_secs()
@@ -187,7 +175,7 @@ impl ChatTemplate {
             id.map(|id| String::from_utf8_lossy(tok.vocab().text(id)).into_owned())
         };
         let names = [tok.bos(), tok.eos(), tok.vocab().unk()].map(name);
-        let written = self.run(given, move |env, source| {
+        let written = self.run(move |env, source| {
             let messages: Vec<Value> = messages
                 .into_iter()
                 .map(|(role, content)| context! { role, content })

@@ -20,7 +20,6 @@ mod vocab;
 mod tests;
 
 pub use chat::{CHATML, ChatTemplate, Message};
-pub use leash::Watching;
 pub use pretok::PreTokenizer;
 pub use sample::{Sampler, SamplingParams, argmax, top_logprobs};
 pub use stream::StreamDecoder;
