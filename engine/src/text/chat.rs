@@ -240,6 +240,7 @@ fn environment() -> Result<Environment<'static>, TextError> {
 
 /// JSON without the escapes for HTML, as `transformers` writes it, indented by at most
 /// [`MAX_INDENT`].
+#[expect(clippy::needless_pass_by_value, reason = "the engine passes it so")]
 fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<String, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
