@@ -249,12 +249,12 @@ fn a_connection_without_business_is_closed() {
         "{stayed:?}"
     );
     // A stream keeps its connection, quiet as it may be.
-    thread::sleep(Duration::from_millis(1000));
+    thread::sleep(Duration::from_secs(1));
     stream.send_rows(1, vec![1], true).unwrap();
     assert_eq!(stream.recv_token().unwrap().id, 2);
     stream.close().unwrap();
     // Without one it goes, and another stream brings a new one.
-    thread::sleep(Duration::from_millis(1000));
+    thread::sleep(Duration::from_secs(1));
     link.open(&request()).unwrap().close().unwrap();
 }
 
