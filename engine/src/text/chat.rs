@@ -11,7 +11,7 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 
 use super::leash::{Leash, Stopped};
 use super::shield::{pick_mark, reveal};
-use super::{TextError, Tokenizer};
+use super::{TextError, Tokenizer, namespaces};
 
 /// What stands in for a model's own template when it has none, as in llama.cpp.
 pub const CHATML: &str = "{%- for message in messages -%}\
@@ -65,8 +65,8 @@ impl Message {
 /// thread of their own with a large stack, whose time is bounded. A template that exceeded its time is
 /// not run again.
 ///
-/// Two things are not bounded: the memory that lists take within that time, and a namespace that
-/// holds itself and is written out, which no stack is deep enough for.
+/// Namespaces must not hold one another (module `namespaces`). What is not bounded is the memory that
+/// lists take within that time.
 pub struct ChatTemplate {
     leash: Leash,
     source: String,
@@ -101,6 +101,7 @@ impl ChatTemplate {
                 source.len()
             )));
         }
+        namespaces::check(source).map_err(TextError::Template)?;
         let template = Self {
             leash: Leash::default(),
             source: source.to_owned(),
@@ -524,6 +525,13 @@ mod tests {
             "{{ '%1000000000d'|format(1)|length }}",
         ] {
             assert!(text(t, "x").is_err(), "{t}");
+        }
+        for t in [
+            "{% set ns=namespace() %}{% set ns.a = ns %}{{ ns }}",
+            "{% set ns=namespace() %}{% set ns.a = ns %}{{ ns|tojson }}",
+        ] {
+            let e = text(t, "x").unwrap_err().to_string();
+            assert!(e.contains("namespace"), "{e}");
         }
         // deep values: an end, whichever
         for t in [

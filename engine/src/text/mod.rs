@@ -7,6 +7,7 @@
 mod bpe;
 mod chat;
 mod leash;
+mod namespaces;
 mod pretok;
 mod sample;
 mod shield;
