@@ -493,45 +493,39 @@ fn scratch_may_move_between_threads() {
     send::<Scratch>();
 }
 
-/// `cargo test --release -p formats -- --ignored --nocapture sizes_and_times`
-#[test]
-#[ignore = "prints measurements"]
-fn sizes_and_times() {
+/// Bytes per row and root mean square error of rows like those of a model.
+fn cost(spec: &str, rows_per_frame: usize) -> (f64, f64) {
     let x = Lcg(11).rows(512, 576);
     let (mut scratch, mut out, mut back) = (Scratch::default(), Vec::new(), Vec::new());
-    println!(
-        "{:34} {:>5} {:>9} {:>9} {:>9} {:>8}",
-        "codec", "rows", "bytes/row", "enc µs", "dec µs", "rms/σ"
-    );
-    for spec in ALL
-        .iter()
-        .chain(&["ts-tabq:delta=0,bits=3", "ts-tabq:delta=0,bits=6"])
-    {
-        for n in [1, 32] {
-            let (mut bytes, mut enc, mut dec, mut err) = (0, 0.0, 0.0, 0.0);
-            for rows in x.chunks(n * 576) {
-                let t = std::time::Instant::now();
-                encode(&codec(spec), &origin(576), rows, &mut scratch, &mut out).unwrap();
-                enc += t.elapsed().as_secs_f64();
-                let t = std::time::Instant::now();
-                decode(&out, &expect(576), &mut scratch, &mut back).unwrap();
-                dec += t.elapsed().as_secs_f64();
-                bytes += out.len();
-                err += rows
-                    .iter()
-                    .zip(&back)
-                    .map(|(a, b)| f64::from((a - b).powi(2)))
-                    .sum::<f64>();
-            }
-            println!(
-                "{spec:34} {n:5} {:9.1} {:9.2} {:9.2} {:8.4}",
-                bytes as f64 / 512.0,
-                enc * 1e6 / 512.0,
-                dec * 1e6 / 512.0,
-                (err / x.len() as f64).sqrt()
-            );
-        }
+    let (mut bytes, mut err) = (0, 0.0);
+    for rows in x.chunks(rows_per_frame * 576) {
+        encode(&codec(spec), &origin(576), rows, &mut scratch, &mut out).unwrap();
+        decode(&out, &expect(576), &mut scratch, &mut back).unwrap();
+        bytes += out.len();
+        let squares = rows
+            .iter()
+            .zip(&back)
+            .map(|(a, b)| f64::from((a - b).powi(2)));
+        err += squares.sum::<f64>();
     }
+    (bytes as f64 / 512.0, (err / x.len() as f64).sqrt())
+}
+
+#[test]
+fn fewer_bits_cost_fewer_bytes_and_more_error() {
+    let (auto, auto_error) = cost("auto", 1);
+    assert!(auto <= 440.0, "{auto} bytes a row");
+    let (three, three_error) = cost("ts-tabq:delta=0,bits=3", 1);
+    let (six, six_error) = cost("ts-tabq:delta=0,bits=6", 1);
+    assert!(three < auto && auto < six, "{three} {auto} {six}");
+    assert!(three_error > auto_error && auto_error > six_error && six_error > 0.0);
+    let (many, many_error) = cost("auto", 32);
+    assert!(
+        many < auto,
+        "{many} bytes a row in frames of 32, {auto} alone"
+    );
+    // The same codes; only the order of the test's own sum differs.
+    assert!((many_error / auto_error - 1.0).abs() < 1e-9);
 }
 
 proptest! {
