@@ -11,7 +11,7 @@ pub(super) fn check(source: &str) -> Result<(), String> {
     let mut names = Vec::new();
     for tag in &tags {
         for (i, token) in tag.iter().enumerate() {
-            if token.text != "namespace" || token.is_field(tag, i) {
+            if token.text != "namespace" || is_field(tag, i) {
                 continue;
             }
             match definition(tag, i) {
@@ -24,7 +24,7 @@ pub(super) fn check(source: &str) -> Result<(), String> {
     }
     for tag in &tags {
         for (i, token) in tag.iter().enumerate() {
-            if !names.contains(&token.text) || token.is_field(tag, i) {
+            if !names.contains(&token.text) || is_field(tag, i) {
                 continue;
             }
             let defines = tag.get(i + 2).is_some_and(|t| t.text == "namespace");
@@ -55,13 +55,10 @@ struct Token<'s> {
     text: &'s str,
 }
 
-impl Token<'_> {
-    /// Whether token `i` of its tag comes after a dot: a field of something, no variable.
-    fn is_field(self, tag: &[Self], i: usize) -> bool {
-        i.checked_sub(1)
-            .and_then(|i| tag.get(i))
-            .is_some_and(|t| t.text == ".")
-    }
+/// Whether token `i` of its tag comes after a dot: a field of something, no variable.
+fn is_field(tag: &[Token<'_>], i: usize) -> bool {
+    let before = i.checked_sub(1).and_then(|i| tag.get(i));
+    before.is_some_and(|t| t.text == ".")
 }
 
 /// What stands between `{%` or `{{` and the end of that tag, comments apart.
