@@ -1,6 +1,6 @@
 //! Perplexity against llama.cpp's figures, and what the default codec costs at every cut.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::exec::Executor;
 use engine::exec::cpu::{CpuExecutor, Isa};
@@ -11,12 +11,20 @@ use formats::gguf::GgufSet;
 use formats::wire::Codec;
 use integration::{must, must_json, smollm2_pair};
 
+/// Held by each test: they use all cores, and two at once would only wait for each other.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn wiki() -> String {
     fixtures::wiki_64k().to_str().unwrap().to_owned()
 }
 
 #[test]
 fn unsplit_and_copied_pair_give_the_figure_of_llama_cpp_and_the_same_bits() {
+    let _turn = turn();
     let golden = fixtures::golden("perplexity.json");
     let want = golden["running_perplexity"]["dequantised to F32"][15]
         .as_f64()
@@ -45,6 +53,7 @@ fn unsplit_and_copied_pair_give_the_figure_of_llama_cpp_and_the_same_bits() {
 
 #[test]
 fn llama_cpp_agrees_about_every_block_type_on_the_edge() {
+    let _turn = turn();
     // Each entry: splitconv's flags, and the perplexity after each window that
     // llama.cpp prints when it loads the pair from its first file.
     let golden = fixtures::golden("pairs.json");
@@ -102,6 +111,7 @@ fn cut(set: &Arc<GgufSet>, at: usize, codec: &str, frame_rows: usize) -> EvalRep
 
 #[test]
 fn the_default_codec_holds_its_bounds_at_every_cut() {
+    let _turn = turn();
     let set = Arc::new(GgufSet::open(&fixtures::smollm2_gguf()).unwrap());
     for at in 3..=27 {
         let r = cut(&set, at, "auto", 1).codec.unwrap();
@@ -120,6 +130,7 @@ fn the_default_codec_holds_its_bounds_at_every_cut() {
 
 #[test]
 fn codec_f32_costs_nothing_and_larger_frames_cost_less() {
+    let _turn = turn();
     let set = Arc::new(GgufSet::open(&fixtures::smollm2_gguf()).unwrap());
     let r = cut(&set, 10, "f32", 64);
     let c = r.codec.unwrap();
