@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use formats::gguf::{Gguf, GgufError, Value};
+use formats::model::Architecture;
 use formats::pair::{
     ContractMismatch, Digest, HalfInfo, HalfRole, LocateError, Located, PairError, key, locate,
     metadata_digest,
@@ -179,15 +180,16 @@ pub fn check_file(path: &Path) -> Result<(Gguf, HalfInfo), VerifyError> {
             stated.map_or("missing".to_owned(), ToString::to_string)
         )));
     }
+    let architecture = Architecture::of(file.metadata()).map_err(|e| contents(e.to_string()))?;
     let number = |key: &str| file.metadata().get(key).and_then(Value::as_u32);
     let facts = [
-        ("llama.block_count", half.contract.n_layer),
-        ("llama.embedding_length", half.contract.width),
-        (key::SPLIT_NO, u32::from(half.role.shard())),
-        (key::SPLIT_COUNT, 2),
+        (architecture.key("block_count"), half.contract.n_layer),
+        (architecture.key("embedding_length"), half.contract.width),
+        (key::SPLIT_NO.into(), u32::from(half.role.shard())),
+        (key::SPLIT_COUNT.into(), 2),
     ];
     for (key, wanted) in facts {
-        let found = number(key);
+        let found = number(&key);
         if found != Some(wanted) {
             let found = found.map_or("missing".to_owned(), |n| n.to_string());
             return Err(contents(format!("`{key}` is {found}, not {wanted}")));

@@ -1,15 +1,12 @@
-//! The model to be cut: opened, checked to be a whole Llama, its tensors placed.
-
-mod llama;
+//! The model to be cut: opened, checked to be whole, its tensors placed.
 
 use std::path::{Path, PathBuf};
 
 use formats::gguf::{Gguf, GgufError, GgufSet, Metadata, TensorInfo};
+use formats::model::{HParams, ModelFault, check_tensors};
 use formats::pair::{HalfInfo, HalfRole, model_stem};
 
-use crate::printable;
-
-pub use llama::{Hparams, Place};
+pub use formats::model::Place;
 
 /// A model that cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -39,81 +36,13 @@ pub enum SourceError {
         #[source]
         source: formats::pair::PairError,
     },
-    /// Not a Llama.
-    #[error(
-        "{}: architecture `{}` is not supported; splitconv cuts models of architecture `llama`",
-        path.display(),
-        printable(.found)
-    )]
-    Architecture {
+    /// The model is damaged, not whole, or of a kind that splitrun does not compute.
+    #[error("{}: {fault}", path.display())]
+    Model {
         /// The file.
         path: PathBuf,
-        /// What the file says.
-        found: String,
-    },
-    /// A Llama of a kind we cannot run.
-    #[error("{}: {what}; {way_out}", path.display())]
-    Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// What is not supported.
-        what: String,
-        /// What to do.
-        way_out: &'static str,
-    },
-    /// A key that describes the model is absent or makes no sense.
-    #[error(
-        "{}: metadata `{key}` {why}; the file is damaged or was converted wrongly, fetch or make it again",
-        path.display()
-    )]
-    Key {
-        /// The file.
-        path: PathBuf,
-        /// The key.
-        key: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// Tensors are not there.
-    #[error(
-        "{}: tensor `{first}`{more} is missing; the file is not whole, fetch or make it again",
-        path.display(),
-        more = and_more(*.others)
-    )]
-    MissingTensor {
-        /// The file.
-        path: PathBuf,
-        /// The first one that is missing.
-        first: String,
-        /// How many more are missing.
-        others: usize,
-    },
-    /// A tensor of the wrong size.
-    #[error(
-        "{}: tensor `{tensor}` has shape {found:?}, but the metadata asks for {wanted:?}; the file is damaged, fetch or make it again",
-        path.display()
-    )]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// Its shape, row length first.
-        found: Vec<u64>,
-        /// The shape that the metadata asks for.
-        wanted: Vec<u64>,
-    },
-    /// A tensor that a Llama does not have.
-    #[error(
-        "{}: tensor `{tensor}` is not part of a Llama as splitrun computes it{}; convert a model without it",
-        path.display(),
-        no_biases(.tensor)
-    )]
-    UnknownTensor {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
+        /// What is wrong and what to do.
+        fault: ModelFault,
     },
     /// One half would have no layer.
     #[error(
@@ -139,32 +68,17 @@ pub enum SourceError {
     },
 }
 
-fn no_biases(tensor: &str) -> &'static str {
-    match tensor.rsplit_once('.') {
-        Some((_, "bias")) => " (no biases)",
-        _ => "",
-    }
-}
-
-fn and_more(n: usize) -> String {
-    if n == 0 {
-        String::new()
-    } else {
-        format!(" (and {n} more)")
-    }
-}
-
 /// A checked source model.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
     set: GgufSet,
-    hparams: Hparams,
+    hparams: HParams,
 }
 
 impl Source {
-    /// Opens one file or, given any of its shards, a sharded model, and checks that it is a
-    /// whole Llama. Tensor data is not read.
+    /// Opens one file or, given any of its shards, a sharded model, and checks that it is whole
+    /// and of an architecture that splitrun computes. Tensor data is not read.
     ///
     /// # Errors
     /// [`SourceError`], naming file and tensor.
@@ -189,7 +103,18 @@ impl Source {
         }
         drop(first);
         let set = GgufSet::open(path)?;
-        let hparams = llama::check(path, &set)?;
+        let check = || {
+            let hparams = HParams::read(set.metadata(), &set)?;
+            check_tensors(&hparams, &set).map(|()| hparams)
+        };
+        let hparams = check().map_err(|fault| SourceError::Model {
+            path: fault
+                .tensor()
+                .and_then(|name| set.tensor(name))
+                .map_or(path, |(file, _)| file.path())
+                .to_owned(),
+            fault,
+        })?;
         Ok(Self {
             path: path.to_owned(),
             set,
@@ -208,7 +133,7 @@ impl Source {
     }
 
     /// The model's sizes.
-    pub fn hparams(&self) -> &Hparams {
+    pub fn hparams(&self) -> &HParams {
         &self.hparams
     }
 
@@ -240,7 +165,8 @@ impl Source {
     /// # Errors
     /// [`SourceError::EmptyHalf`] with the cuts that are possible.
     pub fn check_split(&self, split: u32) -> Result<(), SourceError> {
-        let n_layer = self.hparams.n_layer;
+        // The reader lets no number past u32.
+        let n_layer = self.hparams.n_layer as u32;
         if n_layer == 1 {
             return Err(SourceError::OneLayer {
                 path: self.path.clone(),

@@ -342,8 +342,8 @@ impl<'a> Headers<'a> {
         Ok(Self {
             plan,
             base,
-            n_layer: h.n_layer,
             // The source's sizes fit u32.
+            n_layer: h.n_layer as u32,
             width: h.n_embd as u32,
             rope_freqs,
             tensors: i32::try_from(plan.tensors.len())

@@ -1,9 +1,8 @@
 //! What a model is: hyperparameters and the tensors of one layer range.
 
-mod hparams;
 mod load;
 mod part;
 
-pub use hparams::{HParams, Rope};
+pub use formats::model::{Architecture, HParams, Rope, RopeStyle};
 pub use load::{ModelError, read_hparams};
 pub use part::{LayerTensors, ModelPart, Tensor};

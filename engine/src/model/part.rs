@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use formats::blocks::{self, BlockType};
 use formats::gguf::GgufSet;
+use formats::model::{HParams, ModelFault};
 
-use super::hparams::HParams;
 use super::load::{ModelError, read_hparams};
 
 /// A weight matrix in the map: `rows × cols`, each row whole blocks.
@@ -45,6 +45,10 @@ pub struct LayerTensors {
     pub attn_q: Tensor,
     pub attn_k: Tensor,
     pub attn_v: Tensor,
+    /// Added to the products with `attn_q`, one value per output.
+    pub attn_q_bias: Option<Vec<f32>>,
+    pub attn_k_bias: Option<Vec<f32>>,
+    pub attn_v_bias: Option<Vec<f32>>,
     pub attn_output: Tensor,
     pub ffn_norm: Vec<f32>,
     pub ffn_gate: Tensor,
@@ -69,30 +73,38 @@ pub struct ModelPart {
 }
 
 impl ModelPart {
-    /// Finds and checks the tensors of `layers` in `set`; weights are not read, only norms.
+    /// Finds and checks the tensors of `layers` in `set`; weights are not read, only norms and biases.
     ///
     /// # Errors
     /// When a tensor is missing, has a wrong shape, or is one this engine would ignore.
     pub fn load(set: &Arc<GgufSet>, layers: Range<usize>) -> Result<Self, ModelError> {
         let hparams = read_hparams(set)?;
         let (width, ff) = (hparams.n_embd, hparams.n_ff);
-        let (q, kv) = (hparams.n_head * hparams.head_dim, hparams.kv_width());
-        let loader = Loader { set };
+        let (q, kv) = (hparams.q_width(), hparams.kv_width());
+        let loader = Loader {
+            set,
+            hparams: &hparams,
+        };
         if layers.is_empty() || layers.end > hparams.n_layer {
-            return Err(loader.unsupported(format!(
+            let what = format!(
                 "the layer range {}..{} of a model with {} layers",
                 layers.start, layers.end, hparams.n_layer
-            )));
+            );
+            return Err(ModelError::unsupported(set, what));
         }
         loader.refuse_unknown(&layers)?;
         let mut blocks = Vec::with_capacity(layers.len());
         for l in layers.clone() {
             let name = |part: &str| format!("blk.{l}.{part}.weight");
+            let bias = |part: &str, len| loader.bias(&format!("blk.{l}.{part}.bias"), len);
             blocks.push(LayerTensors {
                 attn_norm: loader.vector(&name("attn_norm"), width)?,
                 attn_q: loader.matrix(&name("attn_q"), width, q)?,
                 attn_k: loader.matrix(&name("attn_k"), width, kv)?,
                 attn_v: loader.matrix(&name("attn_v"), width, kv)?,
+                attn_q_bias: bias("attn_q", q)?,
+                attn_k_bias: bias("attn_k", kv)?,
+                attn_v_bias: bias("attn_v", kv)?,
                 attn_output: loader.matrix(&name("attn_output"), q, width)?,
                 ffn_norm: loader.vector(&name("ffn_norm"), width)?,
                 ffn_gate: loader.matrix(&name("ffn_gate"), width, ff)?,
@@ -150,28 +162,32 @@ impl ModelPart {
 
 struct Loader<'a> {
     set: &'a Arc<GgufSet>,
+    hparams: &'a HParams,
 }
 
 impl Loader<'_> {
+    fn fault(&self, fault: ModelFault) -> ModelError {
+        ModelError::new(self.set, fault)
+    }
+
     fn find(&self, name: &str, want: &[usize]) -> Result<Tensor, ModelError> {
         let Some((file, t)) = self.set.find(name) else {
-            return Err(ModelError::MissingTensor {
-                path: self.set.files()[0].path().to_owned(),
-                tensor: name.to_owned(),
-            });
+            return Err(self.fault(ModelFault::MissingTensor {
+                first: name.to_owned(),
+                others: 0,
+            }));
         };
-        let want: Vec<u64> = want.iter().map(|d| *d as u64).collect();
+        let wanted: Vec<u64> = want.iter().map(|d| *d as u64).collect();
         let mut found = t.dims.clone();
-        while found.len() > want.len() && found.last() == Some(&1) {
+        while found.len() > wanted.len() && found.last() == Some(&1) {
             found.pop();
         }
-        if found != want {
-            return Err(ModelError::Shape {
-                path: self.set.files()[file].path().to_owned(),
+        if found != wanted {
+            return Err(self.fault(ModelFault::Shape {
                 tensor: name.to_owned(),
                 found,
-                want,
-            });
+                wanted,
+            }));
         }
         Ok(Tensor {
             set: Arc::clone(self.set),
@@ -191,51 +207,42 @@ impl Loader<'_> {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let t = self.find(name, &[len])?;
         let mut v = vec![0.0; len];
-        blocks::dequantize_row(t.block_type, t.data(), &mut v)
-            .map_err(|e| self.unsupported(format!("tensor `{name}`: {e}")))?;
+        blocks::dequantize_row(t.block_type, t.data(), &mut v).map_err(|e| {
+            self.fault(ModelFault::Contents {
+                tensor: name.to_owned(),
+                why: format!("cannot be decoded ({e})"),
+            })
+        })?;
         Ok(v)
     }
 
-    fn unsupported(&self, what: String) -> ModelError {
-        ModelError::Unsupported {
-            path: self.set.files()[0].path().to_owned(),
-            what,
+    /// A bias that the model may lack, unless its architecture needs it.
+    fn bias(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        if self.set.find(name).is_none() && !self.hparams.architecture.needs_biases() {
+            return Ok(None);
         }
+        self.vector(name, len).map(Some)
     }
 
-    /// A tensor that we would not use (a bias, say) would change the text silently.
+    /// A tensor that we would not use (another bias, say) would change the text silently.
     fn refuse_unknown(&self, layers: &Range<usize>) -> Result<(), ModelError> {
-        const KNOWN: [&str; 9] = [
-            "attn_norm.weight",
-            "attn_q.weight",
-            "attn_k.weight",
-            "attn_v.weight",
-            "attn_output.weight",
-            "ffn_norm.weight",
-            "ffn_gate.weight",
-            "ffn_up.weight",
-            "ffn_down.weight",
-        ];
-        for (_, t) in self.set.tensors() {
-            let known = match t.name.strip_prefix("blk.").and_then(|r| r.split_once('.')) {
-                Some((n, part)) => {
-                    n.parse::<usize>().is_ok_and(|n| !layers.contains(&n))
-                        || KNOWN.contains(&part)
-                        // Old files carry the inverse frequencies that the base implies.
-                        || matches!(part, "attn_rot_embd" | "attn_rot_embd.weight")
-                }
-                None => matches!(
-                    t.name.as_str(),
-                    "token_embd.weight"
-                        | "output.weight"
-                        | "output_norm.weight"
-                        | "rope_freqs.weight"
-                ),
-            };
-            if !known {
-                return Err(self.unsupported(format!("tensor `{}`", t.name)));
-            }
+        let architecture = self.hparams.architecture;
+        let elsewhere = |name: &str| {
+            name.strip_prefix("blk.")
+                .and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok())
+                .is_some_and(|n| !layers.contains(&n))
+        };
+        let unknown = self
+            .set
+            .tensors()
+            .map(|(_, t)| &t.name)
+            .find(|name| architecture.place(name).is_none() && !elsewhere(name));
+        match unknown {
+            None => Ok(()),
+            Some(tensor) => Err(self.fault(ModelFault::UnknownTensor {
+                tensor: tensor.clone(),
+                architecture,
+            })),
         }
-        Ok(())
     }
 }

@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use crate::cache::KvCache;
     use crate::link::Sampling;
-    use crate::model::{HParams, Rope};
+    use crate::model::{Architecture, HParams, Rope, RopeStyle};
 
     const CONTRACT: Contract = Contract {
         pair_id: PairId([3; 16]),
@@ -276,6 +276,7 @@ mod tests {
 
     fn backend() -> CloudBackend {
         let shape = HParams {
+            architecture: Architecture::Llama,
             n_layer: 3,
             n_embd: 8,
             n_head: 1,
@@ -290,7 +291,9 @@ mod tests {
                 base: 10_000.0,
                 linear_scale: 1.0,
                 factors: None,
+                style: RopeStyle::Interleaved,
             },
+            tied: false,
         };
         CloudBackend::new(Arc::new(Still(shape)), CONTRACT, 100)
     }

@@ -19,10 +19,14 @@ pub enum PreTokenizer {
     LlamaBpe,
     /// SmolLM, SmolLM2 (`smollm`).
     Smollm,
+    /// Qwen2, Qwen2.5 and what is distilled into them (`qwen2`): Llama 3's words, but every digit
+    /// alone.
+    Qwen2,
 }
 
 const GPT2: &str = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
 const LLAMA3: &str = r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const QWEN2: &str = r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 
 /// Compiles a pattern over the letters and digits of Unicode 15, the version that llama.cpp's
 /// tables have; later ones would cut text in new scripts elsewhere.
@@ -36,13 +40,16 @@ fn compile(pattern: &str) -> Result<Regex, TextError> {
 
 impl PreTokenizer {
     /// The names that files use.
-    pub const NAMES: [&str; 6] = [
+    pub const NAMES: [&str; 9] = [
         "default",
         "gpt-2",
         "llama-bpe",
         "llama3",
         "llama-v3",
         "smollm",
+        "qwen2",
+        "deepseek-r1-qwen",
+        "megrez",
     ];
 
     /// The pre-tokenizer that a file names.
@@ -52,6 +59,7 @@ impl PreTokenizer {
             "gpt-2" => Self::Gpt2,
             "llama-bpe" | "llama3" | "llama-v3" => Self::LlamaBpe,
             "smollm" => Self::Smollm,
+            "qwen2" | "deepseek-r1-qwen" | "megrez" => Self::Qwen2,
             _ => return None,
         })
     }
@@ -101,6 +109,10 @@ impl Splitter {
             PreTokenizer::Gpt2 => vec![gpt2()?],
             PreTokenizer::LlamaBpe => vec![Stage::Words {
                 regex: compile(LLAMA3)?,
+                newlines: true,
+            }],
+            PreTokenizer::Qwen2 => vec![Stage::Words {
+                regex: compile(QWEN2)?,
                 newlines: true,
             }],
             PreTokenizer::Smollm => vec![isolate(r"\p{N}")?, gpt2()?],
@@ -182,6 +194,7 @@ mod tests {
             PreTokenizer::Gpt2,
             PreTokenizer::LlamaBpe,
             PreTokenizer::Smollm,
+            PreTokenizer::Qwen2,
         ] {
             assert_eq!(words(pre, "a   b  "), ["a", "  ", " b", "  "], "{pre:?}");
         }
@@ -199,6 +212,10 @@ mod tests {
             ["x", " ", "1", "2", "3"]
         );
         assert_eq!(
+            words(PreTokenizer::Qwen2, "x123 (45)"),
+            ["x", "1", "2", "3", " (", "4", "5", ")"]
+        );
+        assert_eq!(
             words(PreTokenizer::Default, "x 12345"),
             ["x", " ", "123", "45"]
         );
@@ -213,10 +230,9 @@ mod tests {
 
     #[test]
     fn line_breaks() {
-        assert_eq!(
-            words(PreTokenizer::LlamaBpe, "a \n\n  b"),
-            ["a", " \n\n", " ", " b"]
-        );
+        for pre in [PreTokenizer::LlamaBpe, PreTokenizer::Qwen2] {
+            assert_eq!(words(pre, "a \n\n  b"), ["a", " \n\n", " ", " b"]);
+        }
         assert_eq!(
             words(PreTokenizer::Gpt2, "a \n\n  b"),
             ["a", " \n\n ", " b"]
@@ -226,7 +242,9 @@ mod tests {
     #[test]
     fn contractions() {
         assert_eq!(words(PreTokenizer::Gpt2, "I'LL"), ["I", "'", "LL"]);
-        assert_eq!(words(PreTokenizer::LlamaBpe, "I'LL"), ["I", "'LL"]);
+        for pre in [PreTokenizer::LlamaBpe, PreTokenizer::Qwen2] {
+            assert_eq!(words(pre, "I'LL"), ["I", "'LL"]);
+        }
     }
 
     #[test]
@@ -237,6 +255,7 @@ mod tests {
                 PreTokenizer::Default,
                 PreTokenizer::LlamaBpe,
                 PreTokenizer::Smollm,
+                PreTokenizer::Qwen2,
             ] {
                 let _ = words(pre, &format!("{}x", c.repeat(n / c.len())));
             }

@@ -6,7 +6,6 @@ use half::slice::HalfFloatSliceExt as _;
 use super::isa::Isa;
 use super::matmul::{ActBuf, Out, matmul};
 use super::pool::Session;
-use super::rope::rotate;
 use super::{CpuExecutor, KvCache};
 
 /// Buffers of a pass, kept for the next.
@@ -67,7 +66,7 @@ pub(super) fn run(
 ) {
     let hp = &exec.part.hparams;
     let isa = exec.isa;
-    let (width, q_width, kv_width) = (hp.n_embd, hp.n_head * hp.head_dim, hp.kv_width());
+    let (width, q_width, kv_width) = (hp.n_embd, hp.q_width(), hp.kv_width());
     let n = rows.len() / width;
     let start = cache.len();
     s.turns.clear();
@@ -91,13 +90,17 @@ pub(super) fn run(
         matmul(session, isa, &w.attn_q, &mut s.normed, q, q_width);
         matmul(session, isa, &w.attn_k, &mut s.normed, k, kv_width);
         matmul(session, isa, &w.attn_v, &mut s.normed, v, kv_width);
+        add_bias(q, w.attn_q_bias.as_deref());
+        add_bias(k, w.attn_k_bias.as_deref());
+        add_bias(v, w.attn_v_bias.as_deref());
 
         let (keys, values) = cache.layer_mut(l);
         for r in 0..n {
             let turns = &s.turns[r * pairs..(r + 1) * pairs];
-            rotate(&mut q[r * q_width..(r + 1) * q_width], hp.head_dim, turns);
+            let q = &mut q[r * q_width..(r + 1) * q_width];
+            exec.rope.rotate(q, hp.head_dim, turns);
             let k = &mut k[r * kv_width..(r + 1) * kv_width];
-            rotate(k, hp.head_dim, turns);
+            exec.rope.rotate(k, hp.head_dim, turns);
             let at = (start + r) * kv_width..(start + r + 1) * kv_width;
             keys[at.clone()].convert_from_f32_slice(k);
             values[at].convert_from_f32_slice(&v[r * kv_width..(r + 1) * kv_width]);
@@ -149,6 +152,14 @@ pub(super) fn run(
         rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
     }
     cache.advance(n);
+}
+
+/// Adds the bias of a product to each of its rows.
+fn add_bias(rows: &mut [f32], bias: Option<&[f32]>) {
+    let Some(bias) = bias else { return };
+    for row in rows.chunks_exact_mut(bias.len()) {
+        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    }
 }
 
 fn swiglu(

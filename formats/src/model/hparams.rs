@@ -1,23 +1,38 @@
-//! Hyperparameters of a Llama model.
+//! The sizes of a model.
 
 use std::ops::Range;
 
-/// Rotary position embedding, as GGUF describes it.
+use super::architecture::Architecture;
+
+/// Which values of a head a rotation turns together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Neighbours: `2i` with `2i + 1` (Llama in GGUF; ggml's `NORM`).
+    Interleaved,
+    /// `i` with `i + dims / 2` (Qwen2; ggml's `NEOX`).
+    HalfSplit,
+}
+
+/// Rotary position embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Rotated dimensions of a head (even).
+    /// Rotated dimensions of a head (even); the rest stay as they are.
     pub dims: usize,
-    /// Frequency base (`llama.rope.freq_base`).
+    /// Frequency base (`*.rope.freq_base`).
     pub base: f32,
     /// Linear scaling: positions are divided by this.
     pub linear_scale: f32,
     /// Llama-3 factors: frequency `i` is divided by `factors[i]`; `dims / 2` of them.
     pub factors: Option<Vec<f32>>,
+    /// Which values are turned together.
+    pub style: RopeStyle,
 }
 
 /// The shape of the whole model, the same in both halves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HParams {
+    /// The architecture.
+    pub architecture: Architecture,
     /// Layers of the whole model.
     pub n_layer: usize,
     /// Width of a hidden row.
@@ -38,9 +53,17 @@ pub struct HParams {
     pub rms_eps: f32,
     /// Positions.
     pub rope: Rope,
+    /// Whether the files at hand have no `output.weight`: the head of a whole model is then its
+    /// embedding. (The edge half of any pair has none either.)
+    pub tied: bool,
 }
 
 impl HParams {
+    /// Values of one position's queries in one layer.
+    pub fn q_width(&self) -> usize {
+        self.n_head * self.head_dim
+    }
+
     /// Values of one position's keys (or values) in one layer.
     pub fn kv_width(&self) -> usize {
         self.n_head_kv * self.head_dim
