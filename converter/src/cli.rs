@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use formats::blocks::BlockType;
+use formats::blocks::{BlockType, RowError, UnknownBlockType};
 use regex::Regex;
 
 use crate::recipe::{Bits, TensorRule};
@@ -55,10 +55,10 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "BITS")]
     pub cloud_bits: Option<Bits>,
     /// Block type of every matrix on the edge, as Q4_K
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = block_type)]
     pub edge_type: Option<BlockType>,
     /// Block type of every matrix in the cloud
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = block_type)]
     pub cloud_type: Option<BlockType>,
     /// Block type of the matrices whose name matches a regular expression; the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = tensor_rule)]
@@ -108,10 +108,18 @@ fn tensor_rule(text: &str) -> Result<TensorRule, String> {
         .ok_or("expected REGEX=TYPE, as 'ffn_down=Q6_K'")?;
     Ok(TensorRule {
         pattern: Regex::new(pattern).map_err(|e| e.to_string())?,
-        block_type: ty
-            .parse()
-            .map_err(|e: formats::blocks::UnknownBlockType| e.to_string())?,
+        block_type: block_type(ty)?,
     })
+}
+
+/// A type that can be written.
+fn block_type(text: &str) -> Result<BlockType, String> {
+    let ty: BlockType = text.parse().map_err(|e: UnknownBlockType| e.to_string())?;
+    if ty.can_encode() {
+        Ok(ty)
+    } else {
+        Err(RowError::NoEncoder { ty }.to_string())
+    }
 }
 
 /// Runs the program with the process's arguments.
@@ -172,6 +180,8 @@ mod tests {
             "splitconv m.gguf --split -1",
             "splitconv m.gguf --split 1 --edge-bits 7",
             "splitconv m.gguf --split 1 --edge-type Q9",
+            "splitconv m.gguf --split 1 --edge-type IQ2_XS",
+            "splitconv m.gguf --split 1 --tensor-type ffn=IQ1_S",
             "splitconv m.gguf --split 1 --tensor-type ffn",
             "splitconv m.gguf --split 1 --tensor-type (=Q8_0",
             "splitconv m.gguf --split 1 -t 0",
@@ -180,5 +190,12 @@ mod tests {
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
+        let e = parse("splitconv m.gguf --split 1 --edge-type iq2_xs").unwrap_err();
+        let said = e.to_string();
+        assert!(
+            said.contains("IQ2_XS can be read but not written"),
+            "{said}"
+        );
+        assert!(said.contains("IQ3_S Q3_K IQ4_XS"), "{said}");
     }
 }

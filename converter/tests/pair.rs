@@ -182,8 +182,13 @@ fn every_type_can_be_forced_and_comes_close() {
         (BlockType::Q4_1, 1e-2),
         (BlockType::Q4_0, 1e-2),
         (BlockType::IQ4_NL, 2e-2),
+        (BlockType::IQ4_XS, 2e-2),
+        (BlockType::MXFP4, 3e-2),
+        (BlockType::IQ3_S, 5e-2),
         (BlockType::Q3_K, 5e-2),
         (BlockType::Q2_K, 0.2),
+        (BlockType::TQ2_0, 0.4),
+        (BlockType::TQ1_0, 0.4),
     ] {
         let args = [
             "m.gguf",

@@ -3,14 +3,16 @@
 //! `fixtures/blocks.bin` holds what the reference wrote and decoded (see `blocks.py` beside it);
 //! the rows themselves are computed here by the same formulas.
 
-use formats::blocks::{BlockType, RowSizeError, dequantize_row, quantize_row};
+use formats::blocks::{BlockType, RowError, dequantize_row, quantize_row};
 use proptest::prelude::*;
 
 const GOLDEN: &[u8] = include_bytes!("../fixtures/blocks.bin");
 const ROWS: usize = 8;
 const DECODED: usize = 3;
 const WIDTH: usize = 256;
-const ORDER: [BlockType; 14] = [
+/// Blocks of noise whose decoding the fixture has as a hash.
+const HASHED: usize = 256;
+const ORDER: [BlockType; 25] = [
     BlockType::F32,
     BlockType::F16,
     BlockType::BF16,
@@ -25,7 +27,28 @@ const ORDER: [BlockType; 14] = [
     BlockType::Q5_K,
     BlockType::Q6_K,
     BlockType::IQ4_NL,
+    BlockType::IQ4_XS,
+    BlockType::IQ3_S,
+    BlockType::TQ1_0,
+    BlockType::TQ2_0,
+    BlockType::MXFP4,
+    BlockType::IQ1_S,
+    BlockType::IQ1_M,
+    BlockType::IQ2_XXS,
+    BlockType::IQ2_XS,
+    BlockType::IQ2_S,
+    BlockType::IQ3_XXS,
 ];
+
+/// Types whose rows the reference encoded.
+fn written() -> impl Iterator<Item = BlockType> {
+    ORDER.into_iter().filter(|t| t.can_encode())
+}
+
+/// Of those, the ones with scales.
+fn quantised() -> impl Iterator<Item = BlockType> {
+    written().filter(|t| t.block_len() > 1)
+}
 
 struct Lcg(u32);
 
@@ -67,8 +90,45 @@ struct Golden {
     ty: BlockType,
     coded: Vec<&'static [u8]>,
     decoded: Vec<Vec<f32>>,
-    /// The decoding of generator bytes; none for the float types.
-    noise: Option<Vec<f32>>,
+    /// The decoding of generator bytes, and a hash of the decoding of more; none for the float
+    /// types.
+    noise: Option<(Vec<f32>, u64)>,
+}
+
+/// Generator bytes as blocks of `ty`, with scales that are finite.
+fn noise(ty: BlockType, seed: u32, blocks: usize) -> Vec<u8> {
+    let mut lcg = Lcg(seed);
+    let size = ty.block_bytes();
+    let mut bytes: Vec<u8> = (0..blocks * size)
+        .map(|_| (lcg.next() >> 4) as u8)
+        .collect();
+    // The byte with the exponent's first bit; at the end in types that have codes first.
+    let exponents: &[(usize, u8)] = match ty {
+        BlockType::Q2_K => &[(81, 0xbf), (83, 0xbf)],
+        BlockType::Q4_K | BlockType::Q5_K | BlockType::Q4_1 | BlockType::Q5_1 => {
+            &[(1, 0xbf), (3, 0xbf)]
+        }
+        BlockType::Q3_K | BlockType::Q6_K | BlockType::TQ1_0 | BlockType::TQ2_0 => {
+            &[(size - 1, 0xbf)]
+        }
+        BlockType::IQ1_M => &[(55, 0xbf)],
+        BlockType::MXFP4 => &[(0, 0x7f)],
+        _ => &[(1, 0xbf)],
+    };
+    for block in bytes.chunks_exact_mut(size) {
+        for (at, mask) in exponents {
+            block[*at] &= mask;
+        }
+    }
+    bytes
+}
+
+/// FNV-1a over the little-endian bits.
+fn hash(values: &[f32]) -> u64 {
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 fn golden() -> Vec<Golden> {
@@ -85,11 +145,20 @@ fn golden() -> Vec<Golden> {
     let all = ORDER
         .map(|ty| {
             let bytes = ty.row_bytes(WIDTH).unwrap();
+            let (rows, decoded) = if ty.can_encode() {
+                (ROWS, DECODED)
+            } else {
+                (0, 0)
+            };
             Golden {
                 ty,
-                coded: (0..ROWS).map(|_| take(bytes)).collect(),
-                decoded: (0..DECODED).map(|_| floats(take(4 * WIDTH))).collect(),
-                noise: (ty.block_len() > 1).then(|| floats(take(4 * WIDTH))),
+                coded: (0..rows).map(|_| take(bytes)).collect(),
+                decoded: (0..decoded).map(|_| floats(take(4 * WIDTH))).collect(),
+                noise: (ty.block_len() > 1).then(|| {
+                    let values = floats(take(4 * WIDTH));
+                    let hash = take(8).try_into().unwrap();
+                    (values, u64::from_le_bytes(hash))
+                }),
             }
         })
         .into();
@@ -138,12 +207,11 @@ fn decoding_agrees_with_the_reference_bit_for_bit() {
                 expected,
             );
         }
-        if let Some(expected) = &g.noise {
-            let mut lcg = Lcg(99);
-            let bytes: Vec<u8> = (0..g.coded[0].len())
-                .map(|_| (lcg.next() >> 4) as u8)
-                .collect();
+        if let Some((expected, expected_hash)) = &g.noise {
+            let bytes = noise(g.ty, 99, WIDTH / g.ty.block_len());
             assert_bits(g.ty, "noise", &decode(g.ty, &bytes), expected);
+            let more = decode(g.ty, &noise(g.ty, 100, HASHED));
+            assert_eq!(hash(&more), *expected_hash, "{}: more noise", g.ty);
         }
     }
 }
@@ -197,7 +265,7 @@ fn importance_moves_the_error_to_where_it_matters_less() {
     let w: Vec<f32> = (0..WIDTH)
         .map(|_| lcg.uniform().powi(4) * 100.0 + 0.01)
         .collect();
-    for ty in ORDER.into_iter().filter(|t| t.block_len() > 1) {
+    for ty in quantised() {
         for kind in 0..2 {
             let x = row(kind);
             let with = error(&x, &decode(ty, &encode(ty, &x, Some(&w))), Some(&w));
@@ -231,7 +299,7 @@ fn what_cannot_be_quantised_becomes_something_finite() {
             .map(|i| if i == 3 { f32::NAN } else { 1.0 })
             .collect(),
     ];
-    for ty in ORDER.into_iter().filter(|t| t.block_len() > 1) {
+    for ty in quantised() {
         for x in &rows {
             for w in [None, Some(&rows[0][..]), Some(&[0.0; WIDTH][..])] {
                 let y = decode(ty, &encode(ty, x, w));
@@ -245,7 +313,7 @@ fn what_cannot_be_quantised_becomes_something_finite() {
 
 #[test]
 fn zeros_and_constants_are_kept() {
-    for ty in ORDER {
+    for ty in written() {
         let zeros = [0.0; WIDTH];
         assert_eq!(decode(ty, &encode(ty, &zeros, None)), zeros, "{ty}");
         for c in [0.75, -0.75] {
@@ -257,11 +325,26 @@ fn zeros_and_constants_are_kept() {
 }
 
 #[test]
+fn a_type_without_an_encoder_is_refused_by_name() {
+    for ty in ORDER.into_iter().filter(|t| !t.can_encode()) {
+        let mut out = vec![0; ty.block_bytes()];
+        let e = quantize_row(ty, &[0.5; WIDTH], None, &mut out).unwrap_err();
+        assert_eq!(e, RowError::NoEncoder { ty });
+        let said = e.to_string();
+        assert!(
+            said.starts_with(ty.name()) && said.contains("Q4_K"),
+            "{said}"
+        );
+    }
+    assert_eq!(BlockType::encodable().count(), written().count());
+}
+
+#[test]
 fn sizes_that_do_not_go_together_are_named() {
     let e = quantize_row(BlockType::Q4_K, &[0.0; 100], None, &mut [0; 144]).unwrap_err();
     assert!(matches!(
         e,
-        RowSizeError::Bytes {
+        RowError::Bytes {
             weights: 100,
             bytes: 144,
             ..
@@ -284,6 +367,10 @@ fn sizes_that_do_not_go_together_are_named() {
 
 fn any_type() -> impl Strategy<Value = BlockType> {
     proptest::sample::select(ORDER.to_vec())
+}
+
+fn any_written() -> impl Strategy<Value = BlockType> {
+    proptest::sample::select(written().collect::<Vec<_>>())
 }
 
 /// A row whose groups of 16 weights differ in magnitude, at any scale a model might have.
@@ -318,11 +405,12 @@ proptest! {
         let y = decode(ty, &bytes[skew..]);
         prop_assert_eq!(y.len(), blocks * ty.block_len());
         // What was decoded can be encoded, NaN and infinities included.
+        prop_assume!(ty.can_encode());
         prop_assert_eq!(encode(ty, &y, None).len(), bytes.len() - skew);
     }
 
     #[test]
-    fn the_error_stays_within_the_step(ty in any_type(), x in any_row()) {
+    fn the_error_stays_within_the_step(ty in any_written(), x in any_row()) {
         // Steps over twice the largest magnitude. A K-quant with few bits also rounds its scales.
         let steps = match ty {
             BlockType::F32 => 1e7,
@@ -334,6 +422,10 @@ proptest! {
             BlockType::IQ4_NL => 10.0,
             BlockType::Q5_0 | BlockType::Q5_1 | BlockType::Q5_K => 31.0,
             BlockType::Q6_K => 63.0,
+            BlockType::IQ4_XS => 10.0,
+            BlockType::MXFP4 => 6.0,
+            BlockType::IQ3_S => 5.0,
+            _ => 1.5,
         };
         let largest = x.iter().fold(0.0f32, |a, v| a.max(v.abs()));
         let half_step = f64::from(largest) / steps;
@@ -346,7 +438,7 @@ proptest! {
 
     #[test]
     fn encoding_is_deterministic_and_block_by_block(
-        ty in any_type(),
+        ty in any_written(),
         a in any_row(),
         b in any_row(),
     ) {
@@ -356,7 +448,7 @@ proptest! {
     }
 
     #[test]
-    fn uniform_importance_is_no_importance(ty in any_type(), x in any_row()) {
+    fn uniform_importance_is_no_importance(ty in any_written(), x in any_row()) {
         prop_assert_eq!(encode(ty, &x, Some(&[0.25; WIDTH])), encode(ty, &x, None));
     }
 }

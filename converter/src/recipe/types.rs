@@ -38,9 +38,21 @@ impl Bits {
     /// The number that a forced block type stands for in a file name.
     pub fn nominal(ty: BlockType) -> Self {
         Self(match ty {
-            BlockType::Q2_K => 2,
-            BlockType::Q3_K => 3,
-            BlockType::Q4_0 | BlockType::Q4_1 | BlockType::Q4_K | BlockType::IQ4_NL => 4,
+            BlockType::Q2_K
+            | BlockType::IQ1_S
+            | BlockType::IQ1_M
+            | BlockType::IQ2_XXS
+            | BlockType::IQ2_XS
+            | BlockType::IQ2_S
+            | BlockType::TQ1_0
+            | BlockType::TQ2_0 => 2,
+            BlockType::Q3_K | BlockType::IQ3_XXS | BlockType::IQ3_S => 3,
+            BlockType::Q4_0
+            | BlockType::Q4_1
+            | BlockType::Q4_K
+            | BlockType::IQ4_NL
+            | BlockType::IQ4_XS
+            | BlockType::MXFP4 => 4,
             BlockType::Q5_0 | BlockType::Q5_1 | BlockType::Q5_K => 5,
             BlockType::Q6_K => 6,
             BlockType::Q8_0 => 8,
@@ -129,8 +141,20 @@ pub fn file_type(ty: BlockType) -> u32 {
         BlockType::Q4_K => 15,
         BlockType::Q5_K => 17,
         BlockType::Q6_K => 18,
+        BlockType::IQ2_XXS => 19,
+        BlockType::IQ2_XS => 20,
+        BlockType::IQ3_XXS => 23,
+        BlockType::IQ1_S => 24,
         BlockType::IQ4_NL => 25,
+        BlockType::IQ3_S => 26,
+        BlockType::IQ2_S => 28,
+        BlockType::IQ4_XS => 30,
+        BlockType::IQ1_M => 31,
         BlockType::BF16 => 32,
+        BlockType::TQ1_0 => 36,
+        BlockType::TQ2_0 => 37,
+        // The only file type with MXFP4 that llama.cpp has is of mixtures of experts.
+        BlockType::MXFP4 => 38,
     }
 }
 

@@ -3,10 +3,11 @@
 use bytemuck::Pod;
 
 use super::{
-    BlockIq4Nl, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K,
-    BlockQ6K, BlockQ8_0,
+    BlockIq1M, BlockIq1S, BlockIq2S, BlockIq2Xs, BlockIq2Xxs, BlockIq3S, BlockIq3Xxs, BlockIq4Nl,
+    BlockIq4Xs, BlockMxfp4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
+    BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, BlockTq1_0, BlockTq2_0,
 };
-use super::{BlockType, float};
+use super::{BlockType, Grouped, float, groups, names};
 
 /// The layout of one block of `N` weights. All fields are bytes, so a block may lie at any
 /// address: rows are viewed in place in a memory map.
@@ -25,9 +26,9 @@ pub trait Block<const N: usize>: Pod {
     fn encode(x: &[f32; N], importance: Option<&[f32; N]>) -> Self;
 }
 
-/// A row whose sizes do not go together.
+/// A row that cannot be encoded or decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RowSizeError {
+pub enum RowError {
     /// Not whole blocks, or the bytes are not those of that many weights.
     #[error(
         "a row of {weights} {ty} weights does not fit {bytes} bytes: {ty} stores {} weights in {} bytes, in whole blocks only",
@@ -53,13 +54,22 @@ pub enum RowSizeError {
         /// Length of the importance slice.
         importances: usize,
     },
+    /// A type that is only read.
+    #[error(
+        "{ty} can be read but not written; written can be {}",
+        names(BlockType::encodable())
+    )]
+    NoEncoder {
+        /// The type.
+        ty: BlockType,
+    },
 }
 
-fn check(ty: BlockType, weights: usize, bytes: usize) -> Result<(), RowSizeError> {
+fn check(ty: BlockType, weights: usize, bytes: usize) -> Result<(), RowError> {
     if ty.row_bytes(weights) == Some(bytes) {
         Ok(())
     } else {
-        Err(RowSizeError::Bytes { ty, weights, bytes })
+        Err(RowError::Bytes { ty, weights, bytes })
     }
 }
 
@@ -73,8 +83,8 @@ pub fn blocks_of<const N: usize, B: Block<N>>(bytes: &[u8]) -> Option<&[B]> {
 /// Any bytes decode (to NaN or infinity if a stored scale says so); none panics.
 ///
 /// # Errors
-/// [`RowSizeError`] when the two lengths do not describe the same whole blocks.
-pub fn dequantize_row(ty: BlockType, bytes: &[u8], out: &mut [f32]) -> Result<(), RowSizeError> {
+/// [`RowError`] when the two lengths do not describe the same whole blocks.
+pub fn dequantize_row(ty: BlockType, bytes: &[u8], out: &mut [f32]) -> Result<(), RowError> {
     check(ty, out.len(), bytes.len())?;
     match ty {
         BlockType::F32 => float::decode_f32(bytes, out),
@@ -91,6 +101,17 @@ pub fn dequantize_row(ty: BlockType, bytes: &[u8], out: &mut [f32]) -> Result<()
         BlockType::Q4_K => decode_blocks::<256, BlockQ4K>(bytes, out),
         BlockType::Q5_K => decode_blocks::<256, BlockQ5K>(bytes, out),
         BlockType::Q6_K => decode_blocks::<256, BlockQ6K>(bytes, out),
+        BlockType::IQ4_XS => decode_blocks::<256, BlockIq4Xs>(bytes, out),
+        BlockType::IQ3_S => decode_blocks::<256, BlockIq3S>(bytes, out),
+        BlockType::TQ1_0 => decode_blocks::<256, BlockTq1_0>(bytes, out),
+        BlockType::TQ2_0 => decode_blocks::<256, BlockTq2_0>(bytes, out),
+        BlockType::MXFP4 => decode_blocks::<32, BlockMxfp4>(bytes, out),
+        BlockType::IQ1_S => decode_grouped::<32, BlockIq1S>(bytes, out),
+        BlockType::IQ1_M => decode_grouped::<16, BlockIq1M>(bytes, out),
+        BlockType::IQ2_XXS => decode_grouped::<32, BlockIq2Xxs>(bytes, out),
+        BlockType::IQ2_XS => decode_grouped::<16, BlockIq2Xs>(bytes, out),
+        BlockType::IQ2_S => decode_grouped::<16, BlockIq2S>(bytes, out),
+        BlockType::IQ3_XXS => decode_grouped::<32, BlockIq3Xxs>(bytes, out),
     }
     Ok(())
 }
@@ -99,6 +120,13 @@ fn decode_blocks<const N: usize, B: Block<N>>(bytes: &[u8], out: &mut [f32]) {
     let blocks = blocks_of::<N, B>(bytes).unwrap_or_default();
     for (block, chunk) in blocks.iter().zip(out.as_chunks_mut::<N>().0) {
         block.decode(chunk);
+    }
+}
+
+fn decode_grouped<const G: usize, B: Grouped<G>>(bytes: &[u8], out: &mut [f32]) {
+    let blocks: &[B] = bytemuck::try_cast_slice(bytes).unwrap_or_default();
+    for (block, chunk) in blocks.iter().zip(out.chunks_exact_mut(B::TYPE.block_len())) {
+        groups::decode(block, chunk);
     }
 }
 
@@ -112,18 +140,19 @@ fn decode_blocks<const N: usize, B: Block<N>>(bytes: &[u8], out: &mut [f32]) {
 /// finite to the nearest finite value.
 ///
 /// # Errors
-/// [`RowSizeError`] when the lengths do not describe the same whole blocks.
+/// [`RowError`] when the lengths do not describe the same whole blocks, or when the type is only
+/// read ([`BlockType::can_encode`]).
 pub fn quantize_row(
     ty: BlockType,
     row: &[f32],
     importance: Option<&[f32]>,
     out: &mut [u8],
-) -> Result<(), RowSizeError> {
+) -> Result<(), RowError> {
     check(ty, row.len(), out.len())?;
     if let Some(importance) = importance
         && importance.len() != row.len()
     {
-        return Err(RowSizeError::Importance {
+        return Err(RowError::Importance {
             ty,
             weights: row.len(),
             importances: importance.len(),
@@ -144,6 +173,17 @@ pub fn quantize_row(
         BlockType::Q4_K => encode_blocks::<256, BlockQ4K>(row, importance, out),
         BlockType::Q5_K => encode_blocks::<256, BlockQ5K>(row, importance, out),
         BlockType::Q6_K => encode_blocks::<256, BlockQ6K>(row, importance, out),
+        BlockType::IQ4_XS => encode_blocks::<256, BlockIq4Xs>(row, importance, out),
+        BlockType::IQ3_S => encode_blocks::<256, BlockIq3S>(row, importance, out),
+        BlockType::TQ1_0 => encode_blocks::<256, BlockTq1_0>(row, importance, out),
+        BlockType::TQ2_0 => encode_blocks::<256, BlockTq2_0>(row, importance, out),
+        BlockType::MXFP4 => encode_blocks::<32, BlockMxfp4>(row, importance, out),
+        BlockType::IQ1_S
+        | BlockType::IQ1_M
+        | BlockType::IQ2_XXS
+        | BlockType::IQ2_XS
+        | BlockType::IQ2_S
+        | BlockType::IQ3_XXS => return Err(RowError::NoEncoder { ty }),
     }
     Ok(())
 }

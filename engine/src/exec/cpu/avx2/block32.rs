@@ -59,7 +59,7 @@ pub(super) unsafe fn signed(low: __m128i, high: __m128i) -> [__m256; 4] {
 /// # Safety
 /// AVX2; 16 bytes readable.
 #[inline(always)]
-unsafe fn nibbles(p: *const u8) -> (__m128i, __m128i) {
+pub(super) unsafe fn nibbles(p: *const u8) -> (__m128i, __m128i) {
     // SAFETY: by the contract.
     unsafe {
         let b = _mm_loadu_si128(p.cast());

@@ -7,7 +7,7 @@ use formats::blocks::BlockType;
 
 use super::super::lanes::LANES;
 use super::super::matmul::{Acts, Out};
-use super::{block32, float, fold, super256};
+use super::{block32, float, fold, grouped, super256};
 
 /// How a block type gives its quants to the kernel.
 pub(super) trait Groups {
@@ -216,6 +216,17 @@ pub(crate) unsafe fn matmul(
             BlockType::Q4_K => tile::<super256::Q4K>(weights, row_bytes, rows, x, out),
             BlockType::Q5_K => tile::<super256::Q5K>(weights, row_bytes, rows, x, out),
             BlockType::Q6_K => tile::<super256::Q6K>(weights, row_bytes, rows, x, out),
+            BlockType::IQ1_S => tile::<grouped::Iq1S>(weights, row_bytes, rows, x, out),
+            BlockType::IQ1_M => tile::<grouped::Iq1M>(weights, row_bytes, rows, x, out),
+            BlockType::IQ2_XXS => tile::<grouped::Iq2Xxs>(weights, row_bytes, rows, x, out),
+            BlockType::IQ2_XS => tile::<grouped::Iq2Xs>(weights, row_bytes, rows, x, out),
+            BlockType::IQ2_S => tile::<grouped::Iq2S>(weights, row_bytes, rows, x, out),
+            BlockType::IQ3_XXS => tile::<grouped::Iq3Xxs>(weights, row_bytes, rows, x, out),
+            BlockType::IQ3_S => tile::<grouped::Iq3S>(weights, row_bytes, rows, x, out),
+            BlockType::IQ4_XS => tile::<grouped::Iq4Xs>(weights, row_bytes, rows, x, out),
+            BlockType::TQ1_0 => tile::<grouped::Tq1_0>(weights, row_bytes, rows, x, out),
+            BlockType::TQ2_0 => tile::<grouped::Tq2_0>(weights, row_bytes, rows, x, out),
+            BlockType::MXFP4 => tile::<grouped::Mxfp4>(weights, row_bytes, rows, x, out),
         }
     }
 }

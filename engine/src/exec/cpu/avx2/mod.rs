@@ -14,6 +14,7 @@
 mod attention;
 mod block32;
 mod float;
+mod grouped;
 mod matmul;
 mod super256;
 

@@ -18,7 +18,7 @@ pub(super) struct Scales<const N: usize> {
 /// # Safety
 /// AVX2; 16 bytes readable.
 #[inline(always)]
-unsafe fn field(p: *const u8, n: usize, mask: i8) -> __m128i {
+pub(super) unsafe fn field(p: *const u8, n: usize, mask: i8) -> __m128i {
     // SAFETY: by the contract. The mask drops the bits that cross from the neighbour byte.
     unsafe {
         let b = _mm_loadu_si128(p.cast());
@@ -34,7 +34,7 @@ unsafe fn field(p: *const u8, n: usize, mask: i8) -> __m128i {
 /// # Safety
 /// AVX2.
 #[inline(always)]
-unsafe fn signed16(b: __m128i) -> [__m256; 4] {
+pub(super) unsafe fn signed16(b: __m128i) -> [__m256; 4] {
     // SAFETY: by the contract.
     unsafe {
         let zero = _mm256_setzero_ps();

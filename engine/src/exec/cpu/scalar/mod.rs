@@ -3,6 +3,7 @@
 mod attention;
 mod block32;
 mod float;
+mod grouped;
 mod super256;
 
 use formats::blocks::BlockType;
@@ -37,6 +38,9 @@ pub(crate) fn grouping(ty: BlockType) -> Grouping {
     use BlockType as T;
     let (group, min) = match ty {
         T::F32 | T::F16 | T::BF16 | T::Q4_0 | T::Q5_0 | T::Q8_0 | T::IQ4_NL => (32, false),
+        T::IQ1_S | T::IQ2_XXS | T::IQ3_XXS | T::IQ3_S | T::IQ4_XS => (32, false),
+        T::TQ1_0 | T::TQ2_0 | T::MXFP4 => (32, false),
+        T::IQ1_M | T::IQ2_XS | T::IQ2_S => (16, false),
         T::Q4_1 | T::Q5_1 | T::Q4_K | T::Q5_K => (32, true),
         T::Q2_K => (16, true),
         T::Q3_K | T::Q6_K => (16, false),
@@ -75,6 +79,20 @@ fn unpack(ty: BlockType, row: &[u8], k0: usize, n: usize, p: &mut Panel) {
         BlockType::Q2_K | BlockType::Q3_K | BlockType::Q4_K | BlockType::Q5_K | BlockType::Q6_K => {
             let b = &row[block(0)..block(1)];
             super256::unpack(ty, b, &mut p.q, &mut p.scale, &mut p.min);
+        }
+        BlockType::IQ1_S
+        | BlockType::IQ1_M
+        | BlockType::IQ2_XXS
+        | BlockType::IQ2_XS
+        | BlockType::IQ2_S
+        | BlockType::IQ3_XXS
+        | BlockType::IQ3_S
+        | BlockType::IQ4_XS
+        | BlockType::TQ1_0
+        | BlockType::TQ2_0
+        | BlockType::MXFP4 => {
+            let bytes = &row[block(0)..block(n / ty.block_len())];
+            grouped::unpack(ty, bytes, &mut p.q, &mut p.scale);
         }
     }
 }
