@@ -307,7 +307,10 @@ fn what_cannot_be_quantised_becomes_something_finite() {
             }
         }
         let y = decode(ty, &encode(ty, &rows[4], None));
-        assert!(y[3].abs() < 0.1 && (y[4] - 1.0).abs() < 0.1, "{ty}: {y:?}");
+        // IQ3_S has no zero, and few entries with a small level beside large ones.
+        let most = if ty == BlockType::IQ3_S { 0.25 } else { 0.1 };
+        let (nan, one) = (y[3].abs(), (y[4] - 1.0).abs());
+        assert!(nan < most && one < most, "{ty}: {nan} and {one}");
     }
 }
 

@@ -22,9 +22,10 @@ const FOURS: usize = 8;
 /// The largest scale: `2s + 1` for `s` of four bits.
 const LIMIT: f32 = 31.0;
 
-/// Levels the largest magnitude of a sub-block is tried at.
-const TRIES: [f32; 12] = [
-    8.5, 10.2, 11.6, 12.6, 13.4, 14.2, 15.0, 15.8, 16.7, 17.8, 19.5, 23.0,
+/// Levels the largest magnitude of a sub-block is tried at. The smallest are for sub-blocks of
+/// almost equal magnitudes.
+const TRIES: [f32; 15] = [
+    1.0, 3.0, 6.0, 8.5, 10.2, 11.6, 12.6, 13.4, 14.2, 15.0, 15.8, 16.7, 17.8, 19.5, 23.0,
 ];
 /// Rounds of nearest entries and least squares after the best try.
 const POLISH: usize = 2;
