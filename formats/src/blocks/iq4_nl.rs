@@ -45,7 +45,7 @@ const BORDERS: [f32; 15] = {
 
 /// The levels nearest to `v`, as a sum of steps: no branch and no table look-up, so it vectorises.
 #[inline]
-pub(super) fn snap(v: Lanes) -> Lanes {
+fn snap(v: Lanes) -> Lanes {
     let mut level = Lanes::splat(f32::from(IQ4_NL_LEVELS[0]));
     for i in 0..15 {
         let step = f32::from(IQ4_NL_LEVELS[i + 1]) - f32::from(IQ4_NL_LEVELS[i]);
@@ -56,7 +56,7 @@ pub(super) fn snap(v: Lanes) -> Lanes {
 
 /// The indices of those levels.
 #[inline]
-pub(super) fn index(v: Lanes) -> Lanes {
+fn index(v: Lanes) -> Lanes {
     BORDERS
         .iter()
         .fold(Lanes::splat(0.0), |sum, &b| sum + v.step_above(b, 1.0))

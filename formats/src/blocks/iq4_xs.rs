@@ -1,15 +1,17 @@
 //! IQ4_XS: 8 sub-blocks of 32 weights `x ≈ (d·(scale − 32))·level[q]`, the levels of IQ4_NL,
 //! scales of 6 bits.
+//!
+//! The search behind the encoder is in `iq4_xs_search`.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::groups::{self, Grouped};
-use super::iq4_nl::{IQ4_NL_LEVELS, index, snap};
+use super::iq4_nl::IQ4_NL_LEVELS;
+use super::iq4_xs_search;
 use super::pack::{nibble, pack_nibbles};
-use super::search::{sanitise, scale_levels};
-use super::superblock::fit_scale_super;
+use super::search::sanitise;
 use super::{BlockType, QK_K};
 
 /// 136 bytes for 256 weights.
@@ -28,11 +30,6 @@ pub struct BlockIq4Xs {
 }
 
 assert_layout!(BlockIq4Xs, BlockType::IQ4_XS);
-
-/// Values the largest magnitude is tried at; the levels reach from −127 to 113.
-const TRIES: [f32; 14] = [
-    80.0, 88.0, 95.0, 100.0, 104.0, 108.0, 112.0, 116.0, 120.0, 124.0, 128.0, 133.0, 140.0, 165.0,
-];
 
 impl BlockIq4Xs {
     /// Factor of the scales, decoded.
@@ -73,10 +70,7 @@ impl Block<QK_K> for BlockIq4Xs {
 
     fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
         let (x, w) = sanitise(x, importance);
-        let x: [[f32; 32]; 8] = bytemuck::cast(x);
-        let w: [[f32; 32]; 8] = bytemuck::cast(w);
-        let bottom = f32::from(IQ4_NL_LEVELS[0]);
-        let fit = fit_scale_super(&x, &w, 32.0, bottom, &TRIES, snap);
+        let fit = iq4_xs_search::fit(&x, &w);
         let (mut low, mut high) = ([0; 4], 0);
         for (b, scale) in fit.scales.iter().enumerate() {
             let s = (scale + 32) as u8;
@@ -87,9 +81,7 @@ impl Block<QK_K> for BlockIq4Xs {
             d: fit.d.to_le_bytes(),
             scales_h: high.to_le_bytes(),
             scales_l: low,
-            qs: std::array::from_fn(|b| {
-                pack_nibbles(&scale_levels(&x[b], fit.effective(b), index).map(|i| i as u8))
-            }),
+            qs: fit.codes.map(|codes| pack_nibbles(&codes)),
         }
     }
 }

@@ -7,7 +7,7 @@
 //! [`dequantize_row`] and [`quantize_row`] serve whole rows of any type; [`blocks_of`] views a row
 //! as its layout structs, for kernels that work on the codes. All layouts have alignment 1.
 //! The searches behind the encoders are in `search` (one group of weights), `half_scale` (scales
-//! stored as half floats), `superblock` (K-quants) and `iq3_s_search`. The codebooks of the IQ
+//! stored as half floats), `superblock` (K-quants), `shared_scale` (IQ4_XS and IQ3_S). The codebooks of the IQ
 //! types are in `grids`.
 
 use std::fmt;
@@ -27,6 +27,7 @@ mod iq3_s_search;
 mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
+mod iq4_xs_search;
 mod lanes;
 mod mxfp4;
 mod pack;
@@ -41,6 +42,7 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod search;
+mod shared_scale;
 mod superblock;
 mod tq1_0;
 mod tq2_0;

@@ -1,0 +1,142 @@
+//! The search behind the IQ4_XS encoder.
+
+use half::f16;
+
+use super::QK_K;
+use super::iq4_nl::IQ4_NL_LEVELS;
+use super::search::inverse;
+use super::shared_scale::{Ideal, Sums, ideal, share, wider};
+
+const SUB_BLOCKS: usize = 8;
+
+/// Levels the value of largest magnitude is tried at, which reach from −127 to 113: both ways
+/// round, since they are not alike.
+const TRIES: [f32; 22] = [
+    82.0, 90.0, 97.0, 102.0, 107.0, 111.0, 115.0, 119.0, 125.0, 133.0, 148.0, //
+    -82.0, -92.0, -100.0, -107.0, -113.0, -118.0, -123.0, -127.0, -132.0, -140.0, -155.0,
+];
+
+/// The borders between the levels, and the steps there.
+const STEPS: [(f32, f32); 15] = {
+    let mut steps = [(0.0, 0.0); 15];
+    let mut i = 0;
+    while i < 15 {
+        let (low, high) = (IQ4_NL_LEVELS[i] as f32, IQ4_NL_LEVELS[i + 1] as f32);
+        steps[i] = (f32::midpoint(low, high), high - low);
+        i += 1;
+    }
+    steps
+};
+
+/// What a block stores.
+pub(super) struct Fit {
+    pub(super) d: f16,
+    /// Of the sub-blocks, −32..=31.
+    pub(super) scales: [i8; SUB_BLOCKS],
+    /// Indices into the levels.
+    pub(super) codes: [[u8; 32]; SUB_BLOCKS],
+}
+
+type Sub = [f32; 32];
+
+#[inline(always)]
+fn fold(v: [f32; 8]) -> f32 {
+    ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+}
+
+/// The sums of the levels nearest under `step`.
+#[inline(always)]
+fn sums(x: &Sub, w: &Sub, step: f32) -> Sums {
+    let inv = inverse(step);
+    let (mut xl, mut ll) = ([0.0; 8], [0.0; 8]);
+    for (x, w) in x.as_chunks::<8>().0.iter().zip(w.as_chunks::<8>().0) {
+        let y = x.map(|v| v * inv);
+        // A sum of steps: no branch and no table look-up, so it vectorises.
+        let mut l = [f32::from(IQ4_NL_LEVELS[0]); 8];
+        for (border, up) in STEPS {
+            for j in 0..8 {
+                l[j] += if y[j] > border { up } else { 0.0 };
+            }
+        }
+        for j in 0..8 {
+            let wl = w[j] * l[j];
+            xl[j] += wl * x[j];
+            ll[j] += wl * l[j];
+        }
+    }
+    Sums {
+        xl: fold(xl),
+        ll: fold(ll),
+    }
+}
+
+/// The two integers around `v`, of those a scale can be.
+#[inline(always)]
+fn around(v: f32) -> [i8; 2] {
+    let low = v.clamp(-32.0, 30.0).floor() as i8;
+    [low, low + 1]
+}
+
+#[inline(always)]
+fn fit_inner(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fit {
+    let x: &[Sub; SUB_BLOCKS] = bytemuck::cast_ref(x);
+    let w: &[Sub; SUB_BLOCKS] = bytemuck::cast_ref(w);
+    let mut ideals = [Ideal::default(); SUB_BLOCKS];
+    for ((x, w), out) in x.iter().zip(w).zip(&mut ideals) {
+        let largest = x
+            .iter()
+            .fold(0.0f32, |a, &v| if v.abs() > a.abs() { v } else { a });
+        *out = ideal(largest, &TRIES, |step| sums(x, w, step));
+    }
+    let (d, scales) = share(&ideals, 31.0, true, around, |b, step| {
+        sums(&x[b], &w[b], step)
+    });
+    let mut codes = [[0; 32]; SUB_BLOCKS];
+    for b in 0..SUB_BLOCKS {
+        let inv = inverse(d.to_f32() * f32::from(scales[b]));
+        for (code, v) in codes[b].iter_mut().zip(&x[b]) {
+            let y = v * inv;
+            *code = STEPS.iter().map(|(border, _)| u8::from(y > *border)).sum();
+        }
+    }
+    Fit { d, scales, codes }
+}
+
+wider! {
+    /// The best scales and codes for weights `x` of importances `w`.
+    fn fit(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fit = fit_inner
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_the_nearest_levels_on_every_processor() {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        for _ in 0..20 {
+            let x: [f32; QK_K] = std::array::from_fn(|_| next() * next());
+            let w: [f32; QK_K] = std::array::from_fn(|_| next().abs() + 0.01);
+            let (wide, narrow) = (fit(&x, &w), super::wider::narrow(&x, &w));
+            assert_eq!((wide.d, wide.scales), (narrow.d, narrow.scales));
+            assert_eq!(wide.codes, narrow.codes);
+            for b in 0..SUB_BLOCKS {
+                let step = wide.d.to_f32() * f32::from(wide.scales[b]);
+                for (i, code) in wide.codes[b].iter().enumerate() {
+                    let v = x[32 * b + i];
+                    let miss = |l: i8| (v - step * f32::from(l)).abs();
+                    let ours = miss(IQ4_NL_LEVELS[usize::from(*code)]);
+                    assert!(
+                        IQ4_NL_LEVELS
+                            .iter()
+                            .all(|l| ours <= miss(*l) * 1.0001 + 1e-7)
+                    );
+                }
+            }
+        }
+    }
+}
