@@ -46,7 +46,7 @@ struct Cells {
 
 const CELLS: usize = 8 * 8 * 8 * 8;
 /// An entry as far as this many different distances from the middle of a cell is compared.
-const SHELLS: usize = 3;
+const SHELLS: usize = 5;
 
 static CELL_ENTRIES: LazyLock<Box<Cells>> = LazyLock::new(|| {
     let mut cells = Box::new(Cells {
