@@ -7,6 +7,9 @@
 //! a lattice; for the other cells a list of the entries around is made once, and only these are
 //! compared.
 
+// The pieces must be inlined, or they would be compiled without the wider registers.
+#![allow(clippy::inline_always)]
+
 use std::sync::LazyLock;
 
 use half::f16;

@@ -1,5 +1,8 @@
 //! The search behind the IQ4_XS encoder.
 
+// The pieces must be inlined, or they would be compiled without the wider registers.
+#![allow(clippy::inline_always)]
+
 use half::f16;
 
 use super::QK_K;

@@ -5,6 +5,9 @@
 //! again under exactly the step they would store; least squares over the block moves the winner
 //! to where it fits its integers best.
 
+// The pieces must be inlined, or they would be compiled without the wider registers.
+#![allow(clippy::inline_always)]
+
 use half::f16;
 
 use super::half_scale::saturate;

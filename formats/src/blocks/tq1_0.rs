@@ -67,7 +67,7 @@ impl Grouped<32> for BlockTq1_0 {
                 self.qh[byte - 48]
             };
             let fraction = b.wrapping_mul(POW3[digit]);
-            (u16::from(fraction) * 3 >> 8) as i8 - 1
+            ((u16::from(fraction) * 3) >> 8) as i8 - 1
         })
     }
 }
