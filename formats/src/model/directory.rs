@@ -1,6 +1,6 @@
 //! What the reader asks of a set of tensors, whatever file they stand in.
 
-use crate::blocks::{RowSizeError, dequantize_row};
+use crate::blocks::{RowError, dequantize_row};
 use crate::gguf::GgufSet;
 
 /// The tensors of a model by their GGUF names.
@@ -13,7 +13,7 @@ pub trait TensorDirectory {
 
     /// All values of `name`, decoded; `None` when there is no such tensor. Asked for small
     /// tensors only.
-    fn floats(&self, name: &str) -> Option<Result<Vec<f32>, RowSizeError>>;
+    fn floats(&self, name: &str) -> Option<Result<Vec<f32>, RowError>>;
 }
 
 impl TensorDirectory for GgufSet {
@@ -25,7 +25,7 @@ impl TensorDirectory for GgufSet {
         Box::new(self.tensors().map(|(_, t)| t.name.as_str()))
     }
 
-    fn floats(&self, name: &str) -> Option<Result<Vec<f32>, RowSizeError>> {
+    fn floats(&self, name: &str) -> Option<Result<Vec<f32>, RowError>> {
         let (file, t) = self.tensor(name)?;
         // The reader of the file has checked that its bytes are there.
         let mut values = vec![0.0; t.row_len() * t.rows()];

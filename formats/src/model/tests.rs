@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::blocks::RowSizeError;
+use crate::blocks::RowError;
 use crate::gguf::{Metadata, Value};
 use crate::pair::key;
 
@@ -21,7 +21,7 @@ impl TensorDirectory for Fake {
         Box::new(self.dims.keys().map(String::as_str))
     }
 
-    fn floats(&self, name: &str) -> Option<Result<Vec<f32>, RowSizeError>> {
+    fn floats(&self, name: &str) -> Option<Result<Vec<f32>, RowError>> {
         self.dims.get(name).map(|_| Ok(self.factors.clone()))
     }
 }
