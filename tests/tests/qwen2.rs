@@ -9,6 +9,7 @@ use engine::exec::cpu::{CpuExecutor, Isa};
 use engine::model::ModelPart;
 use engine::text::{ChatTemplate, Message, Tokenizer};
 use fixtures::LlamaShape;
+use formats::blocks::BlockType;
 use formats::gguf::{Gguf, GgufSet};
 use integration::{Cloud, must, must_json};
 use serde_json::Value;
@@ -125,14 +126,19 @@ fn generated(dir: &Path, args: &[&str]) -> Value {
 /// The source in shards behind one without tensors, cut, over the network: no bit changes.
 #[test]
 fn split_is_whole_over_the_network_also_from_shards_behind_metadata() {
-    let (dir, _) = model();
+    let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
+    // Tied, and of types that a pair of 16 bits keeps.
+    let shape = LlamaShape {
+        tied: true,
+        embd_type: Some(BlockType::Q8_0),
+        ..LlamaShape::tiny_qwen2()
+    };
+    shape.write(&dir.join("q.gguf")).unwrap();
     let whole = generated(dir, &["--role", "both", "--model", "q.gguf"]);
     let shards = dir.join("shards");
     std::fs::create_dir(&shards).unwrap();
-    let named = LlamaShape::tiny_qwen2()
-        .write_shards_behind_metadata(&shards, "q", 3)
-        .unwrap();
+    let named = shape.write_shards_behind_metadata(&shards, "q", 3).unwrap();
     let first = named[0].to_str().unwrap();
     let unsplit = generated(dir, &["--role", "both", "--model", first]);
     assert_eq!(unsplit, whole, "the shards as one model");

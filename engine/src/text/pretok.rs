@@ -22,6 +22,8 @@ pub enum PreTokenizer {
     /// Qwen2, Qwen2.5 and what is distilled into them (`qwen2`): Llama 3's words, but every digit
     /// alone.
     Qwen2,
+    /// DeepSeek-Coder (`deepseek-coder`).
+    DeepseekCoder,
 }
 
 const GPT2: &str = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
@@ -40,7 +42,7 @@ fn compile(pattern: &str) -> Result<Regex, TextError> {
 
 impl PreTokenizer {
     /// The names that files use.
-    pub const NAMES: [&str; 9] = [
+    pub const NAMES: [&str; 10] = [
         "default",
         "gpt-2",
         "llama-bpe",
@@ -50,6 +52,7 @@ impl PreTokenizer {
         "qwen2",
         "deepseek-r1-qwen",
         "megrez",
+        "deepseek-coder",
     ];
 
     /// The pre-tokenizer that a file names.
@@ -60,6 +63,7 @@ impl PreTokenizer {
             "llama-bpe" | "llama3" | "llama-v3" => Self::LlamaBpe,
             "smollm" => Self::Smollm,
             "qwen2" | "deepseek-r1-qwen" | "megrez" => Self::Qwen2,
+            "deepseek-coder" => Self::DeepseekCoder,
             _ => return None,
         })
     }
@@ -115,6 +119,13 @@ impl Splitter {
                 regex: compile(QWEN2)?,
                 newlines: true,
             }],
+            PreTokenizer::DeepseekCoder => vec![
+                isolate(r"[\r\n]")?,
+                isolate(r"\s?\p{L}+")?,
+                isolate(r"\s?\p{P}+")?,
+                isolate("[一-龥ࠀ-一가-퟿]+")?,
+                isolate(r"\p{N}")?,
+            ],
             PreTokenizer::Smollm => vec![isolate(r"\p{N}")?, gpt2()?],
         };
         Ok(Self { stages })
@@ -241,6 +252,10 @@ mod tests {
 
     #[test]
     fn contractions() {
+        assert_eq!(
+            words(PreTokenizer::DeepseekCoder, "I'd 12\n"),
+            ["I", "'", "d", " ", "1", "2", "\n"]
+        );
         assert_eq!(words(PreTokenizer::Gpt2, "I'LL"), ["I", "'", "LL"]);
         for pre in [PreTokenizer::LlamaBpe, PreTokenizer::Qwen2] {
             assert_eq!(words(pre, "I'LL"), ["I", "'LL"]);
