@@ -32,7 +32,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Shows what a GGUF file holds
+    /// Shows what a model holds, and what the halves would weigh at each cut
     Inspect(InspectArgs),
     /// Checks digests, contract, and whether two files are one pair
     Verify(VerifyArgs),
@@ -69,6 +69,9 @@ pub struct ConvertArgs {
     /// Replace files that are there
     #[arg(long)]
     pub force: bool,
+    /// Forget what an interrupted run has finished, and start over
+    #[arg(long)]
+    pub fresh: bool,
     /// Show what would be written, and write nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -83,8 +86,17 @@ pub struct ConvertArgs {
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A GGUF file
+    /// A GGUF file, any shard of one, or a half of a pair
     pub file: PathBuf,
+    /// Also what a cut would weigh with these bits on the edge [default with --cloud-bits: 4]
+    #[arg(long, value_name = "BITS")]
+    pub edge_bits: Option<Bits>,
+    /// Also what a cut would weigh with these bits in the cloud [default with --edge-bits: 8]
+    #[arg(long, value_name = "BITS")]
+    pub cloud_bits: Option<Bits>,
+    /// Metadata and tensors, too
+    #[arg(long)]
+    pub all: bool,
     /// One JSON object on standard output
     #[arg(long)]
     pub json: bool,

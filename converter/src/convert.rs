@@ -13,28 +13,22 @@ use crate::report::Report;
 use crate::source::Source;
 use crate::stream::{self, Target};
 
-/// Bits of the edge when nothing is said.
-const EDGE_BITS: u32 = 4;
-/// Bits of the cloud when nothing is said.
-const CLOUD_BITS: u32 = 8;
-
 /// Converts, or with `--dry-run` says what it would do.
 ///
 /// # Errors
-/// Whatever stands in the way; nothing has been written then.
+/// Whatever stands in the way. No file of the pair has its name then; what is finished may wait
+/// under temporary ones, and the error says so.
 pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
     // Both are required by the command line; a caller of the library may have left them out.
     let model = args.model.as_deref().ok_or("no model was named")?;
     let split = args.split.ok_or("no --split was given")?;
-    let bits = |given: Option<Bits>, forced: Option<_>, default| match (given, forced) {
-        (Some(bits), _) => Ok(bits),
-        (None, Some(ty)) => Ok(Bits::nominal(ty)),
-        (None, None) => Bits::new(default),
+    let bits = |given: Option<Bits>, forced: Option<_>, default| {
+        given.unwrap_or_else(|| forced.map_or(default, Bits::nominal))
     };
     let request = Request {
         split,
-        edge_bits: bits(args.edge_bits, args.edge_type, EDGE_BITS)?,
-        cloud_bits: bits(args.cloud_bits, args.cloud_type, CLOUD_BITS)?,
+        edge_bits: bits(args.edge_bits, args.edge_type, Bits::EDGE),
+        cloud_bits: bits(args.cloud_bits, args.cloud_type, Bits::CLOUD),
         edge_type: args.edge_type,
         cloud_type: args.cloud_type,
         tensor_types: args.tensor_type.clone(),
@@ -50,6 +44,7 @@ pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
             cloud_bits: request.cloud_bits.get(),
         },
         force: args.force,
+        fresh: args.fresh,
     };
     for note in &plan.notes {
         // A reader that has gone is no reason to fail.

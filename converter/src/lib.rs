@@ -7,10 +7,12 @@
 //! | [`stream`] | sends the tensors through the encoders into the two files |
 //! | [`report`] | what is said about a conversion: table, lines, JSON |
 //! | [`inspect`], [`verify`] | looking at files, checking them |
+//! | [`at`] | files read and written by position |
 //! | [`cli`] | the command line |
 
 use std::borrow::Cow;
 
+pub mod at;
 pub mod cli;
 pub mod convert;
 pub mod inspect;

@@ -35,6 +35,12 @@ pub struct Report {
     pub edge_bytes: u64,
     /// Bytes of the cloud file (in a dry run: of its tensors).
     pub cloud_bytes: u64,
+    /// Tensors that an interrupted run had finished.
+    pub resumed_tensors: usize,
+    /// What writing took; absent in a dry run.
+    pub seconds: Option<f64>,
+    /// Bytes of the source's tensors that the pair is made of.
+    pub source_tensor_bytes: u64,
     /// Bits per weight over the matrices of the edge's layers.
     pub edge_bits_per_weight: f64,
     /// Bits per weight over the matrices of the cloud's layers.
@@ -91,6 +97,9 @@ impl Report {
             cloud_file: file(HalfRole::Cloud),
             edge_bytes: written.map_or(edge.bytes, |w| w.edge_bytes),
             cloud_bytes: written.map_or(cloud.bytes, |w| w.cloud_bytes),
+            resumed_tensors: written.map_or(0, |w| w.resumed_tensors),
+            seconds: written.map(|w| w.time.as_secs_f64()),
+            source_tensor_bytes: plan.tensors.iter().map(|t| t.from_bytes).sum(),
             edge_bits_per_weight: edge.bits_per_weight,
             cloud_bits_per_weight: cloud.bits_per_weight,
             edge_budget_bits_per_weight: edge.budget_bits_per_weight,

@@ -1,6 +1,7 @@
 //! `splitconv verify`: whether the files are what splitconv wrote, and belong together.
 
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -14,6 +15,7 @@ use formats::pair::{
 };
 use serde::Serialize;
 
+use crate::at;
 use crate::cli::VerifyArgs;
 use crate::report::{print_json, print_text};
 
@@ -46,6 +48,17 @@ pub enum VerifyError {
         found: Digest,
         /// The digest in the file.
         wanted: Digest,
+    },
+    /// The file cannot be read to its end.
+    #[error("cannot read tensor `{tensor}` from {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The header contradicts itself.
     #[error("{}: {what}; the file is damaged, convert again or fetch it again", path.display())]
@@ -217,18 +230,19 @@ pub fn check_file(path: &Path) -> Result<(Gguf, HalfInfo), VerifyError> {
 fn check_digests(file: &Gguf, half: &HalfInfo) -> Result<(), VerifyError> {
     let tensors = file.tensors();
     let next = AtomicUsize::new(0);
-    let wrong: Mutex<Option<(usize, Digest)>> = Mutex::new(None);
+    let wrong: Mutex<Option<(usize, io::Result<Digest>)>> = Mutex::new(None);
     let worker = || {
+        let mut buffer = Vec::new();
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let (Some(t), Some(wanted)) = (tensors.get(i), half.tensor_digests.get(i)) else {
                 return;
             };
-            let found = Digest::of(file.data(t));
-            if found != *wanted {
+            let found = at::digest(file.file(), t.start as u64, t.bytes, &mut buffer);
+            if !found.as_ref().is_ok_and(|f| f == wanted) {
                 let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
                 // The first in the file, whichever thread comes first.
-                if wrong.is_none_or(|(j, _)| i < j) {
+                if wrong.as_ref().is_none_or(|(j, _)| i < *j) {
                     *wrong = Some((i, found));
                 }
             }
@@ -244,7 +258,12 @@ fn check_digests(file: &Gguf, half: &HalfInfo) -> Result<(), VerifyError> {
     });
     match wrong.into_inner().unwrap_or_else(PoisonError::into_inner) {
         None => Ok(()),
-        Some((i, found)) => Err(VerifyError::Digest {
+        Some((i, Err(source))) => Err(VerifyError::Read {
+            path: file.path().to_owned(),
+            tensor: tensors[i].name.clone(),
+            source,
+        }),
+        Some((i, Ok(found))) => Err(VerifyError::Digest {
             path: file.path().to_owned(),
             tensor: tensors[i].name.clone(),
             found,

@@ -135,7 +135,7 @@ fn names_from_a_file_do_not_steer_the_terminal() {
         assert_eq!(bad, None, "{text:?}");
         assert!(!text.contains('\u{202e}'), "{text:?}");
     };
-    let shown = run(&bench, &["inspect", "e.gguf"]).ok();
+    let shown = run(&bench, &["inspect", "e.gguf", "--all"]).ok();
     clean(&shown.stdout);
     assert!(shown.stdout.contains("a\\u{1b}[2Jkey\\nforged = 1"));
     assert!(shown.stdout.contains("t\\u{1b}[31m"));

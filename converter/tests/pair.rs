@@ -363,7 +363,7 @@ fn a_renamed_half_still_says_what_it_is() {
     assert_eq!(json["half"]["role"], HalfRole::Cloud.name());
     assert_eq!(json["half"]["first_layer"], 3);
     assert_eq!(json["half"]["end_layer"], 6);
-    let text = bench.run(&["inspect", "x.gguf"]).ok().stdout;
+    let text = bench.run(&["inspect", "x.gguf", "--all"]).ok().stdout;
     assert!(text.contains("cloud half") && text.contains("blk.5.ffn_up.weight"));
     let plain = bench.run(&["inspect", "m.gguf", "--json"]).ok().json();
     assert!(plain["half"].is_null());

@@ -84,7 +84,7 @@ pub enum RecipeError {
     },
     /// A pattern without a tensor.
     #[error(
-        "--tensor-type '{pattern}={block_type}' matches no tensor{only_vectors}; `splitconv inspect` lists the names"
+        "--tensor-type '{pattern}={block_type}' matches no tensor{only_vectors}; `splitconv inspect --all` lists the names"
     )]
     NoMatch {
         /// The pattern.

@@ -30,6 +30,12 @@ impl Bits {
         }
     }
 
+    /// Those of the edge when nothing is said.
+    pub const EDGE: Self = Self(4);
+
+    /// Those of the cloud when nothing is said.
+    pub const CLOUD: Self = Self(8);
+
     /// The number.
     pub fn get(self) -> u32 {
         self.0

@@ -1,12 +1,15 @@
 //! The model to be cut: opened, checked to be whole, its tensors placed.
 
+mod rows;
+
 use std::path::{Path, PathBuf};
 
 use formats::gguf::{Gguf, GgufError, GgufSet, Metadata, TensorInfo};
 use formats::model::{HParams, ModelFault, check_tensors};
-use formats::pair::{HalfInfo, HalfRole, model_stem};
+use formats::pair::{Digest, HalfInfo, HalfRole, metadata_digest, model_stem};
 
 pub use formats::model::Place;
+pub use rows::{RowOrder, Rows, Stamp};
 
 /// A model that cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +63,15 @@ pub enum SourceError {
         /// Which side is empty, in words.
         side: &'static str,
     },
+    /// The system does not tell about a file.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A model of one layer.
     #[error("{}: a model of one layer cannot be cut between two; run it whole with splitrun", path.display())]
     OneLayer {
@@ -73,6 +85,8 @@ pub enum SourceError {
 pub struct Source {
     path: PathBuf,
     set: GgufSet,
+    /// Of each file, when it was opened.
+    stamps: Vec<Stamp>,
     hparams: HParams,
 }
 
@@ -103,6 +117,14 @@ impl Source {
         }
         drop(first);
         let set = GgufSet::open(path)?;
+        let mut stamps = Vec::with_capacity(set.files().len());
+        for file in set.files() {
+            let stamp = Stamp::of(file.file()).map_err(|e| SourceError::Read {
+                path: file.path().to_owned(),
+                source: e,
+            })?;
+            stamps.push(stamp);
+        }
         let check = || {
             let hparams = HParams::read(set.metadata(), &set)?;
             check_tensors(&hparams, &set).map(|()| hparams)
@@ -118,6 +140,7 @@ impl Source {
         Ok(Self {
             path: path.to_owned(),
             set,
+            stamps,
             hparams,
         })
     }
@@ -147,10 +170,36 @@ impl Source {
         self.set.tensors().map(|(_, t)| t)
     }
 
-    /// The tensor called `name` and its bytes.
-    pub fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
+    /// The tensor called `name` and where its rows are.
+    pub fn tensor(&self, name: &str) -> Option<(&TensorInfo, Rows<'_>)> {
         let (file, tensor) = self.set.tensor(name)?;
-        Some((tensor, file.data(tensor)))
+        let start = tensor.start as u64;
+        let rows = Rows::in_file(file.path(), file.file(), start, tensor.bytes, tensor.rows());
+        Some((tensor, rows))
+    }
+
+    /// The first file that is no longer what it was when it was opened: another size, another
+    /// time of change, or no answer.
+    pub fn changed(&self) -> Option<&Path> {
+        let mut files = self.set.files().iter().zip(&self.stamps);
+        let changed = files.find(|(f, was)| Stamp::of(f.file()).ok() != Some(**was));
+        changed.map(|(f, _)| f.path())
+    }
+
+    /// Size and time of change of each file, as they were when it was opened.
+    pub fn stamps(&self) -> &[Stamp] {
+        &self.stamps
+    }
+
+    /// A digest of all headers: metadata, and names, types, shapes and places of the tensors.
+    pub fn header_digest(&self) -> Digest {
+        let mut lines = Vec::new();
+        for file in self.set.files() {
+            lines.push(metadata_digest(file.metadata()).to_string());
+            let tensors = file.tensors().iter();
+            lines.extend(tensors.map(|t| format!("{t:?}")));
+        }
+        Digest::of(lines.join("\n").as_bytes())
     }
 
     /// The file that the tensor called `name` stands in: a shard, or the file that was named.

@@ -1,133 +1,46 @@
-//! From the source into the two files: decoded and encoded in pieces on all cores, written in
-//! order, hashed on the way.
+//! From the source into the two files, on all cores, in pieces: [`chunks`] says how.
 //!
-//! Both files are complete and durable under temporary names before either gets its own.
+//! Both files are complete and durable under temporary names before either gets its own
+//! ([`publish`]). What is finished outlives the run: [`journal`] says which tensors are, and the
+//! next run takes them over when source and recipe are the same.
 
 mod chunks;
+mod crew;
+mod error;
+mod headers;
+mod journal;
 mod output;
+mod publish;
+mod tree;
 
-use std::collections::HashMap;
-use std::io;
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
-use blake3::Hasher;
-use formats::gguf::{Metadata, TensorDecl, Value, WriteError};
-use formats::pair::{
-    Contract, Digest, HalfInfo, HalfRole, PairId, PairIdBuilder, PairName, SourceDigest,
-};
+use formats::gguf::TensorDecl;
+use formats::pair::{Digest, FORMAT_VERSION, HalfRole, PairId, PairName};
 
-use crate::progress::Progress;
-use crate::recipe::{Plan, TensorPlan, file_type};
+use crate::at;
+use crate::progress::{Item, Progress, Step};
+use crate::recipe::{Plan, TensorPlan};
 use crate::source::Source;
-use chunks::{Chunk, Job};
-use output::{Output, publish};
+use chunks::{Job, Scratch, Work};
+use headers::{Headers, Known};
+use journal::{Fingerprint, Journal, Past, Publish};
+use output::{Output, Partial};
 
+pub use error::StreamError;
 pub use output::partial_name;
 
-/// A conversion that could not be finished. Its own files have been removed, and files that
-/// stood under their names are as they were.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// The output cannot be written.
-    #[error("cannot write {}{hint}", path.display())]
-    Write {
-        /// The file or folder.
-        path: PathBuf,
-        /// What to do about it.
-        hint: &'static str,
-        /// Why.
-        #[source]
-        source: WriteError,
-    },
-    /// There is a file of that name.
-    #[error("{} exists already; --force replaces it, --out DIR writes elsewhere", path.display())]
-    Exists {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another process writes the same file.
-    #[error("{} is being written by another splitconv; wait for it or choose another --out", path.display())]
-    Busy {
-        /// The temporary file.
-        path: PathBuf,
-    },
-    /// A signal asked for an end.
-    #[error("interrupted; no half was written, run it again")]
-    Interrupted,
-    /// NaN or infinity in the source.
-    #[error(
-        "{}: tensor `{tensor}`, row {row} holds {value}, which cannot be encoded; the source is damaged, fetch or make it again",
-        path.display()
-    )]
-    NotFinite {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The row.
-        row: usize,
-        /// The value.
-        value: f32,
-    },
-    /// A value beyond the range of F16.
-    #[error(
-        "{}: tensor `{tensor}`, row {row} holds {value}, which F16 cannot; use --tensor-type '{}=BF16'",
-        path.display(),
-        regex::escape(.tensor)
-    )]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The row.
-        row: usize,
-        /// The value.
-        value: f32,
-    },
-    /// The frequency factors of the source are of a kind the cloud's key cannot hold.
-    #[error(
-        "{}: tensor `rope_freqs.weight` is {found}, not F32; make the source again with a current llama.cpp",
-        path.display()
-    )]
-    RopeFreqs {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        found: formats::blocks::BlockType,
-    },
-    /// No thread could be started.
-    #[error("cannot start a thread; try -t 1")]
-    Threads(#[source] io::Error),
-    /// A bug.
-    #[error("internal error: {0}; please report it with the command line")]
-    Internal(&'static str),
-}
+/// Changes whenever an encoder gives other bytes than before for the same weights: then what an
+/// earlier version has finished is of no use.
+const ENCODERS: u32 = 1;
 
-impl StreamError {
-    /// A write to `path` that failed; says what helps when there is no room.
-    pub fn write(path: &Path, source: WriteError) -> Self {
-        let full = |e: &io::Error| {
-            matches!(
-                e.kind(),
-                io::ErrorKind::StorageFull
-                    | io::ErrorKind::QuotaExceeded
-                    | io::ErrorKind::FileTooLarge
-            )
-        };
-        let hint = match &source {
-            WriteError::Io(e) if full(e) => {
-                " (no half was left behind; make room there or choose another folder with --out)"
-            }
-            _ => "",
-        };
-        Self::Write {
-            path: path.to_owned(),
-            hint,
-            source,
-        }
-    }
-}
+/// Bytes that may be written before the system is asked to bring them to the disk. So at the end
+/// little is left to wait for, and a machine that stops loses little.
+const FLUSH: u64 = 64 << 20;
 
 /// Where a pair goes.
 #[derive(Clone, Debug)]
@@ -138,6 +51,8 @@ pub struct Target {
     pub name: PairName,
     /// Whether files of these names may be replaced.
     pub force: bool,
+    /// Whether to forget what an interrupted run has finished.
+    pub fresh: bool,
 }
 
 impl Target {
@@ -146,19 +61,26 @@ impl Target {
         self.folder.join(self.name.file_name(role))
     }
 
+    /// Where a run notes what it has finished.
+    pub fn journal(&self) -> PathBuf {
+        let name = format!("{}-journal.partial", self.name.prefix());
+        self.folder.join(name)
+    }
+
     /// Checks that nothing stands in the way.
     ///
     /// # Errors
     /// [`StreamError::Exists`] unless `force` is set.
     pub fn check(&self) -> Result<(), StreamError> {
-        let taken = [HalfRole::Edge, HalfRole::Cloud]
-            .map(|r| self.path(r))
-            .into_iter()
-            .find(|p| p.exists());
+        let taken = self.paths().into_iter().find(|p| p.exists());
         match taken {
             Some(path) if !self.force => Err(StreamError::Exists { path }),
             _ => Ok(()),
         }
+    }
+
+    fn paths(&self) -> [PathBuf; 2] {
+        [HalfRole::Edge, HalfRole::Cloud].map(|r| self.path(r))
     }
 }
 
@@ -173,20 +95,18 @@ pub struct Written {
     pub edge_bytes: u64,
     /// Size of the cloud file.
     pub cloud_bytes: u64,
+    /// Tensors that an interrupted run had finished.
+    pub resumed_tensors: usize,
+    /// What this run took, until all of it was on the disk.
+    pub time: Duration,
 }
 
-/// The digests as they become known.
-struct Digests {
-    source: HashMap<String, Digest>,
-    /// In the plan's order.
-    written: Vec<Digest>,
-}
-
-/// Writes the pair that `plan` describes, on `threads` threads.
+/// Writes the pair that `plan` describes, on `threads` threads; goes on where an interrupted run
+/// with the same source, plan and target has stopped.
 ///
 /// # Errors
-/// [`StreamError`], [`StreamError::Interrupted`] when `progress` wants it stopped; what was
-/// written so far is removed.
+/// [`StreamError`], [`StreamError::Interrupted`] when `progress` wants it stopped. Inside a
+/// [`StreamError::Kept`] when tensors are finished that the next run can use; else nothing stays.
 pub fn write_pair(
     source: &Source,
     plan: &Plan,
@@ -194,208 +114,402 @@ pub fn write_pair(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Written, StreamError> {
-    target.check()?;
     std::fs::create_dir_all(&target.folder)
         .map_err(|e| StreamError::write(&target.folder, e.into()))?;
-    let jobs = jobs(source, plan)?;
     let headers = Headers::new(source, plan)?;
-    let blank = Known::blank(plan);
-    let create = |role| {
-        let decls: Vec<TensorDecl> = plan.half(role).map(TensorPlan::decl).collect();
-        Output::create(&target.path(role), &headers.of(role, &blank), decls)
-    };
-    let edge = create(HalfRole::Edge)?;
-    let cloud = create(HalfRole::Cloud)?;
-    let mut outputs = [edge, cloud];
-    let chunks = chunks::cut(&jobs)?;
-    progress.start(plan.tensors.iter().map(|t| t.from_bytes).sum());
-    let digests = stream(plan, &jobs, &chunks, &mut outputs, threads, progress)?;
-    let known = headers.known(source, digests)?;
-    let [edge, cloud] = outputs;
-    progress.say("writing to disk");
-    let edge = edge.finish(&headers.of(HalfRole::Edge, &known))?;
-    let cloud = cloud.finish(&headers.of(HalfRole::Cloud, &known))?;
-    let written = Written {
-        pair_id: known.pair_id,
-        source_digest: known.source,
-        edge_bytes: edge.bytes,
-        cloud_bytes: cloud.bytes,
-    };
-    if progress.stopped() {
-        return Err(StreamError::Interrupted);
+    let fingerprint = fingerprint(source, plan, &headers);
+    let mut record = Partial::open(target.journal())?;
+    let handle = record.file.try_clone();
+    let handle = handle.map_err(|e| StreamError::write(&record.temporary, e.into()))?;
+    let (mut journal, past) = Journal::open(&record.temporary, handle)?;
+    // What somebody may still want is not removed before it is known to be of no use.
+    record.keep = past.is_some();
+    let paths = target.paths();
+    if let Some(past) = &past
+        && let Some(unfinished) = &past.publish
+        && publish::complete(&paths, &target.folder, &record.temporary, unfinished)?
+    {
+        progress.note("an earlier run was stopped while it renamed its files: done now");
+        record.keep = false;
+        let same = past.fingerprint == fingerprint;
+        if let Some(written) = published(unfinished, past).filter(|_| same) {
+            return Ok(written);
+        }
     }
     target.check()?;
-    publish([edge, cloud], &target.folder, target.force)?;
-    progress.finish();
-    Ok(written)
+    let mut outputs = open_outputs(plan, target, &headers, past.is_some())?;
+    let past = past.filter(|p| useful(p, &fingerprint, target, progress));
+    for output in &mut outputs {
+        output.partial.keep = past.is_some();
+    }
+    let mut run = Run {
+        source,
+        plan,
+        threads,
+        progress,
+        begun: Instant::now(),
+        journal: &mut journal,
+        done: BTreeMap::new(),
+    };
+    let result = run
+        .resume_or_begin(past, &outputs, &fingerprint)
+        .and_then(|resumed| {
+            run.stream(&outputs)?;
+            run.finish(&headers, target, &outputs, resumed)
+        });
+    let done = run.done.len();
+    let keep = match &result {
+        Ok(_) => false,
+        Err(e) => done > 0 && e.may_pass(),
+    };
+    record.keep = keep;
+    for output in &mut outputs {
+        // A published file no longer has the name that would be removed, but another run's file
+        // may have it by now.
+        output.partial.keep = keep || result.is_ok();
+    }
+    result.map_err(|cause| {
+        if !keep {
+            return cause;
+        }
+        StreamError::Kept {
+            cause: Box::new(cause),
+            done,
+            of: plan.tensors.len(),
+            journal: target.journal(),
+        }
+    })
 }
 
-fn jobs<'a>(source: &'a Source, plan: &'a Plan) -> Result<Vec<Job<'a>>, StreamError> {
-    let job = |t: &'a TensorPlan| {
-        let found = source.tensor(&t.source);
-        let (info, data) = found.ok_or(StreamError::Internal("a tensor vanished"))?;
-        Ok(Job {
+/// What a run that was killed while renaming has written.
+fn published(publish: &Publish, past: &Past) -> Option<Written> {
+    let [edge_bytes, cloud_bytes] = publish.bytes;
+    Some(Written {
+        pair_id: publish.pair_id()?,
+        source_digest: publish.source()?,
+        edge_bytes,
+        cloud_bytes,
+        resumed_tensors: past.done.len(),
+        time: Duration::ZERO,
+    })
+}
+
+/// All that decides what the bytes of the pair are, whatever the paths and the threads.
+fn fingerprint(source: &Source, plan: &Plan, headers: &Headers<'_>) -> Fingerprint {
+    let mut f = Fingerprint::default();
+    f.add("the version of splitconv", &env!("CARGO_PKG_VERSION"));
+    f.add("the encoders", &ENCODERS);
+    f.add("the format", &FORMAT_VERSION);
+    let list = |of: fn(&crate::source::Stamp) -> String| {
+        let all: Vec<String> = source.stamps().iter().map(of).collect();
+        all.join(" ")
+    };
+    f.add("the source's size", &list(|s| s.bytes.to_string()));
+    let times = list(|s| s.modified_ns.to_string());
+    f.add("the source's time of change", &times);
+    f.add("the source's header", &source.header_digest());
+    f.add("the cut", &plan.split);
+    let types: Vec<String> = plan.tensors.iter().map(|t| format!("{t:?}")).collect();
+    f.add("the types", &Digest::of(types.join("\n").as_bytes()));
+    let blank = Known::blank(plan);
+    let meta = [HalfRole::Edge, HalfRole::Cloud]
+        .map(|role| formats::pair::metadata_digest(&headers.of(role, &blank)).to_string());
+    f.add("the metadata", &meta.join(" "));
+    f
+}
+
+/// Whether what an earlier run has left can be used; says so when not.
+fn useful(past: &Past, now: &Fingerprint, target: &Target, progress: &dyn Progress) -> bool {
+    let different = past.fingerprint.differences(now);
+    if past.done.is_empty() {
+        false
+    } else if target.fresh {
+        progress.note("starting over, as --fresh asks");
+        false
+    } else if different.is_empty() {
+        true
+    } else {
+        progress.note(&format!(
+            "starting over: since the interrupted run, {} changed",
+            different.join(", ")
+        ));
+        false
+    }
+}
+
+fn open_outputs(
+    plan: &Plan,
+    target: &Target,
+    headers: &Headers<'_>,
+    keep: bool,
+) -> Result<[Output; 2], StreamError> {
+    let blank = Known::blank(plan);
+    let open = |role| {
+        let decls: Vec<TensorDecl> = plan.half(role).map(TensorPlan::decl).collect();
+        let mut output = Output::open(&target.path(role), &headers.of(role, &blank), decls)?;
+        output.partial.keep = keep;
+        Ok(output)
+    };
+    Ok([open(HalfRole::Edge)?, open(HalfRole::Cloud)?])
+}
+
+/// Every tensor of the plan, with where it comes from and goes to.
+fn jobs<'a>(
+    source: &'a Source,
+    plan: &'a Plan,
+    outputs: &'a [Output; 2],
+) -> Result<Vec<Job<'a>>, StreamError> {
+    let mut before = [0; 2];
+    let mut jobs = Vec::with_capacity(plan.tensors.len());
+    for (index, t) in plan.tensors.iter().enumerate() {
+        let half = usize::from(t.role.shard());
+        let (info, data) = source
+            .tensor(&t.source)
+            .ok_or(StreamError::Internal("a tensor vanished"))?;
+        let start = outputs[half].start(before[half]);
+        before[half] += 1;
+        jobs.push(Job {
+            index,
             name: &t.name,
-            path: source.file_of(&t.source),
             data,
             row_len: info.row_len(),
             rows: info.rows(),
             from: t.from,
             to: t.to,
             encode: t.encode,
-        })
-    };
-    plan.tensors.iter().map(job).collect()
+            file: &outputs[half].partial.file,
+            file_path: &outputs[half].partial.temporary,
+            start: start.ok_or(StreamError::Internal("a tensor without a place"))?,
+            bytes: t.bytes as usize,
+        });
+    }
+    Ok(jobs)
 }
 
-/// Sends every piece to its file; returns the digests.
-fn stream(
-    plan: &Plan,
-    jobs: &[Job<'_>],
-    chunks: &[Chunk],
-    outputs: &mut [Output; 2],
+/// A conversion under way.
+struct Run<'a> {
+    source: &'a Source,
+    plan: &'a Plan,
     threads: usize,
-    progress: &dyn Progress,
-) -> Result<Digests, StreamError> {
-    let mut digests = Digests {
-        source: HashMap::new(),
-        written: Vec::with_capacity(plan.tensors.len()),
-    };
-    let (mut read, mut wrote) = (Hasher::new(), Hasher::new());
-    chunks::run(jobs, chunks, threads, |chunk, bytes| {
-        if progress.stopped() {
+    progress: &'a dyn Progress,
+    begun: Instant,
+    journal: &'a mut Journal,
+    /// Finished tensors: place in the plan → digests in the source and in the half.
+    done: BTreeMap<usize, [Digest; 2]>,
+}
+
+impl Run<'_> {
+    /// Takes over what is finished and sound, or empties the files; returns how many tensors
+    /// were taken over.
+    fn resume_or_begin(
+        &mut self,
+        past: Option<Past>,
+        outputs: &[Output; 2],
+        fingerprint: &Fingerprint,
+    ) -> Result<usize, StreamError> {
+        let Some(past) = past else {
+            self.journal.begin(fingerprint)?;
+            outputs.iter().try_for_each(Output::clear)?;
+            return Ok(0);
+        };
+        self.journal.resume()?;
+        if past.publish.is_some() {
+            // Those files are gone.
+            self.journal.withdraw()?;
+        }
+        // Until it is known to be damaged all of it counts: an interruption changes nothing.
+        let claimed = past.done;
+        self.done.clone_from(&claimed);
+        let jobs = jobs(self.source, self.plan, outputs)?;
+        let claims: Vec<(&Job<'_>, Digest)> = claimed
+            .iter()
+            .filter_map(|(i, [_, written])| Some((jobs.get(*i)?, *written)))
+            .collect();
+        self.progress.say("checking what is there");
+        let (done, progress) = (&mut self.done, self.progress);
+        done.retain(|i, _| *i < jobs.len());
+        crew::run(
+            claims.len(),
+            self.threads,
+            Vec::new,
+            |buffer, i| {
+                let (job, wanted) = claims[i];
+                Ok((job.index, is_written(job, wanted, buffer)))
+            },
+            |(index, sound)| {
+                if !sound {
+                    done.remove(&index);
+                }
+                Ok(())
+            },
+            || progress.stopped(),
+        )?;
+        self.progress.note(&format!(
+            "going on where an interrupted run stopped: {} of {} tensors are finished{}",
+            self.done.len(),
+            self.plan.tensors.len(),
+            match claimed.len() - self.done.len() {
+                0 => String::new(),
+                n => format!(", {n} were damaged and are made again"),
+            }
+        ));
+        Ok(self.done.len())
+    }
+
+    /// Does every tensor that is not finished.
+    fn stream(&mut self, outputs: &[Output; 2]) -> Result<(), StreamError> {
+        let mut jobs = jobs(self.source, self.plan, outputs)?;
+        let items: Vec<Item<'_>> = (jobs.iter())
+            .map(|j| Item {
+                name: j.name,
+                bytes: j.data.len() as u64,
+                kind: (j.from, j.to),
+                done: self.done.contains_key(&j.index),
+            })
+            .collect();
+        self.progress.start(&items);
+        jobs.retain(|j| !self.done.contains_key(&j.index));
+        let work = Work::new(&jobs)?;
+        let (threads, progress) = (self.threads, self.progress);
+        std::thread::scope(|scope| {
+            let flusher = self.flusher(outputs)?;
+            let (signal, signals) = sync_channel(1);
+            let flusher = move || flush(&signals, &flusher);
+            // Without it the end takes longer.
+            let flusher = std::thread::Builder::new().spawn_scoped(scope, flusher);
+            let mut dirty = 0;
+            let result = crew::run(
+                work.len(),
+                threads,
+                Scratch::default,
+                |scratch, i| work.step(scratch, i),
+                |step| {
+                    dirty += step.written;
+                    if dirty >= FLUSH {
+                        dirty = 0;
+                        wake(&signal);
+                    }
+                    self.take(&step)
+                },
+                || progress.stopped(),
+            );
+            drop(signal);
+            let flushed = flusher.map(std::thread::ScopedJoinHandle::join);
+            result?;
+            match flushed {
+                Ok(Ok(flushed)) => flushed,
+                Ok(Err(_)) => Err(StreamError::Internal("the flushing thread died")),
+                Err(_) => Ok(()),
+            }
+        })
+        // A source that changed explains a read that failed.
+        .map_err(|e| match (e, self.source.changed()) {
+            (StreamError::Read { .. }, Some(path)) => StreamError::SourceChanged {
+                path: path.to_owned(),
+            },
+            (e, _) => e,
+        })
+    }
+
+    /// A piece is in its place.
+    fn take(&mut self, step: &chunks::Step) -> Result<(), StreamError> {
+        self.progress.advance(&Step {
+            tensor: step.tensor,
+            bytes: step.read,
+            time: step.time,
+        });
+        let Some(digests) = step.done else {
+            return Ok(());
+        };
+        if let Some(path) = self.source.changed() {
+            return Err(StreamError::SourceChanged {
+                path: path.to_owned(),
+            });
+        }
+        self.journal.tensor(step.tensor, digests)?;
+        self.done.insert(step.tensor, digests);
+        Ok(())
+    }
+
+    /// Handles of all files, with their names.
+    fn flusher(&self, outputs: &[Output; 2]) -> Result<Vec<(File, PathBuf)>, StreamError> {
+        let mut files = Vec::new();
+        let journal = (self.journal.handle(), self.journal.path());
+        let halves = outputs.iter().map(|o| {
+            let handle = o.partial.file.try_clone();
+            (handle, o.partial.temporary.as_path())
+        });
+        for (handle, path) in halves.chain([journal]) {
+            let handle = handle.map_err(|e| StreamError::write(path, e.into()))?;
+            files.push((handle, path.to_owned()));
+        }
+        Ok(files)
+    }
+
+    /// Completes both files and gives them their names.
+    fn finish(
+        &mut self,
+        headers: &Headers<'_>,
+        target: &Target,
+        outputs: &[Output; 2],
+        resumed: usize,
+    ) -> Result<Written, StreamError> {
+        let digests: Vec<[Digest; 2]> = self.done.values().copied().collect();
+        if digests.len() != self.plan.tensors.len() {
+            return Err(StreamError::Internal("a tensor was left out"));
+        }
+        let known = headers.known(self.source, &digests)?;
+        self.progress.say("writing to disk");
+        let [edge, cloud] = outputs;
+        let edge_bytes = edge.finish(&headers.of(HalfRole::Edge, &known))?;
+        let cloud_bytes = cloud.finish(&headers.of(HalfRole::Cloud, &known))?;
+        if self.progress.stopped() {
             return Err(StreamError::Interrupted);
         }
-        let tensor = &plan.tensors[chunk.job];
-        let from = &jobs[chunk.job].data[chunk.source.clone()];
-        wrote.update(bytes);
-        if tensor.encode {
-            read.update(from);
+        target.check()?;
+        let bytes = [edge_bytes, cloud_bytes];
+        self.journal.publish(&Publish::new(
+            target.force,
+            known.pair_id,
+            known.source,
+            bytes,
+        ))?;
+        if let Err(e) = publish::publish(&target.paths(), &target.folder, target.force) {
+            self.journal.withdraw()?;
+            return Err(e);
         }
-        outputs[usize::from(tensor.role.shard())].write(bytes)?;
-        progress.advance(from.len() as u64, &tensor.name);
-        if chunk.last {
-            let written: Digest = wrote.finalize().into();
-            let source = if tensor.encode {
-                read.finalize().into()
-            } else {
-                written
-            };
-            digests.written.push(written);
-            digests.source.insert(tensor.source.clone(), source);
-            wrote.reset();
-            read.reset();
-        }
-        Ok(())
-    })?;
-    Ok(digests)
-}
-
-/// What becomes known while the tensors stream.
-struct Known {
-    pair_id: PairId,
-    source: Digest,
-    /// In the plan's order.
-    tensors: Vec<Digest>,
-}
-
-impl Known {
-    /// Stands in for what is not known yet: of the same encoded size.
-    fn blank(plan: &Plan) -> Self {
-        Self {
-            pair_id: PairId([0; 16]),
-            source: Digest([0; 32]),
-            tensors: vec![Digest([0; 32]); plan.tensors.len()],
-        }
-    }
-}
-
-/// Makes the metadata of the two files.
-struct Headers<'a> {
-    plan: &'a Plan,
-    base: Metadata,
-    n_layer: u32,
-    width: u32,
-    rope_freqs: Option<Vec<f32>>,
-    tensors: i32,
-}
-
-impl<'a> Headers<'a> {
-    fn new(source: &Source, plan: &'a Plan) -> Result<Self, StreamError> {
-        let rope_freqs = match source.tensor("rope_freqs.weight") {
-            None => None,
-            Some((t, data)) if t.block_type == formats::blocks::BlockType::F32 => {
-                let (words, _) = data.as_chunks::<4>();
-                Some(words.iter().map(|w| f32::from_le_bytes(*w)).collect())
-            }
-            Some((t, _)) => {
-                return Err(StreamError::RopeFreqs {
-                    path: source.path().to_owned(),
-                    found: t.block_type,
-                });
-            }
-        };
-        let mut base = source.metadata().clone();
-        base.set("general.file_type", Value::u32(file_type(plan.main_type())));
-        base.set("general.quantization_version", Value::u32(2));
-        let h = source.hparams();
-        Ok(Self {
-            plan,
-            base,
-            // The source's sizes fit u32.
-            n_layer: h.n_layer as u32,
-            width: h.n_embd as u32,
-            rope_freqs,
-            tensors: i32::try_from(plan.tensors.len())
-                .map_err(|_| StreamError::Internal("too many tensors"))?,
-        })
-    }
-
-    fn of(&self, role: HalfRole, known: &Known) -> Metadata {
-        let (first_layer, end_layer) = match role {
-            HalfRole::Edge => (0, self.plan.split),
-            HalfRole::Cloud => (self.plan.split, self.n_layer),
-        };
-        let digests = self.plan.tensors.iter().zip(&known.tensors);
-        let own = digests.filter(|(t, _)| t.role == role).map(|(_, d)| *d);
-        let info = HalfInfo {
-            role,
-            contract: Contract {
-                pair_id: known.pair_id,
-                split: self.plan.split,
-                n_layer: self.n_layer,
-                width: self.width,
-            },
-            first_layer,
-            end_layer,
+        self.progress.finish();
+        Ok(Written {
+            pair_id: known.pair_id,
             source_digest: known.source,
-            tensor_digests: own.collect(),
-            rope_freqs: match role {
-                HalfRole::Edge => None,
-                HalfRole::Cloud => self.rope_freqs.clone(),
-            },
-        };
-        let mut meta = self.base.clone();
-        info.write(&mut meta, self.tensors);
-        meta
-    }
-
-    fn known(&self, source: &Source, digests: Digests) -> Result<Known, StreamError> {
-        let mut whole = SourceDigest::new(source.metadata());
-        for t in source.tensors() {
-            let digest = digests.source.get(&t.name);
-            let digest = digest.ok_or(StreamError::Internal("a tensor was left out"))?;
-            whole.tensor(&t.name, t.block_type.id(), &t.dims, *digest);
-        }
-        let source = whole.finish();
-        let mut id = PairIdBuilder::new(source, self.plan.split);
-        for t in &self.plan.tensors {
-            id.tensor(t.role, &t.name, t.to, t.encode);
-        }
-        Ok(Known {
-            pair_id: id.finish(),
-            source,
-            tensors: digests.written,
+            edge_bytes,
+            cloud_bytes,
+            resumed_tensors: resumed,
+            time: self.begun.elapsed(),
         })
     }
+}
+
+/// Whether the bytes of a tensor are in the output.
+fn is_written(job: &Job<'_>, wanted: Digest, buffer: &mut Vec<u8>) -> bool {
+    // What cannot be read is made again, and that says what is wrong.
+    at::digest(job.file, job.start, job.bytes, buffer).is_ok_and(|found| found == wanted)
+}
+
+/// Tells the flusher that there is something to do, unless it knows.
+fn wake(flusher: &SyncSender<()>) {
+    // Full or gone: it is at work, or its error waits.
+    let _ = flusher.try_send(());
+}
+
+/// Brings all files to the disk whenever it is woken. An error is told once by the system, and
+/// would then be missing at the end.
+fn flush(signals: &Receiver<()>, files: &[(File, PathBuf)]) -> Result<(), StreamError> {
+    while signals.recv().is_ok() {
+        for (file, path) in files {
+            let synced = file.sync_data();
+            synced.map_err(|e| StreamError::write(Path::new(path), e.into()))?;
+        }
+    }
+    Ok(())
 }

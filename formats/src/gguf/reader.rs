@@ -14,6 +14,7 @@ use super::value::Metadata;
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
+    file: File,
     map: Mmap,
     header: Header,
     by_name: HashMap<String, usize>,
@@ -55,6 +56,7 @@ impl Gguf {
             .collect();
         Ok(Self {
             path: path.to_owned(),
+            file,
             map,
             header,
             by_name,
@@ -64,6 +66,12 @@ impl Gguf {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The open file, for reads by position: those answer damage with an error, where touching
+    /// the map would end the process.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// GGUF version: 2 or 3.
