@@ -14,11 +14,16 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, Prog
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C and the signals that ask for an end stop a conversion between two pieces,
-/// so that it can say what is kept.
+/// so that it can say what is kept. A second one ends the process at once, which costs no more
+/// than the pieces at hand.
 pub fn stop_on_signals() {
     // An error means that someone else decides about signals: a program that uses this library,
     // or `nohup`, whose ignored signals stay ignored. Then all is as without a handler.
-    let _ = ctrlc::try_set_handler(|| STOP.store(true, Ordering::Relaxed));
+    let _ = ctrlc::try_set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    });
 }
 
 /// A tensor that is to be written.
@@ -89,6 +94,8 @@ pub fn for_stderr() -> Box<dyn Progress> {
 struct Account {
     tensors: Vec<Tensor>,
     kinds: BTreeMap<(BlockType, BlockType), Kind>,
+    /// Bytes that an earlier run has done with.
+    before: u64,
     /// Bytes to be read in this run, and those that are.
     total: u64,
     read: u64,
@@ -125,7 +132,9 @@ impl Account {
                 bytes: item.bytes,
                 read: if item.done { item.bytes } else { 0 },
             });
-            if !item.done {
+            if item.done {
+                me.before += item.bytes;
+            } else {
                 me.total += item.bytes;
                 me.kinds.entry(item.kind).or_default().left += item.bytes;
             }
@@ -220,7 +229,10 @@ impl Progress for Bars {
             }
             bar
         };
-        let all = bar(account.total, "{bar:32} {bytes}/{total_bytes}  {wide_msg}");
+        let all = bar(
+            account.before + account.total,
+            "{bar:32} {bytes}/{total_bytes}  {wide_msg}",
+        );
         let tensor = bar(0, "{bar:32} {bytes}/{total_bytes}  {wide_msg}");
         *self.0.borrow_mut() = Some(Drawn {
             account,
@@ -243,7 +255,7 @@ impl Progress for Bars {
         let rate = HumanBytes(d.account.rate() as u64);
         let left = clock(d.account.eta());
         d.all.set_message(format!("{rate}/s  {left} left"));
-        d.all.set_position(d.account.read);
+        d.all.set_position(d.account.before + d.account.read);
         // The newest tensor; pieces of the one before may still come in.
         if step.tensor >= d.shown || d.shown == usize::MAX {
             if step.tensor != d.shown {
@@ -332,7 +344,8 @@ impl Progress for Lines {
             return;
         }
         if let Some(t) = a.tensors.get(step.tensor) {
-            let percent = (a.read * 100).checked_div(a.total).unwrap_or(100);
+            let done = (a.before + a.read) * 100;
+            let percent = done.checked_div(a.before + a.total).unwrap_or(100);
             tell(&format!(
                 "{percent:3} %  {:.0} MB/s  {} left  {} ({})",
                 a.rate() / 1e6,

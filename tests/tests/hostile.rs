@@ -123,6 +123,7 @@ fn convert_model(path: &Path, out: &Path) -> Result<(), Box<dyn std::error::Erro
         folder: out.to_owned(),
         name,
         force: true,
+        fresh: false,
     };
     stream::write_pair(&source, &plan, &target, 1, &Silent)?;
     Ok(())
