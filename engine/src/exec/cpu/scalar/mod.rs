@@ -37,13 +37,24 @@ pub(crate) struct Grouping {
 pub(crate) fn grouping(ty: BlockType) -> Grouping {
     use BlockType as T;
     let (group, min) = match ty {
-        T::F32 | T::F16 | T::BF16 | T::Q4_0 | T::Q5_0 | T::Q8_0 | T::IQ4_NL => (32, false),
-        T::IQ1_S | T::IQ2_XXS | T::IQ3_XXS | T::IQ3_S | T::IQ4_XS => (32, false),
-        T::TQ1_0 | T::TQ2_0 | T::MXFP4 => (32, false),
-        T::IQ1_M | T::IQ2_XS | T::IQ2_S => (16, false),
         T::Q4_1 | T::Q5_1 | T::Q4_K | T::Q5_K => (32, true),
         T::Q2_K => (16, true),
-        T::Q3_K | T::Q6_K => (16, false),
+        T::Q3_K | T::Q6_K | T::IQ1_M | T::IQ2_XS | T::IQ2_S => (16, false),
+        T::F32
+        | T::F16
+        | T::BF16
+        | T::Q4_0
+        | T::Q5_0
+        | T::Q8_0
+        | T::IQ4_NL
+        | T::IQ1_S
+        | T::IQ2_XXS
+        | T::IQ3_XXS
+        | T::IQ3_S
+        | T::IQ4_XS
+        | T::TQ1_0
+        | T::TQ2_0
+        | T::MXFP4 => (32, false),
     };
     Grouping { group, min }
 }
