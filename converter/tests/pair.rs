@@ -212,6 +212,41 @@ fn every_type_can_be_forced_and_comes_close() {
 }
 
 #[test]
+fn a_source_of_any_type_is_copied_or_encoded_anew() {
+    for ty in BlockType::ALL.into_iter().filter(|t| t.block_len() > 1) {
+        let bench = Bench::new(&LlamaShape {
+            n_layer: 2,
+            matrix_type: ty,
+            ..wide()
+        });
+        let source = bench.open("m.gguf");
+        bench
+            .run(&["m.gguf", "--split", "1", "--edge-bits", "2"])
+            .ok();
+        for (file, target) in [
+            (edge(1, "e2c8"), BlockType::Q2_K),
+            (cloud(1, "e2c8"), BlockType::Q8_0),
+        ] {
+            let file = bench.open(&file);
+            file.second_opinion().unwrap();
+            for t in file.tensors().iter().filter(|t| t.name.contains("ffn_")) {
+                let from = source.tensor(&t.name).unwrap();
+                if from.dims.len() == 1 || ty.bits_per_weight() <= target.bits_per_weight() {
+                    assert_eq!(t.block_type, from.block_type, "{}", t.name);
+                    assert_eq!(file.data(t), source.data(from), "{ty} {}", t.name);
+                    continue;
+                }
+                assert_eq!(t.block_type, target, "{ty} {}", t.name);
+                let (a, b) = (weights(&source, &t.name), weights(&file, &t.name));
+                let error: f32 = a.iter().zip(&b).map(|(x, y)| (x - y).powi(2)).sum();
+                let norm: f32 = a.iter().map(|x| x * x).sum();
+                assert!(error < 0.2 * norm, "{ty} {}: {}", t.name, error / norm);
+            }
+        }
+    }
+}
+
+#[test]
 fn tensor_type_wins_and_the_last_match_counts() {
     let bench = Bench::new(&wide());
     let args = ["m.gguf", "--split", "3", "--edge-type", "Q4_0"];
