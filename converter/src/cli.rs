@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use formats::blocks::{BlockType, RowError, UnknownBlockType};
+use formats::blocks::{BlockType, Effort, RowError, UnknownBlockType};
 use regex::Regex;
 
 use crate::recipe::{Bits, TensorRule};
@@ -63,6 +63,9 @@ pub struct ConvertArgs {
     /// Block type of the matrices whose name matches a regular expression; the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = tensor_rule)]
     pub tensor_type: Vec<TensorRule>,
+    /// How long to search for the encoding that errs least: normal, high
+    #[arg(long, value_name = "EFFORT", default_value_t)]
+    pub effort: Effort,
     /// Folder for the two files, made if need be [default: the working directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -169,6 +172,9 @@ mod tests {
         assert_eq!(cli.convert.split, Some(10));
         assert_eq!(cli.convert.edge_bits.map(Bits::get), Some(3));
         assert!(parse("splitconv --edge-bits 3 --split 10 m.gguf").is_ok());
+        assert_eq!(cli.convert.effort, Effort::Normal);
+        let cli = parse("splitconv m.gguf --split 1 --effort high").unwrap();
+        assert_eq!(cli.convert.effort, Effort::High);
         let cli = parse("splitconv inspect m.gguf").unwrap();
         assert!(matches!(cli.command, Some(Command::Inspect(_))));
         let cli = parse("splitconv ./inspect --split 1").unwrap();
@@ -192,6 +198,7 @@ mod tests {
             "splitconv m.gguf --split -1",
             "splitconv m.gguf --split 1 --edge-bits 7",
             "splitconv m.gguf --split 1 --edge-type Q9",
+            "splitconv m.gguf --split 1 --effort huge",
             "splitconv m.gguf --split 1 --edge-type IQ2_XS",
             "splitconv m.gguf --split 1 --tensor-type ffn=IQ1_S",
             "splitconv m.gguf --split 1 --tensor-type ffn",

@@ -32,6 +32,7 @@ pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
         edge_type: args.edge_type,
         cloud_type: args.cloud_type,
         tensor_types: args.tensor_type.clone(),
+        effort: args.effort,
     };
     let source = Source::open(model)?;
     let plan = recipe::plan(&source, &request)?;

@@ -13,15 +13,16 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Instant;
 
-use formats::blocks::{BlockType, dequantize_row, quantize_row};
+use formats::blocks::{BlockType, Effort, dequantize_row, quantize_row};
 use half::f16;
 
 const USAGE: &str =
-    "usage: block_error TABLE [--width N] [--rows N] [--types T,T,…] [--weighted] [--json]
+    "usage: block_error TABLE [--width N] [--rows N] [--types T,T,…] [--effort E] [--weighted] [--json]
   --width N     weights in a row of a raw table [default: 256]; of another width, rows are joined
                 until they are whole blocks
   --rows N      only the first N rows
   --types T,…   only these types
+  --effort E    normal or high [default: normal]
   --weighted    encode with importances, and print the weighted error beside the plain one
   --json        one object on standard output";
 
@@ -30,6 +31,7 @@ struct Args {
     width: usize,
     rows: usize,
     types: Vec<BlockType>,
+    effort: Effort,
     weighted: bool,
     json: bool,
 }
@@ -40,6 +42,7 @@ fn args() -> Result<Args, Box<dyn Error>> {
         width: 256,
         rows: usize::MAX,
         types: BlockType::encodable().collect(),
+        effort: Effort::Normal,
         weighted: false,
         json: false,
     };
@@ -49,6 +52,7 @@ fn args() -> Result<Args, Box<dyn Error>> {
         match arg.as_str() {
             "--width" => out.width = value()?.parse()?,
             "--rows" => out.rows = value()?.parse()?,
+            "--effort" => out.effort = value()?.parse()?,
             "--types" => {
                 let names = value()?;
                 out.types = names.split(',').map(str::parse).collect::<Result<_, _>>()?;
@@ -123,6 +127,7 @@ struct Figures {
 
 fn measure(
     ty: BlockType,
+    effort: Effort,
     values: &[f32],
     width: usize,
     weights: Option<&[f32]>,
@@ -133,7 +138,7 @@ fn measure(
     let (mut encode, mut decode) = (0.0, 0.0);
     for row in values.chunks_exact(width) {
         let start = Instant::now();
-        quantize_row(ty, row, weights, &mut coded)?;
+        quantize_row(ty, row, weights, effort, &mut coded)?;
         encode += start.elapsed().as_secs_f64();
         let start = Instant::now();
         dequantize_row(ty, &coded, &mut back)?;
@@ -177,7 +182,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let weights = args.weighted.then(|| importances(joined));
         let whole = values.len() / joined * joined;
-        let f = measure(ty, &values[..whole], joined, weights.as_deref())?;
+        let f = measure(
+            ty,
+            args.effort,
+            &values[..whole],
+            joined,
+            weights.as_deref(),
+        )?;
         let bits = ty.bits_per_weight();
         if args.json {
             let mut one = serde_json::json!({

@@ -3,7 +3,7 @@
 //! `fixtures/blocks.bin` holds what the reference wrote and decoded (see `blocks.py` beside it);
 //! the rows themselves are computed here by the same formulas.
 
-use formats::blocks::{BlockType, RowError, dequantize_row, quantize_row};
+use formats::blocks::{BlockType, Effort, RowError, dequantize_row, quantize_row};
 use proptest::prelude::*;
 
 const GOLDEN: &[u8] = include_bytes!("../fixtures/blocks.bin");
@@ -175,7 +175,7 @@ fn decode(ty: BlockType, bytes: &[u8]) -> Vec<f32> {
 
 fn encode(ty: BlockType, row: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
     let mut out = vec![0; ty.row_bytes(row.len()).unwrap()];
-    quantize_row(ty, row, importance, &mut out).unwrap();
+    quantize_row(ty, row, importance, Effort::Normal, &mut out).unwrap();
     out
 }
 
@@ -331,7 +331,7 @@ fn zeros_and_constants_are_kept() {
 fn a_type_without_an_encoder_is_refused_by_name() {
     for ty in ORDER.into_iter().filter(|t| !t.can_encode()) {
         let mut out = vec![0; ty.block_bytes()];
-        let e = quantize_row(ty, &[0.5; WIDTH], None, &mut out).unwrap_err();
+        let e = quantize_row(ty, &[0.5; WIDTH], None, Effort::Normal, &mut out).unwrap_err();
         assert_eq!(e, RowError::NoEncoder { ty });
         let said = e.to_string();
         assert!(
@@ -344,7 +344,14 @@ fn a_type_without_an_encoder_is_refused_by_name() {
 
 #[test]
 fn sizes_that_do_not_go_together_are_named() {
-    let e = quantize_row(BlockType::Q4_K, &[0.0; 100], None, &mut [0; 144]).unwrap_err();
+    let e = quantize_row(
+        BlockType::Q4_K,
+        &[0.0; 100],
+        None,
+        Effort::Normal,
+        &mut [0; 144],
+    )
+    .unwrap_err();
     assert!(matches!(
         e,
         RowError::Bytes {
@@ -359,7 +366,14 @@ fn sizes_that_do_not_go_together_are_named() {
         "{said}"
     );
     assert!(dequantize_row(BlockType::Q8_0, &[0; 35], &mut [0.0; 32]).is_err());
-    let e = quantize_row(BlockType::F32, &[0.0; 4], Some(&[1.0]), &mut [0; 16]).unwrap_err();
+    let e = quantize_row(
+        BlockType::F32,
+        &[0.0; 4],
+        Some(&[1.0]),
+        Effort::Normal,
+        &mut [0; 16],
+    )
+    .unwrap_err();
     let said = e.to_string();
     assert!(
         said.contains("1 importances given for 4 F32 weights"),

@@ -111,6 +111,7 @@ fn convert_model(path: &Path, out: &Path) -> Result<(), Box<dyn std::error::Erro
         edge_type: None,
         cloud_type: None,
         tensor_types: Vec::new(),
+        effort: formats::blocks::Effort::Normal,
     };
     let plan = recipe::plan(&source, &request)?;
     let name = PairName {

@@ -352,6 +352,7 @@ fn with_recipe(inspection: &mut Inspection, args: &InspectArgs) -> Result<(), Bo
         let plan = recipe::plan(
             &source,
             &Request {
+                effort: formats::blocks::Effort::Normal,
                 split: cut.split,
                 edge_bits: args.edge_bits.unwrap_or(Bits::EDGE),
                 cloud_bits: args.cloud_bits.unwrap_or(Bits::CLOUD),

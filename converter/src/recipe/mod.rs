@@ -9,7 +9,7 @@ mod types;
 
 use std::collections::BTreeMap;
 
-use formats::blocks::BlockType;
+use formats::blocks::{BlockType, Effort};
 use formats::gguf::{TensorDecl, TensorInfo};
 use formats::pair::HalfRole;
 use regex::Regex;
@@ -42,6 +42,8 @@ pub struct Request {
     pub cloud_type: Option<BlockType>,
     /// Types by name; the last match wins.
     pub tensor_types: Vec<TensorRule>,
+    /// How long the encoders search.
+    pub effort: Effort,
 }
 
 impl Request {
@@ -156,6 +158,8 @@ pub struct HalfCost {
 pub struct Plan {
     /// Layers on the edge.
     pub split: u32,
+    /// How long the encoders search.
+    pub effort: Effort,
     /// Tensors, the edge's before the cloud's, each in the source's order.
     pub tensors: Vec<TensorPlan>,
     /// What should be said about the choice, one line each.
@@ -231,6 +235,7 @@ pub fn plan(source: &Source, request: &Request) -> Result<Plan, RecipeError> {
     let cloud_cost = cost(request, HalfRole::Cloud, &cloud);
     let mut plan = Plan {
         split: request.split,
+        effort: request.effort,
         tensors: edge.into_iter().chain(cloud).collect(),
         notes,
         edge: edge_cost,

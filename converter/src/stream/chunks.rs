@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use formats::blocks::{BlockType, dequantize_row, quantize_row};
+use formats::blocks::{BlockType, Effort, dequantize_row, quantize_row};
 use formats::pair::Digest;
 
 use super::StreamError;
@@ -36,6 +36,7 @@ pub(super) struct Job<'a> {
     /// Its first byte there, and how many they are.
     pub(super) start: u64,
     pub(super) bytes: usize,
+    pub(super) effort: Effort,
 }
 
 impl Job<'_> {
@@ -222,7 +223,7 @@ fn encode(
     for (row, (from, to)) in rows.zip(pairs) {
         dequantize_row(job.from, from, floats).map_err(internal)?;
         check(job, row, floats)?;
-        quantize_row(job.to, floats, None, to).map_err(internal)?;
+        quantize_row(job.to, floats, None, job.effort, to).map_err(internal)?;
     }
     Ok(())
 }

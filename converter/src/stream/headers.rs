@@ -123,7 +123,7 @@ impl<'a> Headers<'a> {
         let source = whole.finish();
         let mut id = PairIdBuilder::new(source, self.plan.split);
         for t in &self.plan.tensors {
-            id.tensor(t.role, &t.name, t.to, t.encode);
+            id.tensor(t.role, &t.name, t.to, t.encode.then_some(self.plan.effort));
         }
         Ok(Known {
             pair_id: id.finish(),

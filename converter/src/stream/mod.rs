@@ -209,6 +209,7 @@ fn fingerprint(source: &Source, plan: &Plan, headers: &Headers<'_>) -> Fingerpri
     f.add("the source's time of change", &times);
     f.add("the source's header", &source.header_digest());
     f.add("the cut", &plan.split);
+    f.add("the effort", &plan.effort);
     let types: Vec<String> = plan.tensors.iter().map(|t| format!("{t:?}")).collect();
     f.add("the types", &Digest::of(types.join("\n").as_bytes()));
     let blank = Known::blank(plan);
@@ -281,6 +282,7 @@ fn jobs<'a>(
             file_path: &outputs[half].partial.temporary,
             start: start.ok_or(StreamError::Internal("a tensor without a place"))?,
             bytes: t.bytes as usize,
+            effort: plan.effort,
         });
     }
     Ok(jobs)

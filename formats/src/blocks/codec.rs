@@ -7,7 +7,7 @@ use super::{
     BlockIq4Xs, BlockMxfp4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
     BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, BlockTq1_0, BlockTq2_0,
 };
-use super::{BlockType, Grouped, float, groups, names};
+use super::{BlockType, Effort, Grouped, float, groups, names};
 
 /// The layout of one block of `N` weights. All fields are bytes, so a block may lie at any
 /// address: rows are viewed in place in a memory map.
@@ -24,6 +24,18 @@ pub trait Block<const N: usize>: Pod {
     /// A NaN counts as 0, an infinity as the largest magnitude the block can hold; the result
     /// always decodes to finite weights.
     fn encode(x: &[f32; N], importance: Option<&[f32; N]>) -> Self;
+
+    /// Encodes a row of whole blocks into `out`; with [`Effort::Normal`] every block is that of
+    /// [`encode`](Self::encode). Types without a deeper search take no notice of the effort.
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        let _ = effort;
+        let mut importances = importance.map(|w| w.as_chunks::<N>().0.iter());
+        let blocks = row.as_chunks::<N>().0;
+        for (x, bytes) in blocks.iter().zip(out.chunks_exact_mut(size_of::<Self>())) {
+            let w = importances.as_mut().and_then(Iterator::next);
+            bytes.copy_from_slice(bytemuck::bytes_of(&Self::encode(x, w)));
+        }
+    }
 }
 
 /// A row that cannot be encoded or decoded.
@@ -133,7 +145,7 @@ fn decode_grouped<const G: usize, B: Grouped<G>>(bytes: &[u8], out: &mut [f32]) 
 /// Encodes a row of `f32` weights into `out`, minimising `Σ importance·(x − decoded)²`.
 ///
 /// `importance`, when given, holds one non-negative number per weight (for a matrix row: the mean
-/// square of the activation each column meets). The float types ignore it.
+/// square of the activation each column meets). The float types ignore it, and `effort` too.
 ///
 /// Quantised types take NaN as 0 and saturate infinities, so they always decode to finite
 /// weights. `F32` keeps every bit; `F16` and `BF16` keep NaN and infinities and round what is
@@ -146,6 +158,7 @@ pub fn quantize_row(
     ty: BlockType,
     row: &[f32],
     importance: Option<&[f32]>,
+    effort: Effort,
     out: &mut [u8],
 ) -> Result<(), RowError> {
     check(ty, row.len(), out.len())?;
@@ -162,22 +175,22 @@ pub fn quantize_row(
         BlockType::F32 => float::encode_f32(row, out),
         BlockType::F16 => float::encode_f16(row, out),
         BlockType::BF16 => float::encode_bf16(row, out),
-        BlockType::Q4_0 => encode_blocks::<32, BlockQ4_0>(row, importance, out),
-        BlockType::Q4_1 => encode_blocks::<32, BlockQ4_1>(row, importance, out),
-        BlockType::Q5_0 => encode_blocks::<32, BlockQ5_0>(row, importance, out),
-        BlockType::Q5_1 => encode_blocks::<32, BlockQ5_1>(row, importance, out),
-        BlockType::Q8_0 => encode_blocks::<32, BlockQ8_0>(row, importance, out),
-        BlockType::IQ4_NL => encode_blocks::<32, BlockIq4Nl>(row, importance, out),
-        BlockType::Q2_K => encode_blocks::<256, BlockQ2K>(row, importance, out),
-        BlockType::Q3_K => encode_blocks::<256, BlockQ3K>(row, importance, out),
-        BlockType::Q4_K => encode_blocks::<256, BlockQ4K>(row, importance, out),
-        BlockType::Q5_K => encode_blocks::<256, BlockQ5K>(row, importance, out),
-        BlockType::Q6_K => encode_blocks::<256, BlockQ6K>(row, importance, out),
-        BlockType::IQ4_XS => encode_blocks::<256, BlockIq4Xs>(row, importance, out),
-        BlockType::IQ3_S => encode_blocks::<256, BlockIq3S>(row, importance, out),
-        BlockType::TQ1_0 => encode_blocks::<256, BlockTq1_0>(row, importance, out),
-        BlockType::TQ2_0 => encode_blocks::<256, BlockTq2_0>(row, importance, out),
-        BlockType::MXFP4 => encode_blocks::<32, BlockMxfp4>(row, importance, out),
+        BlockType::Q4_0 => BlockQ4_0::encode_row(row, importance, effort, out),
+        BlockType::Q4_1 => BlockQ4_1::encode_row(row, importance, effort, out),
+        BlockType::Q5_0 => BlockQ5_0::encode_row(row, importance, effort, out),
+        BlockType::Q5_1 => BlockQ5_1::encode_row(row, importance, effort, out),
+        BlockType::Q8_0 => BlockQ8_0::encode_row(row, importance, effort, out),
+        BlockType::IQ4_NL => BlockIq4Nl::encode_row(row, importance, effort, out),
+        BlockType::Q2_K => BlockQ2K::encode_row(row, importance, effort, out),
+        BlockType::Q3_K => BlockQ3K::encode_row(row, importance, effort, out),
+        BlockType::Q4_K => BlockQ4K::encode_row(row, importance, effort, out),
+        BlockType::Q5_K => BlockQ5K::encode_row(row, importance, effort, out),
+        BlockType::Q6_K => BlockQ6K::encode_row(row, importance, effort, out),
+        BlockType::IQ4_XS => BlockIq4Xs::encode_row(row, importance, effort, out),
+        BlockType::IQ3_S => BlockIq3S::encode_row(row, importance, effort, out),
+        BlockType::TQ1_0 => BlockTq1_0::encode_row(row, importance, effort, out),
+        BlockType::TQ2_0 => BlockTq2_0::encode_row(row, importance, effort, out),
+        BlockType::MXFP4 => BlockMxfp4::encode_row(row, importance, effort, out),
         BlockType::IQ1_S
         | BlockType::IQ1_M
         | BlockType::IQ2_XXS
@@ -186,19 +199,6 @@ pub fn quantize_row(
         | BlockType::IQ3_XXS => return Err(RowError::NoEncoder { ty }),
     }
     Ok(())
-}
-
-fn encode_blocks<const N: usize, B: Block<N>>(
-    row: &[f32],
-    importance: Option<&[f32]>,
-    out: &mut [u8],
-) {
-    let mut importances = importance.map(|w| w.as_chunks::<N>().0.iter());
-    let blocks = row.as_chunks::<N>().0;
-    for (x, bytes) in blocks.iter().zip(out.chunks_exact_mut(size_of::<B>())) {
-        let w = importances.as_mut().and_then(Iterator::next);
-        bytes.copy_from_slice(bytemuck::bytes_of(&B::encode(x, w)));
-    }
 }
 
 /// Ties a layout struct to the table of [`BlockType`]: size, and byte alignment.

@@ -3,12 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::BlockType;
 use super::codec::{Block, assert_layout};
-use super::half_scale::best_scale;
-use super::lanes::Lanes;
+use super::fit::scale::{self, Levels, ScaleBlock};
+use super::fit::{Batch, encode_block, encode_row};
 use super::pack::{nibble, pack_nibbles};
-use super::search::{fit_scale, sanitise, scale_levels};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// The 16 levels, denser around zero, as GGML defines them.
 pub const IQ4_NL_LEVELS: [i8; 16] = [
@@ -28,8 +28,9 @@ pub struct BlockIq4Nl {
 assert_layout!(BlockIq4Nl, BlockType::IQ4_NL);
 
 /// Values the largest magnitude is tried at; the levels reach from −127 to 113.
-const TRIES: [f32; 14] = [
-    80.0, 88.0, 95.0, 100.0, 104.0, 108.0, 112.0, 116.0, 120.0, 124.0, 128.0, 133.0, 140.0, 165.0,
+const TRIES: [f32; 24] = [
+    -80.0, -88.0, -95.0, -100.0, -104.0, -108.0, -112.0, -116.0, -120.0, -124.0, -128.0, -133.0,
+    -140.0, -165.0, 80.0, 88.0, 95.0, 100.0, 104.0, 108.0, 112.0, 116.0, 120.0, 124.0,
 ];
 
 /// Where rounding goes from one level to the next: halfway.
@@ -43,23 +44,28 @@ const BORDERS: [f32; 15] = {
     borders
 };
 
-/// The levels nearest to `v`, as a sum of steps: no branch and no table look-up, so it vectorises.
-#[inline]
-fn snap(v: Lanes) -> Lanes {
-    let mut level = Lanes::splat(f32::from(IQ4_NL_LEVELS[0]));
-    for i in 0..15 {
-        let step = f32::from(IQ4_NL_LEVELS[i + 1]) - f32::from(IQ4_NL_LEVELS[i]);
-        level = level + v.step_above(BORDERS[i], step);
-    }
-    level
-}
+/// [`IQ4_NL_LEVELS`], found by sums of steps: no branch and no look-up.
+pub(super) struct Nonlinear;
 
-/// The indices of those levels.
-#[inline]
-fn index(v: Lanes) -> Lanes {
-    BORDERS
-        .iter()
-        .fold(Lanes::splat(0.0), |sum, &b| sum + v.step_above(b, 1.0))
+impl Levels for Nonlinear {
+    #[inline(always)]
+    fn snap<V: Simd>(v: V) -> V {
+        let mut level = V::splat(f32::from(IQ4_NL_LEVELS[0]));
+        for i in 0..15 {
+            let step = f32::from(IQ4_NL_LEVELS[i + 1]) - f32::from(IQ4_NL_LEVELS[i]);
+            level = level + V::splat(BORDERS[i]).if_less(v, V::splat(step), V::zero());
+        }
+        level
+    }
+
+    #[inline(always)]
+    fn index<V: Simd>(v: V) -> V {
+        let mut index = V::zero();
+        for border in BORDERS {
+            index = index + V::splat(border).if_less(v, V::splat(1.0), V::zero());
+        }
+        index
+    }
 }
 
 impl BlockIq4Nl {
@@ -81,31 +87,68 @@ impl Block<32> for BlockIq4Nl {
     }
 
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let d = best_scale(&x, &w, &[fit_scale(&x, &w, &TRIES, snap)], snap);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockIq4Nl {
+    const WEIGHTS: usize = 32;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        scale::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+    }
+}
+
+impl ScaleBlock for BlockIq4Nl {
+    type Levels = Nonlinear;
+
+    fn tries(_effort: Effort) -> &'static [f32] {
+        &TRIES
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, levels: &[u8; 32]) -> Self {
         Self {
             d: d.to_le_bytes(),
-            qs: pack_nibbles(&scale_levels(&x, d.to_f32(), index).map(|i| i as u8)),
+            qs: pack_nibbles(levels),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::simd::{Kernel, dispatch};
     use super::*;
+
+    struct Nearest;
+
+    impl Kernel for Nearest {
+        #[inline(always)]
+        fn run<V: Simd>(self) {
+            for tenth in -1500..1500 {
+                let v = tenth as f32 / 10.0 + 0.01;
+                let level = Nonlinear::snap(V::splat(v)).store()[0];
+                let index = Nonlinear::index(V::splat(v)).low_bytes()[0];
+                assert_eq!(level, f32::from(IQ4_NL_LEVELS[usize::from(index)]));
+                for other in IQ4_NL_LEVELS {
+                    assert!((v - level).abs() <= (v - f32::from(other)).abs());
+                }
+            }
+        }
+    }
 
     #[test]
     fn snapping_finds_the_nearest_level() {
-        for tenth in -1500..1500 {
-            let v = tenth as f32 / 10.0 + 0.01;
-            let level = snap(Lanes::splat(v)).0[0];
-            assert_eq!(
-                level,
-                f32::from(IQ4_NL_LEVELS[index(Lanes::splat(v)).0[0] as usize])
-            );
-            for other in IQ4_NL_LEVELS {
-                assert!((v - level).abs() <= (v - f32::from(other)).abs());
-            }
-        }
+        dispatch(Nearest);
     }
 }

@@ -6,13 +6,14 @@
 //!
 //! [`dequantize_row`] and [`quantize_row`] serve whole rows of any type; [`blocks_of`] views a row
 //! as its layout structs, for kernels that work on the codes. All layouts have alignment 1.
-//! The searches behind the encoders are in `search` (one group of weights), `half_scale` (scales
-//! stored as half floats), `superblock` (K-quants), `shared_scale` (IQ4_XS and IQ3_S). The codebooks of the IQ
-//! types are in `grids`.
+//! The searches behind the encoders are in `fit`, written once over the vectors of `simd`;
+//! `shared_scale` is that of IQ4_XS and IQ3_S. The codebooks of the IQ types are in `grids`.
 
 use std::fmt;
 
 mod codec;
+mod effort;
+mod fit;
 mod float;
 mod grids;
 mod groups;
@@ -28,7 +29,6 @@ mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
 mod iq4_xs_search;
-mod lanes;
 mod mxfp4;
 mod pack;
 mod q2_k;
@@ -43,11 +43,12 @@ mod q6_k;
 mod q8_0;
 mod search;
 mod shared_scale;
-mod superblock;
+mod simd;
 mod tq1_0;
 mod tq2_0;
 
 pub use codec::{Block, RowError, blocks_of, dequantize_row, quantize_row};
+pub use effort::{Effort, UnknownEffort};
 pub use grids::{
     EVEN_SIGNS, IQ1_GRID, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID, IQ3_S_GRID, IQ3_XXS_GRID,
 };

@@ -5,9 +5,10 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::codec::{Block, assert_layout};
-use super::search::sanitise;
-use super::superblock::fit_affine_super;
-use super::{BlockType, QK_K};
+use super::fit::affine_super::{self, AffineSuper, FAR, NEAR, Search};
+use super::fit::{Batch, encode_block, encode_row};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// 84 bytes for 256 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -25,9 +26,86 @@ pub struct BlockQ2K {
 
 assert_layout!(BlockQ2K, BlockType::Q2_K);
 
-const TOP: f32 = 3.0;
-const LIMIT: f32 = 15.0;
-const TRIMS: [f32; 7] = [-0.04, 0.0, 0.05, 0.1, 0.16, 0.23, 0.32];
+const TRIMS: [(f32, f32); 49] = [
+    (-0.04, -0.04),
+    (-0.04, 0.0),
+    (-0.04, 0.05),
+    (-0.04, 0.1),
+    (-0.04, 0.16),
+    (-0.04, 0.23),
+    (-0.04, 0.32),
+    (0.0, -0.04),
+    (0.0, 0.0),
+    (0.0, 0.05),
+    (0.0, 0.1),
+    (0.0, 0.16),
+    (0.0, 0.23),
+    (0.0, 0.32),
+    (0.05, -0.04),
+    (0.05, 0.0),
+    (0.05, 0.05),
+    (0.05, 0.1),
+    (0.05, 0.16),
+    (0.05, 0.23),
+    (0.05, 0.32),
+    (0.1, -0.04),
+    (0.1, 0.0),
+    (0.1, 0.05),
+    (0.1, 0.1),
+    (0.1, 0.16),
+    (0.1, 0.23),
+    (0.1, 0.32),
+    (0.16, -0.04),
+    (0.16, 0.0),
+    (0.16, 0.05),
+    (0.16, 0.1),
+    (0.16, 0.16),
+    (0.16, 0.23),
+    (0.16, 0.32),
+    (0.23, -0.04),
+    (0.23, 0.0),
+    (0.23, 0.05),
+    (0.23, 0.1),
+    (0.23, 0.16),
+    (0.23, 0.23),
+    (0.23, 0.32),
+    (0.32, -0.04),
+    (0.32, 0.0),
+    (0.32, 0.05),
+    (0.32, 0.1),
+    (0.32, 0.16),
+    (0.32, 0.23),
+    (0.32, 0.32),
+];
+
+const STARTS: [(f32, f32); 8] = [
+    (1.0, 1.0),
+    (1.02, 1.015),
+    (0.985, 1.03),
+    (1.04, 0.99),
+    (1.01, 1.05),
+    (1.06, 1.0),
+    (0.97, 1.02),
+    (1.03, 1.07),
+];
+
+const NORMAL: Search = Search {
+    trims: &TRIMS,
+    keep: 4,
+    starts: &STARTS,
+    finalists: 1,
+    reach: &NEAR,
+    rounds: 4,
+};
+
+const HIGH: Search = Search {
+    trims: &TRIMS,
+    keep: 8,
+    starts: &STARTS,
+    finalists: 4,
+    reach: &FAR,
+    rounds: 4,
+};
 
 impl BlockQ2K {
     /// Factor of the scales, decoded.
@@ -60,25 +138,53 @@ impl Block<QK_K> for BlockQ2K {
     }
 
     fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let x: [[f32; 16]; 16] = bytemuck::cast(x);
-        let w: [[f32; 16]; 16] = bytemuck::cast(w);
-        let fit = fit_affine_super(&x, &w, TOP, LIMIT, &TRIMS);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockQ2K {
+    const WEIGHTS: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        affine_super::encode::<Self, V, WEIGHTED, 16, 2, 16>(x, w, effort, out);
+    }
+}
+
+impl AffineSuper<16> for BlockQ2K {
+    const TOP: f32 = 3.0;
+    const LIMIT: f32 = 15.0;
+
+    fn search(effort: Effort) -> &'static Search {
+        match effort {
+            Effort::Normal => affine_super::tuned(&NORMAL),
+            Effort::High => &HIGH,
+        }
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, dmin: f16, scales: [u8; 16], mins: [u8; 16], levels: &[u8; QK_K]) -> Self {
         let mut qs = [0u8; 64];
-        for (b, sub) in x.iter().enumerate() {
+        for (b, sub) in levels.as_chunks::<16>().0.iter().enumerate() {
             let (start, shift) = (b / 8 * 32 + b % 2 * 16, b % 8 / 2 * 2);
-            for (q, l) in qs[start..start + 16]
-                .iter_mut()
-                .zip(fit.levels(b, sub, TOP))
-            {
+            for (q, l) in qs[start..start + 16].iter_mut().zip(sub) {
                 *q |= l << shift;
             }
         }
         Self {
-            scales: std::array::from_fn(|b| fit.scales[b] | fit.mins[b] << 4),
+            scales: std::array::from_fn(|b| scales[b] | mins[b] << 4),
             qs,
-            d: fit.d.to_le_bytes(),
-            dmin: fit.dmin.to_le_bytes(),
+            d: d.to_le_bytes(),
+            dmin: dmin.to_le_bytes(),
         }
     }
 }

@@ -5,10 +5,11 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::codec::{Block, assert_layout};
-use super::lanes::Lanes;
-use super::search::{sanitise, scale_levels};
-use super::superblock::fit_scale_super;
-use super::{BlockType, QK_K};
+use super::fit::scale::Integers;
+use super::fit::scale_super::{self, ScaleSuper, Search};
+use super::fit::{Batch, encode_block, encode_row};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// 110 bytes for 256 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -26,15 +27,32 @@ pub struct BlockQ3K {
 
 assert_layout!(BlockQ3K, BlockType::Q3_K);
 
-/// Levels the largest magnitude is tried at; the range is −4..=3.
-const TRIES: [f32; 15] = [
-    1.6, 2.0, 2.3, 2.55, 2.75, 2.95, 3.1, 3.3, 3.5, 3.7, 3.9, 4.1, 4.35, 4.7, 6.0,
+const TRIES: [f32; 19] = [
+    -0.8, -1.6, -2.0, -2.3, -2.55, -2.75, -2.95, -3.1, -3.3, -3.5, -3.7, -3.9, -4.1, -4.35, -4.7,
+    -6.0, 3.7, 3.9, 4.2,
 ];
 
-#[inline]
-fn snap(v: Lanes) -> Lanes {
-    v.round_to(-4.0, 3.0)
-}
+const STARTS: [f32; 12] = [
+    1.0, 1.01, 1.02, 1.033, 1.045, 1.058, 1.07, 1.085, 1.1, 1.12, 0.97, 0.94,
+];
+
+const NORMAL: Search = Search {
+    tries: &TRIES,
+    keep: 6,
+    starts: &STARTS,
+    finalists: 1,
+    reach: &[0, -1, 1],
+    mirror: false,
+};
+
+const HIGH: Search = Search {
+    tries: &TRIES,
+    keep: 12,
+    starts: &STARTS,
+    finalists: 4,
+    reach: &[0, -1, 1, -2, 2],
+    mirror: true,
+};
 
 impl BlockQ3K {
     /// Factor of the scales, decoded.
@@ -86,16 +104,46 @@ impl Block<QK_K> for BlockQ3K {
     }
 
     fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let x: [[f32; 16]; 16] = bytemuck::cast(x);
-        let w: [[f32; 16]; 16] = bytemuck::cast(w);
-        let fit = fit_scale_super(&x, &w, 32.0, -4.0, &TRIES, snap);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockQ3K {
+    const WEIGHTS: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        scale_super::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+    }
+}
+
+impl ScaleSuper for BlockQ3K {
+    type Levels = Integers<-4, 3>;
+    const LIMIT: f32 = 32.0;
+    const BOTTOM: f32 = -4.0;
+
+    fn search(effort: Effort) -> &'static Search {
+        match effort {
+            Effort::Normal => &NORMAL,
+            Effort::High => &HIGH,
+        }
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, scales: [i8; 16], levels: &[u8; QK_K]) -> Self {
         let (mut hmask, mut qs) = ([0u8; 32], [0u8; 64]);
-        for (b, sub) in x.iter().enumerate() {
-            let levels = scale_levels(sub, fit.effective(b), snap);
+        for (b, sub) in levels.as_chunks::<16>().0.iter().enumerate() {
             let (half, pair, side) = (b / 8, b % 8 / 2, b % 2 * 16);
-            for (i, l) in levels.into_iter().enumerate() {
-                let q = (l + 4.0) as u8;
+            for (i, q) in sub.iter().enumerate() {
                 qs[half * 32 + side + i] |= (q & 3) << (2 * pair);
                 hmask[side + i] |= (q >> 2) << (half * 4 + pair);
             }
@@ -103,8 +151,8 @@ impl Block<QK_K> for BlockQ3K {
         Self {
             hmask,
             qs,
-            scales: pack_scales(&fit.scales),
-            d: fit.d.to_le_bytes(),
+            scales: pack_scales(&scales),
+            d: d.to_le_bytes(),
         }
     }
 }

@@ -3,12 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::BlockType;
 use super::codec::{Block, assert_layout};
-use super::half_scale::best_scale;
-use super::lanes::Lanes;
+use super::fit::scale::{self, Integers, ScaleBlock};
+use super::fit::{Batch, encode_block, encode_row};
 use super::pack::{nibble, pack_nibbles};
-use super::search::{fit_scale, sanitise, scale_levels};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// 18 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -23,14 +23,10 @@ pub struct BlockQ4_0 {
 assert_layout!(BlockQ4_0, BlockType::Q4_0);
 
 /// Levels the largest magnitude is tried at; the range is −8..=7.
-const TRIES: [f32; 16] = [
-    5.0, 5.5, 5.875, 6.25, 6.5, 6.75, 7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5, 8.75, 9.25, 11.0,
+const TRIES: [f32; 18] = [
+    -5.0, -5.5, -5.875, -6.25, -6.5, -6.75, -7.0, -7.25, -7.5, -7.75, -8.0, -8.25, -8.5, -8.75,
+    -9.25, -11.0, 7.75, 8.0,
 ];
-
-#[inline]
-fn snap(v: Lanes) -> Lanes {
-    v.round_to(-8.0, 7.0)
-}
 
 impl BlockQ4_0 {
     /// The step, decoded.
@@ -51,11 +47,40 @@ impl Block<32> for BlockQ4_0 {
     }
 
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let d = best_scale(&x, &w, &[fit_scale(&x, &w, &TRIES, snap)], snap);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockQ4_0 {
+    const WEIGHTS: usize = 32;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        scale::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+    }
+}
+
+impl ScaleBlock for BlockQ4_0 {
+    type Levels = Integers<-8, 7>;
+
+    fn tries(_effort: Effort) -> &'static [f32] {
+        &TRIES
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, levels: &[u8; 32]) -> Self {
         Self {
             d: d.to_le_bytes(),
-            qs: pack_nibbles(&scale_levels(&x, d.to_f32(), snap).map(|l| (l + 8.0) as u8)),
+            qs: pack_nibbles(levels),
         }
     }
 }

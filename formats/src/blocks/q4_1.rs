@@ -3,11 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::BlockType;
 use super::codec::{Block, assert_layout};
-use super::half_scale::best_affine;
+use super::fit::affine::{self, AffineBlock};
+use super::fit::{Batch, encode_block, encode_row};
 use super::pack::{nibble, pack_nibbles};
-use super::search::{Affine, sanitise};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// 20 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -23,8 +24,44 @@ pub struct BlockQ4_1 {
 
 assert_layout!(BlockQ4_1, BlockType::Q4_1);
 
-const TOP: f32 = 15.0;
-const TRIMS: [f32; 6] = [-0.02, 0.0, 0.02, 0.04, 0.07, 0.11];
+const TRIMS: [(f32, f32); 36] = [
+    (-0.02, -0.02),
+    (-0.02, 0.0),
+    (-0.02, 0.02),
+    (-0.02, 0.04),
+    (-0.02, 0.07),
+    (-0.02, 0.11),
+    (0.0, -0.02),
+    (0.0, 0.0),
+    (0.0, 0.02),
+    (0.0, 0.04),
+    (0.0, 0.07),
+    (0.0, 0.11),
+    (0.02, -0.02),
+    (0.02, 0.0),
+    (0.02, 0.02),
+    (0.02, 0.04),
+    (0.02, 0.07),
+    (0.02, 0.11),
+    (0.04, -0.02),
+    (0.04, 0.0),
+    (0.04, 0.02),
+    (0.04, 0.04),
+    (0.04, 0.07),
+    (0.04, 0.11),
+    (0.07, -0.02),
+    (0.07, 0.0),
+    (0.07, 0.02),
+    (0.07, 0.04),
+    (0.07, 0.07),
+    (0.07, 0.11),
+    (0.11, -0.02),
+    (0.11, 0.0),
+    (0.11, 0.02),
+    (0.11, 0.04),
+    (0.11, 0.07),
+    (0.11, 0.11),
+];
 
 impl BlockQ4_1 {
     /// The step, decoded.
@@ -51,17 +88,41 @@ impl Block<32> for BlockQ4_1 {
     }
 
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let (d, m) = best_affine(&x, &w, TOP, &TRIMS);
-        let fit = Affine {
-            scale: d.to_f32(),
-            offset: m.to_f32(),
-        };
-        let levels = fit.levels(&x, TOP).map(|l| l as u8);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockQ4_1 {
+    const WEIGHTS: usize = 32;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        affine::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+    }
+}
+
+impl AffineBlock for BlockQ4_1 {
+    const TOP: f32 = 15.0;
+
+    fn trims(_effort: Effort) -> &'static [(f32, f32)] {
+        &TRIMS
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, m: f16, levels: &[u8; 32]) -> Self {
         Self {
             d: d.to_le_bytes(),
             m: m.to_le_bytes(),
-            qs: pack_nibbles(&levels),
+            qs: pack_nibbles(levels),
         }
     }
 }

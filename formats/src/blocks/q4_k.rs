@@ -5,10 +5,11 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::codec::{Block, assert_layout};
+use super::fit::affine_super::{self, AffineSuper, FAR, NEAR, Search};
+use super::fit::{Batch, encode_block, encode_row};
 use super::pack::{pack_scale_min, scale_min};
-use super::search::sanitise;
-use super::superblock::fit_affine_super;
-use super::{BlockType, QK_K};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// 144 bytes for 256 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -26,9 +27,73 @@ pub struct BlockQ4K {
 
 assert_layout!(BlockQ4K, BlockType::Q4_K);
 
-const TOP: f32 = 15.0;
-const LIMIT: f32 = 63.0;
-const TRIMS: [f32; 6] = [-0.02, 0.0, 0.02, 0.04, 0.07, 0.11];
+const TRIMS: [(f32, f32); 36] = [
+    (-0.02, -0.02),
+    (-0.02, 0.0),
+    (-0.02, 0.02),
+    (-0.02, 0.04),
+    (-0.02, 0.07),
+    (-0.02, 0.11),
+    (0.0, -0.02),
+    (0.0, 0.0),
+    (0.0, 0.02),
+    (0.0, 0.04),
+    (0.0, 0.07),
+    (0.0, 0.11),
+    (0.02, -0.02),
+    (0.02, 0.0),
+    (0.02, 0.02),
+    (0.02, 0.04),
+    (0.02, 0.07),
+    (0.02, 0.11),
+    (0.04, -0.02),
+    (0.04, 0.0),
+    (0.04, 0.02),
+    (0.04, 0.04),
+    (0.04, 0.07),
+    (0.04, 0.11),
+    (0.07, -0.02),
+    (0.07, 0.0),
+    (0.07, 0.02),
+    (0.07, 0.04),
+    (0.07, 0.07),
+    (0.07, 0.11),
+    (0.11, -0.02),
+    (0.11, 0.0),
+    (0.11, 0.02),
+    (0.11, 0.04),
+    (0.11, 0.07),
+    (0.11, 0.11),
+];
+
+const STARTS: [(f32, f32); 8] = [
+    (1.0, 1.0),
+    (1.02, 1.015),
+    (0.985, 1.03),
+    (1.04, 0.99),
+    (1.01, 1.05),
+    (1.06, 1.0),
+    (0.97, 1.02),
+    (1.03, 1.07),
+];
+
+const NORMAL: Search = Search {
+    trims: &TRIMS,
+    keep: 4,
+    starts: &STARTS,
+    finalists: 1,
+    reach: &NEAR,
+    rounds: 4,
+};
+
+const HIGH: Search = Search {
+    trims: &TRIMS,
+    keep: 8,
+    starts: &STARTS,
+    finalists: 4,
+    reach: &FAR,
+    rounds: 4,
+};
 
 impl BlockQ4K {
     /// Factor of the scales, decoded.
@@ -60,24 +125,52 @@ impl Block<QK_K> for BlockQ4K {
     }
 
     fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let x: [[f32; 32]; 8] = bytemuck::cast(x);
-        let w: [[f32; 32]; 8] = bytemuck::cast(w);
-        let fit = fit_affine_super(&x, &w, TOP, LIMIT, &TRIMS);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockQ4K {
+    const WEIGHTS: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        affine_super::encode::<Self, V, WEIGHTED, 32, 1, 8>(x, w, effort, out);
+    }
+}
+
+impl AffineSuper<8> for BlockQ4K {
+    const TOP: f32 = 15.0;
+    const LIMIT: f32 = 63.0;
+
+    fn search(effort: Effort) -> &'static Search {
+        match effort {
+            Effort::Normal => affine_super::tuned(&NORMAL),
+            Effort::High => &HIGH,
+        }
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, dmin: f16, scales: [u8; 8], mins: [u8; 8], levels: &[u8; QK_K]) -> Self {
         let mut qs = [0u8; 128];
-        for (b, sub) in x.iter().enumerate() {
+        for (b, sub) in levels.as_chunks::<32>().0.iter().enumerate() {
             let (start, shift) = (b / 2 * 32, b % 2 * 4);
-            for (q, l) in qs[start..start + 32]
-                .iter_mut()
-                .zip(fit.levels(b, sub, TOP))
-            {
+            for (q, l) in qs[start..start + 32].iter_mut().zip(sub) {
                 *q |= l << shift;
             }
         }
         Self {
-            d: fit.d.to_le_bytes(),
-            dmin: fit.dmin.to_le_bytes(),
-            scales: pack_scale_min(fit.scales, fit.mins),
+            d: d.to_le_bytes(),
+            dmin: dmin.to_le_bytes(),
+            scales: pack_scale_min(scales, mins),
             qs,
         }
     }

@@ -3,12 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::BlockType;
 use super::codec::{Block, assert_layout};
-use super::half_scale::best_scale;
-use super::lanes::Lanes;
+use super::fit::scale::{self, Integers, ScaleBlock};
+use super::fit::{Batch, encode_block, encode_row};
 use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
-use super::search::{fit_scale, sanitise, scale_levels};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// 22 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -26,14 +26,9 @@ assert_layout!(BlockQ5_0, BlockType::Q5_0);
 
 /// Levels the largest magnitude is tried at; the range is −16..=15.
 const TRIES: [f32; 16] = [
-    11.0, 12.5, 13.25, 13.75, 14.25, 14.5, 14.75, 15.0, 15.25, 15.5, 15.75, 16.0, 16.25, 16.5,
-    17.0, 20.0,
+    -11.0, -12.5, -13.25, -13.75, -14.25, -14.5, -14.75, -15.0, -15.25, -15.5, -15.75, -16.0,
+    -16.25, -16.5, -17.0, -20.0,
 ];
-
-#[inline]
-fn snap(v: Lanes) -> Lanes {
-    v.round_to(-16.0, 15.0)
-}
 
 impl BlockQ5_0 {
     /// The step, decoded.
@@ -56,13 +51,41 @@ impl Block<32> for BlockQ5_0 {
     }
 
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let d = best_scale(&x, &w, &[fit_scale(&x, &w, &TRIES, snap)], snap);
-        let levels = scale_levels(&x, d.to_f32(), snap).map(|l| (l + 16.0) as u8);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockQ5_0 {
+    const WEIGHTS: usize = 32;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        scale::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+    }
+}
+
+impl ScaleBlock for BlockQ5_0 {
+    type Levels = Integers<-16, 15>;
+
+    fn tries(_effort: Effort) -> &'static [f32] {
+        &TRIES
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, levels: &[u8; 32]) -> Self {
         Self {
             d: d.to_le_bytes(),
-            qh: pack_fifth_bits(&levels),
-            qs: pack_nibbles(&levels),
+            qh: pack_fifth_bits(levels),
+            qs: pack_nibbles(levels),
         }
     }
 }

@@ -3,11 +3,12 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::BlockType;
 use super::codec::{Block, assert_layout};
-use super::half_scale::best_affine;
+use super::fit::affine::{self, AffineBlock};
+use super::fit::{Batch, encode_block, encode_row};
 use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
-use super::search::{Affine, sanitise};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// 24 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -25,8 +26,33 @@ pub struct BlockQ5_1 {
 
 assert_layout!(BlockQ5_1, BlockType::Q5_1);
 
-const TOP: f32 = 31.0;
-const TRIMS: [f32; 5] = [-0.01, 0.0, 0.01, 0.025, 0.05];
+const TRIMS: [(f32, f32); 25] = [
+    (-0.01, -0.01),
+    (-0.01, 0.0),
+    (-0.01, 0.01),
+    (-0.01, 0.025),
+    (-0.01, 0.05),
+    (0.0, -0.01),
+    (0.0, 0.0),
+    (0.0, 0.01),
+    (0.0, 0.025),
+    (0.0, 0.05),
+    (0.01, -0.01),
+    (0.01, 0.0),
+    (0.01, 0.01),
+    (0.01, 0.025),
+    (0.01, 0.05),
+    (0.025, -0.01),
+    (0.025, 0.0),
+    (0.025, 0.01),
+    (0.025, 0.025),
+    (0.025, 0.05),
+    (0.05, -0.01),
+    (0.05, 0.0),
+    (0.05, 0.01),
+    (0.05, 0.025),
+    (0.05, 0.05),
+];
 
 impl BlockQ5_1 {
     /// The step, decoded.
@@ -55,18 +81,42 @@ impl Block<32> for BlockQ5_1 {
     }
 
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let (d, m) = best_affine(&x, &w, TOP, &TRIMS);
-        let fit = Affine {
-            scale: d.to_f32(),
-            offset: m.to_f32(),
-        };
-        let levels = fit.levels(&x, TOP).map(|l| l as u8);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockQ5_1 {
+    const WEIGHTS: usize = 32;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        affine::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+    }
+}
+
+impl AffineBlock for BlockQ5_1 {
+    const TOP: f32 = 31.0;
+
+    fn trims(_effort: Effort) -> &'static [(f32, f32)] {
+        &TRIMS
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, m: f16, levels: &[u8; 32]) -> Self {
         Self {
             d: d.to_le_bytes(),
             m: m.to_le_bytes(),
-            qh: pack_fifth_bits(&levels),
-            qs: pack_nibbles(&levels),
+            qh: pack_fifth_bits(levels),
+            qs: pack_nibbles(levels),
         }
     }
 }

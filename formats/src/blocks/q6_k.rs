@@ -4,10 +4,11 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::codec::{Block, assert_layout};
-use super::lanes::Lanes;
-use super::search::{sanitise, scale_levels};
-use super::superblock::fit_scale_super;
-use super::{BlockType, QK_K};
+use super::fit::scale::Integers;
+use super::fit::scale_super::{self, ScaleSuper, Search};
+use super::fit::{Batch, encode_block, encode_row};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// 210 bytes for 256 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -25,16 +26,32 @@ pub struct BlockQ6K {
 
 assert_layout!(BlockQ6K, BlockType::Q6_K);
 
-/// Levels the largest magnitude is tried at; the range is −32..=31.
 const TRIES: [f32; 16] = [
-    24.0, 27.0, 28.5, 29.25, 29.75, 30.25, 30.5, 30.75, 31.0, 31.25, 31.5, 31.75, 32.0, 32.25,
-    32.5, 33.5,
+    -24.0, -27.0, -28.5, -29.25, -29.75, -30.25, -30.5, -30.75, -31.0, -31.25, -31.5, -31.75,
+    -32.0, -32.25, -32.5, -33.5,
 ];
 
-#[inline]
-fn snap(v: Lanes) -> Lanes {
-    v.round_to(-32.0, 31.0)
-}
+const STARTS: [f32; 12] = [
+    1.0, 1.01, 1.02, 1.033, 1.045, 1.058, 1.07, 1.085, 1.1, 1.12, 0.97, 0.94,
+];
+
+const NORMAL: Search = Search {
+    tries: &TRIES,
+    keep: 6,
+    starts: &STARTS,
+    finalists: 1,
+    reach: &[0, -1, 1],
+    mirror: false,
+};
+
+const HIGH: Search = Search {
+    tries: &TRIES,
+    keep: 12,
+    starts: &STARTS,
+    finalists: 4,
+    reach: &[0, -1, 1, -2, 2],
+    mirror: true,
+};
 
 impl BlockQ6K {
     /// Factor of the scales, decoded.
@@ -61,17 +78,47 @@ impl Block<QK_K> for BlockQ6K {
     }
 
     fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let x: [[f32; 16]; 16] = bytemuck::cast(x);
-        let w: [[f32; 16]; 16] = bytemuck::cast(w);
-        let fit = fit_scale_super(&x, &w, 128.0, -32.0, &TRIES, snap);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockQ6K {
+    const WEIGHTS: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        scale_super::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+    }
+}
+
+impl ScaleSuper for BlockQ6K {
+    type Levels = Integers<-32, 31>;
+    const LIMIT: f32 = 128.0;
+    const BOTTOM: f32 = -32.0;
+
+    fn search(effort: Effort) -> &'static Search {
+        match effort {
+            Effort::Normal => &NORMAL,
+            Effort::High => &HIGH,
+        }
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, scales: [i8; 16], levels: &[u8; QK_K]) -> Self {
         let (mut ql, mut qh) = ([0u8; 128], [0u8; 64]);
-        for (b, sub) in x.iter().enumerate() {
-            let levels = scale_levels(sub, fit.effective(b), snap);
+        for (b, sub) in levels.as_chunks::<16>().0.iter().enumerate() {
             let (low, nibble) = (b / 8 * 64 + b % 4 * 16, b % 8 / 4 * 4);
             let (high, shift) = (b / 8 * 32 + b % 2 * 16, b % 8 / 2 * 2);
-            for (i, l) in levels.into_iter().enumerate() {
-                let q = (l + 32.0) as u8;
+            for (i, q) in sub.iter().enumerate() {
                 ql[low + i] |= (q & 15) << nibble;
                 qh[high + i] |= (q >> 4) << shift;
             }
@@ -79,8 +126,8 @@ impl Block<QK_K> for BlockQ6K {
         Self {
             ql,
             qh,
-            scales: fit.scales,
-            d: fit.d.to_le_bytes(),
+            scales,
+            d: d.to_le_bytes(),
         }
     }
 }

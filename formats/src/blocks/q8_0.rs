@@ -3,11 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::BlockType;
 use super::codec::{Block, assert_layout};
-use super::half_scale::best_scale;
-use super::lanes::Lanes;
-use super::search::{fit_scale, sanitise, scale_levels};
+use super::fit::scale::{self, Integers, ScaleBlock};
+use super::fit::{Batch, encode_block, encode_row};
+use super::simd::Simd;
+use super::{BlockType, Effort, QK_K};
 
 /// 34 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -22,12 +22,7 @@ pub struct BlockQ8_0 {
 assert_layout!(BlockQ8_0, BlockType::Q8_0);
 
 /// Levels the largest magnitude is tried at; the range is −127..=127.
-const TRIES: [f32; 8] = [124.0, 125.0, 125.5, 126.0, 126.4, 126.7, 127.0, 127.3];
-
-#[inline]
-fn snap(v: Lanes) -> Lanes {
-    v.round_to(-127.0, 127.0)
-}
+const TRIES: [f32; 6] = [127.0, 126.7, 126.4, 126.0, 125.5, 125.0];
 
 impl BlockQ8_0 {
     /// The step, decoded.
@@ -48,14 +43,41 @@ impl Block<32> for BlockQ8_0 {
     }
 
     fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let plain = x.iter().fold(0.0f32, |a, v| a.max(v.abs())) / 127.0;
-        // The levels are symmetric, so the sign of the step is free: keep it positive.
-        let fitted = fit_scale(&x, &w, &TRIES, snap).abs();
-        let d = best_scale(&x, &w, &[plain, fitted], snap);
+        encode_block(x, importance)
+    }
+
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_row::<Self>(row, importance, effort, out);
+    }
+}
+
+impl Batch for BlockQ8_0 {
+    const WEIGHTS: usize = 32;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        x: &[f32; QK_K],
+        w: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        scale::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+    }
+}
+
+impl ScaleBlock for BlockQ8_0 {
+    type Levels = Integers<-127, 127>;
+
+    fn tries(_effort: Effort) -> &'static [f32] {
+        &TRIES
+    }
+
+    #[inline(always)]
+    fn pack(d: f16, levels: &[u8; 32]) -> Self {
         Self {
             d: d.to_le_bytes(),
-            qs: scale_levels(&x, d.to_f32(), snap).map(|l| l as i8),
+            // Counted from −127.
+            qs: levels.map(|l| l.wrapping_sub(127) as i8),
         }
     }
 }

@@ -18,7 +18,7 @@
 use std::fmt;
 
 use super::contract::{Contract, PairId};
-use crate::blocks::BlockType;
+use crate::blocks::{BlockType, Effort};
 use crate::gguf::{Metadata, Value};
 
 /// The version of the pair's layout and of the meaning of its keys.
@@ -374,14 +374,18 @@ impl PairIdBuilder {
         }
     }
 
-    /// Adds a tensor that is written: its half, name and type, and whether it was encoded anew
-    /// or copied.
-    pub fn tensor(&mut self, role: HalfRole, name: &str, ty: BlockType, encoded: bool) {
+    /// Adds a tensor that is written: its half, name and type, and with what effort it was encoded
+    /// anew; `None` when it was copied.
+    pub fn tensor(&mut self, role: HalfRole, name: &str, ty: BlockType, encoded: Option<Effort>) {
         let mut item = vec![role.shard() as u8];
         item.extend((name.len() as u64).to_le_bytes());
         item.extend(name.as_bytes());
         item.extend(ty.id().to_le_bytes());
-        item.push(u8::from(encoded));
+        item.push(match encoded {
+            None => 0,
+            Some(Effort::Normal) => 1,
+            Some(Effort::High) => 2,
+        });
         self.tensors.push(item);
     }
 
@@ -492,10 +496,12 @@ mod tests {
             b.tensor(HalfRole::Edge, "t", ty, encoded);
             b.finish()
         };
-        let one = id(3, BlockType::Q4_0, true);
-        assert_eq!(one, id(3, BlockType::Q4_0, true));
-        assert_ne!(one, id(4, BlockType::Q4_0, true));
-        assert_ne!(one, id(3, BlockType::Q4_1, true));
-        assert_ne!(one, id(3, BlockType::Q4_0, false));
+        let normal = Some(Effort::Normal);
+        let one = id(3, BlockType::Q4_0, normal);
+        assert_eq!(one, id(3, BlockType::Q4_0, normal));
+        assert_ne!(one, id(4, BlockType::Q4_0, normal));
+        assert_ne!(one, id(3, BlockType::Q4_1, normal));
+        assert_ne!(one, id(3, BlockType::Q4_0, Some(Effort::High)));
+        assert_ne!(one, id(3, BlockType::Q4_0, None));
     }
 }

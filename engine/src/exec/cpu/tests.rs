@@ -1,6 +1,6 @@
 //! Every instruction set against the scalar kernels: equalities, not tolerances.
 
-use formats::blocks::{self, BlockType};
+use formats::blocks::{self, BlockType, Effort};
 use half::f16;
 
 use super::isa::Isa;
@@ -37,7 +37,7 @@ impl Noise {
     fn row(&mut self, ty: BlockType, cols: usize) -> Vec<u8> {
         let mut bytes = vec![0; ty.row_bytes(cols).unwrap()];
         if ty.can_encode() && !matches!(ty, BlockType::TQ1_0 | BlockType::TQ2_0) {
-            blocks::quantize_row(ty, &self.take(cols), None, &mut bytes).unwrap();
+            blocks::quantize_row(ty, &self.take(cols), None, Effort::Normal, &mut bytes).unwrap();
             return bytes;
         }
         for b in &mut bytes {

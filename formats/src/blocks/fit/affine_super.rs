@@ -1,0 +1,529 @@
+//! K-quant super-blocks with steps and minima: `x ≈ (d·scale)·l − (dmin·min)`, the scales and
+//! minima small integers, `d` and `dmin` half floats that the super-block shares.
+//!
+//! Every sub-block keeps the few best of the levels tried. For any `d` and `dmin` the error of
+//! every kept one, under the integers nearest to its least squares, is a formula: so many pairs
+//! are tried, and the best go through rounds of *rounding again* under neighbouring integers and
+//! least squares for `d` and `dmin`.
+
+use bytemuck::Pod;
+use half::f16;
+
+use super::super::half_scale::saturate;
+use super::super::simd::{LANES, Simd};
+use super::super::{Effort, QK_K};
+use super::affine::{Fit, Group, Moments, levels};
+use super::{WORST, gather, inverse, put};
+
+/// What the search tries.
+pub(in super::super) struct Search {
+    /// Parts of a sub-block's range cut off at the lower and the upper end, one try each.
+    pub(in super::super) trims: &'static [(f32, f32)],
+    /// How many of the levels tried a sub-block keeps, at most [`MOST_KEPT`].
+    pub(in super::super) keep: usize,
+    /// `d` and `dmin`, relative to those that give the largest scale and minimum the largest
+    /// integers.
+    pub(in super::super) starts: &'static [(f32, f32)],
+    /// How many of the pairs are refined.
+    pub(in super::super) finalists: usize,
+    /// How far from the integers chosen others are looked at, scale and minimum, in every round
+    /// of the refinement.
+    pub(in super::super) reach: &'static [(i8, i8)],
+    /// Rounds of the refinement, at most.
+    pub(in super::super) rounds: usize,
+}
+
+/// A block type of this kind, of `B` sub-blocks.
+pub(in super::super) trait AffineSuper<const B: usize>: Pod {
+    /// The highest level.
+    const TOP: f32;
+    /// The highest integer for scales and minima.
+    const LIMIT: f32;
+
+    fn search(effort: Effort) -> &'static Search;
+
+    fn pack(d: f16, dmin: f16, scales: [u8; B], mins: [u8; B], levels: &[u8; QK_K]) -> Self;
+}
+
+/// Room for the levels that a sub-block keeps.
+pub(in super::super) const MOST_KEPT: usize = 12;
+
+/// Room for tries, and for the polish that follows them.
+const MOST_TRIED: usize = 168;
+
+/// The best levels found for each lane, best first.
+#[derive(Clone, Copy)]
+struct Kept<V> {
+    best: Fit<V>,
+    /// The best steps.
+    scale: [V; MOST_KEPT],
+    moments: [Moments<V>; MOST_KEPT],
+}
+
+impl<V: Simd> Kept<V> {
+    #[inline(always)]
+    fn none() -> Self {
+        let zero = V::zero();
+        Self {
+            best: Fit {
+                scale: zero,
+                offset: zero,
+                error: zero,
+            },
+            scale: [zero; MOST_KEPT],
+            moments: [Moments::none(); MOST_KEPT],
+        }
+    }
+}
+
+/// Integers for eight sub-blocks, as floats, and the errors under them.
+#[derive(Clone, Copy)]
+struct Choice<V> {
+    scale: V,
+    min: V,
+    error: V,
+}
+
+impl<V: Simd> Choice<V> {
+    #[inline(always)]
+    fn none() -> Self {
+        Self {
+            scale: V::zero(),
+            min: V::zero(),
+            error: V::splat(WORST),
+        }
+    }
+
+    #[inline(always)]
+    fn or(self, other: Self) -> Self {
+        Self {
+            scale: other.error.if_less(self.error, other.scale, self.scale),
+            min: other.error.if_less(self.error, other.min, self.min),
+            error: other.error.min(self.error),
+        }
+    }
+}
+
+/// `d` and `dmin`.
+#[derive(Clone, Copy, PartialEq)]
+struct Shared {
+    d: f16,
+    dmin: f16,
+}
+
+/// Encodes a super-block of `8·G` sub-blocks of `N` weights.
+#[inline(always)]
+pub(in super::super) fn encode<
+    F,
+    V,
+    const WEIGHTED: bool,
+    const N: usize,
+    const G: usize,
+    const B: usize,
+>(
+    values: &[f32; QK_K],
+    importances: &[f32; QK_K],
+    effort: Effort,
+    out: &mut [u8],
+) where
+    F: AffineSuper<B>,
+    V: Simd,
+{
+    let search = F::search(effort);
+    let mut groups = [Group::<V, N>::none(); G];
+    let mut kept = [Kept::<V>::none(); G];
+    for part in 0..G {
+        let x = gather(values, part);
+        let w = if WEIGHTED {
+            gather(importances, part)
+        } else {
+            [V::zero(); N]
+        };
+        groups[part] = Group::new::<WEIGHTED, true>(&x, &w);
+        kept[part] = try_levels::<V, WEIGHTED, N>(&groups[part], search, F::TOP);
+    }
+    let finalists = first_choice::<V, N, G>(&groups, &kept, search, F::TOP, F::LIMIT);
+    let mut best = (finalists[0].1, [Choice::none(); G], f32::INFINITY);
+    for &(_, start) in finalists.iter().take(search.finalists) {
+        let found = refine::<V, WEIGHTED, N, G>(&groups, &kept, start, search, F::TOP, F::LIMIT);
+        if found.2 < best.2 {
+            best = found;
+        }
+    }
+    let (shared, choices, _) = best;
+    let (d, dmin) = (shared.d.to_f32(), shared.dmin.to_f32());
+    let (mut scales, mut mins) = ([0; B], [0; B]);
+    for (g, c) in choices.iter().enumerate() {
+        scales[g * LANES..][..LANES].copy_from_slice(&c.scale.low_bytes());
+        mins[g * LANES..][..LANES].copy_from_slice(&c.min.low_bytes());
+    }
+    let mut all = [0; QK_K];
+    let subs = values.as_chunks::<N>().0.iter();
+    for (b, (x, l)) in subs.zip(all.as_chunks_mut::<N>().0).enumerate() {
+        let (scale, offset) = (d * f32::from(scales[b]), -(dmin * f32::from(mins[b])));
+        *l = levels::<V, N>(x, scale, offset, F::TOP);
+    }
+    put(&F::pack(shared.d, shared.dmin, scales, mins, &all), out, 0);
+}
+
+/// The best levels for each lane of `g`, without regard to its neighbours.
+#[inline(always)]
+fn try_levels<V: Simd, const WEIGHTED: bool, const N: usize>(
+    g: &Group<V, N>,
+    search: &Search,
+    top: f32,
+) -> Kept<V> {
+    let (zero, worst) = (V::zero(), V::splat(WORST));
+    let ceiling = zero - g.mean;
+    let unit = inverse(g.width);
+    let mut tried = [[[0.0; LANES]; 4]; MOST_TRIED];
+    // What each keeps is known by a number in the last bits of its error.
+    let mut errors = [worst; MOST_KEPT];
+    let mut best = Fit {
+        scale: zero,
+        offset: zero,
+        error: worst,
+    };
+    let tries = search.trims.len().min(MOST_TRIED - POLISH - 1);
+    let mut i = 0;
+    while i < tries + POLISH {
+        let (mut offset, mut inv) = ([best.offset; 2], [inverse(best.scale); 2]);
+        for (c, &(below, above)) in search.trims.iter().skip(i).take(2).enumerate() {
+            offset[c] = g.low + g.width * V::splat(below);
+            inv[c] = unit * V::splat(top / (1.0 - below - above));
+        }
+        for m in g.moments::<WEIGHTED, 2>(offset, inv, top) {
+            i += 1;
+            let fit = g.fit(&m, ceiling);
+            best.scale = fit.error.if_less(best.error, fit.scale, best.scale);
+            best.offset = fit.error.if_less(best.error, fit.offset, best.offset);
+            best.error = fit.error.min(best.error);
+            tried[i] = [fit.scale, m.l, m.ll, m.xl].map(V::store);
+            let mut error = fit.error.tagged(i as u8);
+            for kept in &errors[..search.keep] {
+                // Nearly the same error means the same levels again.
+                let apart = (error - *kept).abs();
+                error = apart.if_less(*kept * V::splat(SAME), worst, error);
+            }
+            for kept in &mut errors[..search.keep] {
+                let old = *kept;
+                *kept = error.min(old);
+                error = error.max(old);
+            }
+        }
+    }
+    let mut kept = Kept {
+        best,
+        scale: [zero; MOST_KEPT],
+        moments: [Moments::none(); MOST_KEPT],
+    };
+    for k in 0..search.keep {
+        let mut found = [[0.0; LANES]; 4];
+        let (error, tags) = (errors[k].store(), errors[k].tags());
+        for (lane, tag) in tags.into_iter().enumerate() {
+            if error[lane] < TAKEN {
+                for (f, t) in found.iter_mut().zip(&tried[usize::from(tag)]) {
+                    f[lane] = t[lane];
+                }
+            }
+        }
+        // Where nothing was found: levels of zero with a step of zero, a constant.
+        let [scale, l, ll, xl] = [
+            V::load(&found[0]),
+            V::load(&found[1]),
+            V::load(&found[2]),
+            V::load(&found[3]),
+        ];
+        kept.scale[k] = scale;
+        kept.moments[k] = Moments { l, ll, xl };
+    }
+    kept
+}
+
+/// Rounds of rounding and least squares after the best try is known.
+const POLISH: usize = 2;
+
+/// Errors this close, relative to themselves, are of the same levels.
+const SAME: f32 = 1e-4;
+
+/// Less than what stands for nothing found.
+const TAKEN: f32 = 1e38;
+
+/// The pairs to refine, best first.
+#[inline(always)]
+fn first_choice<V: Simd, const N: usize, const G: usize>(
+    groups: &[Group<V, N>; G],
+    kept: &[Kept<V>; G],
+    search: &Search,
+    top: f32,
+    limit: f32,
+) -> [(f32, Shared); FINALISTS] {
+    let (mut scale, mut low, mut span) = (V::zero(), V::zero(), V::zero());
+    for (g, kept) in groups.iter().zip(kept) {
+        scale = kept.best.scale.max(scale);
+        low = (kept.best.offset + g.mean).min(low);
+        span = g.width.max(span);
+    }
+    let scale = largest(scale) / limit;
+    let min = largest(V::zero() - low) / limit;
+    let span = largest(span) / (top * limit);
+    let none = Shared {
+        d: saturate(scale),
+        dmin: saturate(min),
+    };
+    let mut finalists = [(f32::INFINITY, none); FINALISTS];
+    for unit in [scale, span] {
+        for &(d, dmin) in search.starts {
+            let shared = Shared {
+                d: saturate(unit * d),
+                dmin: saturate(min * dmin),
+            };
+            let mut candidate = (0.0, shared);
+            for g in 0..G {
+                candidate.0 += sum(choose(&groups[g], &kept[g], shared, search.keep, limit).error);
+            }
+            for place in &mut finalists {
+                if candidate.0 < place.0 {
+                    std::mem::swap(place, &mut candidate);
+                }
+            }
+        }
+    }
+    finalists
+}
+
+/// Room for the pairs to be refined.
+const FINALISTS: usize = 4;
+
+/// The integers with which the kept levels err least.
+#[inline(always)]
+fn choose<V: Simd, const N: usize>(
+    g: &Group<V, N>,
+    kept: &Kept<V>,
+    shared: Shared,
+    keep: usize,
+    limit: f32,
+) -> Choice<V> {
+    let (d, dmin) = (V::splat(shared.d.to_f32()), V::splat(shared.dmin.to_f32()));
+    let (inv_d, inv_dmin) = (inverse(d), inverse(dmin));
+    let per_weight = V::splat(1.0) / g.sw;
+    let mut best = Choice::none();
+    for k in 0..keep {
+        let m = kept.moments[k];
+        let below = kept.scale[k] * inv_d - V::splat(0.5);
+        for up in [0.0, 1.0] {
+            let scale = (below + V::splat(up)).round_to(0.0, limit);
+            let step = d * scale;
+            // Least squares for the minimum under that step.
+            let ideal = step * m.l * per_weight - g.mean;
+            let min = (ideal * inv_dmin).round_to(0.0, limit);
+            let offset = V::zero() - dmin * min - g.mean;
+            let by_offset = offset * (offset * g.sw + V::splat(2.0) * step * m.l);
+            let by_step = step * (step * m.ll - V::splat(2.0) * m.xl);
+            best = best.or(Choice {
+                scale,
+                min,
+                error: g.total + by_offset + by_step,
+            });
+        }
+    }
+    best
+}
+
+/// Rounds of integer choice with new levels, and least squares for the shared scales.
+#[inline(always)]
+fn refine<V: Simd, const WEIGHTED: bool, const N: usize, const G: usize>(
+    groups: &[Group<V, N>; G],
+    kept: &[Kept<V>; G],
+    start: Shared,
+    search: &Search,
+    top: f32,
+    limit: f32,
+) -> (Shared, [Choice<V>; G], f32) {
+    let mut best = (start, [Choice::none(); G], f32::INFINITY);
+    let mut shared = start;
+    let mut choices = [Choice::none(); G];
+    for g in 0..G {
+        choices[g] = choose(&groups[g], &kept[g], shared, search.keep, limit);
+    }
+    for _ in 0..search.rounds {
+        let (d, dmin) = (V::splat(shared.d.to_f32()), V::splat(shared.dmin.to_f32()));
+        let mut total = 0.0;
+        for g in 0..G {
+            let centre = choices[g];
+            let mut chosen = Choice::none();
+            for &[a, b, c] in search.reach.as_chunks::<3>().0 {
+                let mut near = [Choice::none(); 3];
+                let (mut offset, mut step) = ([d; 3], [d; 3]);
+                for (i, &(ds, dm)) in [a, b, c].iter().enumerate() {
+                    near[i].scale = (centre.scale + V::splat(f32::from(ds))).round_to(0.0, limit);
+                    near[i].min = (centre.min + V::splat(f32::from(dm))).round_to(0.0, limit);
+                    step[i] = d * near[i].scale;
+                    offset[i] = V::zero() - dmin * near[i].min - groups[g].mean;
+                }
+                let errors = groups[g].error::<WEIGHTED, 3>(offset, step, top);
+                for i in 0..3 {
+                    near[i].error = errors[i];
+                    chosen = chosen.or(near[i]);
+                }
+            }
+            choices[g] = chosen;
+            total += sum(chosen.error);
+        }
+        if total >= best.2 {
+            break;
+        }
+        best = (shared, choices, total);
+        let next = refit::<V, WEIGHTED, N, G>(groups, shared, &choices, top);
+        if next == shared {
+            break;
+        }
+        shared = next;
+    }
+    best
+}
+
+/// Least squares for `d` and `dmin` with all integers held.
+#[inline(always)]
+fn refit<V: Simd, const WEIGHTED: bool, const N: usize, const G: usize>(
+    groups: &[Group<V, N>; G],
+    shared: Shared,
+    choices: &[Choice<V>; G],
+    top: f32,
+) -> Shared {
+    let (d, dmin) = (V::splat(shared.d.to_f32()), V::splat(shared.dmin.to_f32()));
+    let (mut aa, mut ac, mut cc, mut xa, mut xc) = (0.0f64, 0.0f64, 0.0f64, 0.0f64, 0.0f64);
+    for (g, c) in groups.iter().zip(choices) {
+        let offset = V::zero() - dmin * c.min - g.mean;
+        let [m] = g.moments::<WEIGHTED, 1>([offset], [inverse(d * c.scale)], top);
+        let sums = [g.sw, m.l, m.ll, g.mean, m.xl, c.scale, c.min].map(Simd::store);
+        for lane in 0..LANES {
+            let [sw, sl, sll, mean, sxl, s, m] = sums.map(|v| f64::from(v[lane]));
+            aa += s * s * sll;
+            ac -= s * m * sl;
+            cc += m * m * sw;
+            xa += s * (sxl + mean * sl);
+            xc -= m * mean * sw;
+        }
+    }
+    let det = aa * cc - ac * ac;
+    if det > 1e-9 * aa * cc {
+        let d = (xa * cc - xc * ac) / det;
+        let dmin = (xc * aa - xa * ac) / det;
+        if d > 0.0 && dmin >= 0.0 {
+            return Shared {
+                d: saturate(d as f32),
+                dmin: saturate(dmin as f32),
+            };
+        }
+    } else if aa > 0.0 && cc == 0.0 {
+        return Shared {
+            d: saturate((xa / aa) as f32),
+            dmin: shared.dmin,
+        };
+    }
+    shared
+}
+
+/// The largest lane that is not negative.
+#[inline(always)]
+fn largest<V: Simd>(v: V) -> f32 {
+    let mut out = 0.0f32;
+    for v in v.store() {
+        out = out.max(v);
+    }
+    out
+}
+
+/// The sum of all lanes, in order.
+#[inline(always)]
+fn sum<V: Simd>(v: V) -> f32 {
+    let mut out = 0.0;
+    for v in v.store() {
+        out += v;
+    }
+    out
+}
+
+/// The integers chosen, and those beside them.
+pub(in super::super) const NEAR: [(i8, i8); 9] = [
+    (0, 0),
+    (1, 1),
+    (-1, -1),
+    (1, 0),
+    (-1, 0),
+    (0, 1),
+    (0, -1),
+    (1, 2),
+    (-1, -2),
+];
+
+/// All integers not far away.
+pub(in super::super) const FAR: [(i8, i8); 27] = {
+    let mut out = [(0, 0); 27];
+    let mut i = 0;
+    while i < 25 {
+        out[i] = (i as i8 / 5 - 2, i as i8 % 5 - 2);
+        i += 1;
+    }
+    out
+};
+
+pub(in super::super) fn tuned(default: &'static Search) -> &'static Search {
+    static T: std::sync::OnceLock<Option<&'static Search>> = std::sync::OnceLock::new();
+    T.get_or_init(|| {
+        let text = std::env::var("TUNE").ok()?;
+        let mut s = Search {
+            trims: default.trims,
+            keep: default.keep,
+            starts: default.starts,
+            finalists: default.finalists,
+            reach: default.reach,
+            rounds: default.rounds,
+        };
+        for part in text.split(';') {
+            let (k, v) = part.split_once('=').unwrap();
+            let nums = |v: &str| {
+                v.split(',')
+                    .map(|x| x.parse::<f32>().unwrap())
+                    .collect::<Vec<_>>()
+            };
+            let pairs = |v: &str| {
+                v.split(' ')
+                    .map(|x| {
+                        let n = nums(x);
+                        (n[0], n[1])
+                    })
+                    .collect::<Vec<_>>()
+            };
+            match k {
+                "grid" => {
+                    let (a, b) = v.split_once('/').unwrap();
+                    let (a, b) = (nums(a), nums(b));
+                    let mut o = vec![];
+                    for x in &a {
+                        for y in &b {
+                            o.push((*x, *y));
+                        }
+                    }
+                    s.trims = o.leak();
+                }
+                "trims" => s.trims = pairs(v).leak(),
+                "starts" => s.starts = pairs(v).leak(),
+                "keep" => s.keep = v.parse().unwrap(),
+                "fin" => s.finalists = v.parse().unwrap(),
+                "rounds" => s.rounds = v.parse().unwrap(),
+                "reach" => {
+                    s.reach = pairs(v)
+                        .iter()
+                        .map(|p| (p.0 as i8, p.1 as i8))
+                        .collect::<Vec<_>>()
+                        .leak()
+                }
+                _ => panic!(),
+            }
+        }
+        Some(Box::leak(Box::new(s)))
+    })
+    .unwrap_or(default)
+}
