@@ -47,7 +47,7 @@ pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
         force: args.force,
         fresh: args.fresh,
     };
-    for note in &plan.notes {
+    for note in source.notes().iter().chain(&plan.notes) {
         // A reader that has gone is no reason to fail.
         let _ = writeln!(std::io::stderr(), "splitconv: {}", printable(note));
     }

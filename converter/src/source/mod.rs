@@ -1,14 +1,19 @@
 //! The model to be cut: opened, checked to be whole, its tensors placed.
 
+mod hf;
 mod rows;
+mod store;
 
 use std::path::{Path, PathBuf};
 
-use formats::gguf::{Gguf, GgufError, GgufSet, Metadata, TensorInfo};
-use formats::model::{HParams, ModelFault, check_tensors};
-use formats::pair::{Digest, HalfInfo, HalfRole, metadata_digest, model_stem};
+use formats::gguf::{GgufError, Metadata, TensorInfo};
+use formats::model::{HParams, ModelFault};
+use formats::pair::{Digest, HalfRole};
+
+use store::Store;
 
 pub use formats::model::Place;
+pub use hf::HfError;
 pub use rows::{RowOrder, Rows, Stamp};
 
 /// A model that cannot be converted.
@@ -17,6 +22,9 @@ pub enum SourceError {
     /// The file cannot be read as a GGUF.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The Hugging Face folder cannot be read.
+    #[error(transparent)]
+    HuggingFace(#[from] HfError),
     /// The file is one half already.
     #[error(
         "{} is already the {role} half of a pair cut after layer {split}; convert the model it was made from",
@@ -84,62 +92,40 @@ pub enum SourceError {
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
-    set: GgufSet,
+    store: Store,
     /// Of each file, when it was opened.
     stamps: Vec<Stamp>,
     hparams: HParams,
 }
 
 impl Source {
-    /// Opens one file or, given any of its shards, a sharded model, and checks that it is whole
-    /// and of an architecture that splitrun computes. Tensor data is not read.
+    /// Opens a GGUF (one file or, given any of its shards, a sharded model) or a model in the
+    /// Hugging Face layout (its folder or a file of it), and checks that it is whole and of an
+    /// architecture that splitrun computes. Matrices are not read.
     ///
     /// # Errors
     /// [`SourceError`], naming file and tensor.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        // A half says that it is one of two shards; look before its sibling is asked for.
-        let first = Gguf::open(path)?;
-        match HalfInfo::from_metadata(first.metadata()) {
-            Ok(None) => {}
-            Ok(Some(half)) => {
-                return Err(SourceError::AlreadyHalf {
-                    path: path.to_owned(),
-                    role: half.role,
-                    split: half.contract.split,
-                });
-            }
-            Err(source) => {
-                return Err(SourceError::DamagedHalf {
-                    path: path.to_owned(),
-                    source,
-                });
-            }
-        }
-        drop(first);
-        let set = GgufSet::open(path)?;
-        let mut stamps = Vec::with_capacity(set.files().len());
-        for file in set.files() {
-            let stamp = Stamp::of(file.file()).map_err(|e| SourceError::Read {
-                path: file.path().to_owned(),
+        let store = Store::open(path)?;
+        let mut stamps = Vec::new();
+        for (path, file) in store.files() {
+            let stamp = Stamp::of(file).map_err(|e| SourceError::Read {
+                path: path.to_owned(),
                 source: e,
             })?;
             stamps.push(stamp);
         }
-        let check = || {
-            let hparams = HParams::read(set.metadata(), &set)?;
-            check_tensors(&hparams, &set).map(|()| hparams)
-        };
-        let hparams = check().map_err(|fault| SourceError::Model {
+        let hparams = store.check().map_err(|fault| SourceError::Model {
             path: fault
                 .tensor()
-                .and_then(|name| set.tensor(name))
-                .map_or(path, |(file, _)| file.path())
+                .and_then(|name| store.tensor(name))
+                .map_or(path, |(_, rows)| rows.path())
                 .to_owned(),
             fault,
         })?;
         Ok(Self {
             path: path.to_owned(),
-            set,
+            store,
             stamps,
             hparams,
         })
@@ -152,7 +138,7 @@ impl Source {
 
     /// The name of the model without its ending: the stem of the pair's names.
     pub fn stem(&self) -> String {
-        model_stem(&self.path)
+        self.store.stem(&self.path)
     }
 
     /// The model's sizes.
@@ -160,30 +146,37 @@ impl Source {
         &self.hparams
     }
 
-    /// The model's metadata.
+    /// The model's metadata; of a source that is no GGUF, those that it would have as one.
     pub fn metadata(&self) -> &Metadata {
-        self.set.metadata()
+        self.store.metadata()
+    }
+
+    /// What could not be carried over from a source that is no GGUF.
+    pub fn notes(&self) -> &[String] {
+        self.store.notes()
     }
 
     /// All tensors, in the source's order.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.set.tensors().map(|(_, t)| t)
+        self.store.tensors()
     }
 
     /// The tensor called `name` and where its rows are.
     pub fn tensor(&self, name: &str) -> Option<(&TensorInfo, Rows<'_>)> {
-        let (file, tensor) = self.set.tensor(name)?;
-        let start = tensor.start as u64;
-        let rows = Rows::in_file(file.path(), file.file(), start, tensor.bytes, tensor.rows());
-        Some((tensor, rows))
+        self.store.tensor(name)
+    }
+
+    /// The files that hold the weights.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.store.files().into_iter().map(|(path, _)| path)
     }
 
     /// The first file that is no longer what it was when it was opened: another size, another
     /// time of change, or no answer.
     pub fn changed(&self) -> Option<&Path> {
-        let mut files = self.set.files().iter().zip(&self.stamps);
-        let changed = files.find(|(f, was)| Stamp::of(f.file()).ok() != Some(**was));
-        changed.map(|(f, _)| f.path())
+        let mut files = self.store.files().into_iter().zip(&self.stamps);
+        let changed = files.find(|((_, f), was)| Stamp::of(f).ok() != Some(**was));
+        changed.map(|((path, _), _)| path)
     }
 
     /// Size and time of change of each file, as they were when it was opened.
@@ -193,20 +186,14 @@ impl Source {
 
     /// A digest of all headers: metadata, and names, types, shapes and places of the tensors.
     pub fn header_digest(&self) -> Digest {
-        let mut lines = Vec::new();
-        for file in self.set.files() {
-            lines.push(metadata_digest(file.metadata()).to_string());
-            let tensors = file.tensors().iter();
-            lines.extend(tensors.map(|t| format!("{t:?}")));
-        }
-        Digest::of(lines.join("\n").as_bytes())
+        self.store.header_digest()
     }
 
-    /// The file that the tensor called `name` stands in: a shard, or the file that was named.
+    /// The file that the tensor called `name` stands in: a shard, or what was named.
     pub fn file_of(&self, name: &str) -> &Path {
-        self.set
+        self.store
             .tensor(name)
-            .map_or(&self.path, |(file, _)| file.path())
+            .map_or(&self.path, |(_, rows)| rows.path())
     }
 
     /// Checks that both halves would have a layer.
