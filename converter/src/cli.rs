@@ -42,7 +42,7 @@ enum Command {
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)] // switches of a command line are what they are
 pub struct ConvertArgs {
-    /// The model: a GGUF file, or any shard of one
+    /// The model: a GGUF file (or any shard of one), or a folder in the Hugging Face layout
     #[arg(value_name = "MODEL", required = true)]
     pub model: Option<PathBuf>,
     /// Layers on the edge; the rest goes to the cloud

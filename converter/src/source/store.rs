@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use formats::blocks::{RowSizeError, dequantize_row};
+use formats::blocks::{RowError, dequantize_row};
 use formats::gguf::{Gguf, GgufSet, Metadata, TensorInfo};
 use formats::model::{HParams, ModelFault, TensorDirectory, check_tensors};
 use formats::pair::{Digest, HalfInfo, metadata_digest, model_stem};
@@ -129,7 +129,7 @@ impl TensorDirectory for Store {
         Box::new(self.tensors().map(|t| t.name.as_str()))
     }
 
-    fn floats(&self, name: &str) -> Option<Result<Vec<f32>, RowSizeError>> {
+    fn floats(&self, name: &str) -> Option<Result<Vec<f32>, RowError>> {
         let (t, rows) = self.tensor(name)?;
         let mut values = vec![0.0; t.row_len() * t.rows()];
         // What cannot be read is as wrong as what is too short.

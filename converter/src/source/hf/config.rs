@@ -258,14 +258,12 @@ impl Fields<'_> {
             Some(value) => value,
         };
         let n = value.as_u64().and_then(|n| u32::try_from(n).ok());
-        match n.filter(|n| (1..=max).contains(n)) {
-            Some(n) => Ok(Some(n)),
-            None => {
-                let shown: String = value.to_string().chars().take(64).collect();
-                let why = format!("is {shown}, not a whole number in 1..={max}");
-                Err(HfError::field(self.path, key, why))
-            }
+        if let Some(n) = n.filter(|n| (1..=max).contains(n)) {
+            return Ok(Some(n));
         }
+        let shown: String = value.to_string().chars().take(64).collect();
+        let why = format!("is {shown}, not a whole number in 1..={max}");
+        Err(HfError::field(self.path, key, why))
     }
 
     /// A positive number; `None` when it is absent or null.
@@ -276,14 +274,12 @@ impl Fields<'_> {
         };
         // What is written is an f32; one that does not fit would become infinite or 0.
         let fits = |f: &f64| (*f as f32).is_finite() && *f as f32 > 0.0;
-        match value.as_f64().filter(fits) {
-            Some(f) => Ok(Some(f)),
-            None => {
-                let shown: String = value.to_string().chars().take(64).collect();
-                let why = format!("is {shown}, not a positive number");
-                Err(HfError::field(self.path, key, why))
-            }
+        if let Some(f) = value.as_f64().filter(fits) {
+            return Ok(Some(f));
         }
+        let shown: String = value.to_string().chars().take(64).collect();
+        let why = format!("is {shown}, not a positive number");
+        Err(HfError::field(self.path, key, why))
     }
 
     /// The base and the scaling.

@@ -168,7 +168,7 @@ impl Folder {
             None => self.join(INDEX),
         };
         if let Some(bytes) = read(&index, MIDDLE)? {
-            return self.from_index(index, &bytes);
+            return self.indexed(index, &bytes);
         }
         if self.index.is_some() {
             let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
@@ -187,14 +187,14 @@ impl Folder {
                 },
             });
         }
-        self.bounded(names.len(), &self.path)?;
+        bounded(names.len(), &self.path)?;
         Ok(Weights {
             files: names.iter().map(|n| self.join(n)).collect(),
             index: None,
         })
     }
 
-    fn from_index(&self, path: PathBuf, bytes: &[u8]) -> Result<Weights, HfError> {
+    fn indexed(&self, path: PathBuf, bytes: &[u8]) -> Result<Weights, HfError> {
         let index: Index = serde_json::from_slice(bytes).map_err(|e| HfError::json(&path, e))?;
         let mut files = BTreeMap::new();
         let mut tensors = BTreeMap::new();
@@ -213,19 +213,11 @@ impl Folder {
         if files.is_empty() {
             return Err(HfError::field(&path, "weight_map", "names no file"));
         }
-        self.bounded(files.len(), &path)?;
+        bounded(files.len(), &path)?;
         Ok(Weights {
             files: files.into_values().collect(),
             index: Some((path, tensors)),
         })
-    }
-
-    fn bounded(&self, shards: usize, path: &Path) -> Result<(), HfError> {
-        if shards <= MAX_SHARDS {
-            return Ok(());
-        }
-        let why = format!("are {shards} or more, the limit is {MAX_SHARDS}");
-        Err(HfError::field(path, "shards", why))
     }
 }
 
@@ -271,4 +263,12 @@ pub(super) fn open(path: &Path) -> Result<Option<(File, u64)>, HfError> {
     let found = file.metadata().map_err(fail)?;
     regular(&found).map_err(fail)?;
     Ok(Some((file, found.len())))
+}
+
+fn bounded(shards: usize, path: &Path) -> Result<(), HfError> {
+    if shards <= MAX_SHARDS {
+        return Ok(());
+    }
+    let why = format!("are {shards} or more, the limit is {MAX_SHARDS}");
+    Err(HfError::field(path, "shards", why))
 }

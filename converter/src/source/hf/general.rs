@@ -20,27 +20,27 @@ struct Parts {
     size_label: Option<String>,
 }
 
-/// What a part of a name may be.
+/// What a part of a name may be, more than one thing.
 #[derive(Clone, Copy, Default)]
-struct Marks {
-    basename: bool,
-    size: bool,
-    finetune: bool,
-    version: bool,
-    /// A quantisation.
-    quant: bool,
-}
+struct Marks(u8);
+
+const BASENAME: u8 = 1;
+const SIZE_LABEL: u8 = 2;
+const TUNED: u8 = 4;
+const A_VERSION: u8 = 8;
+const QUANTISED: u8 = 16;
 
 impl Marks {
-    fn count(self) -> usize {
-        let all = [
-            self.basename,
-            self.size,
-            self.finetune,
-            self.version,
-            self.quant,
-        ];
-        all.into_iter().filter(|m| *m).count()
+    fn has(self, mark: u8) -> bool {
+        self.0 & mark != 0
+    }
+
+    fn set(&mut self, mark: u8) {
+        self.0 |= mark;
+    }
+
+    fn unset(&mut self, mark: u8) {
+        self.0 &= !mark;
     }
 }
 
@@ -84,44 +84,52 @@ fn parts(id: &str, total: u64) -> Parts {
     let mut marks = vec![Marks::default(); words.len()];
     for (i, (word, mark)) in words.iter_mut().zip(&mut marks).enumerate() {
         if is(&VERSION, word) {
-            mark.version = true;
+            mark.set(A_VERSION);
         } else if is(&QUANT, word) {
-            mark.quant = true;
+            mark.set(QUANTISED);
             *word = word.to_uppercase();
         } else if i > 0 && is(&SIZE, word) {
             size(word, mark, total);
         } else if i > 0 && is(&FINETUNE, word) {
-            mark.finetune = true;
+            mark.set(TUNED);
         }
     }
     let numbered = |w: &String| w.chars().any(char::is_numeric);
-    if words.iter().zip(&marks).any(|(w, m)| m.size && numbered(w)) {
+    if words
+        .iter()
+        .zip(&marks)
+        .any(|(w, m)| m.has(SIZE_LABEL) && numbered(w))
+    {
         for (word, mark) in words.iter().zip(&mut marks) {
-            mark.size &= !word.chars().all(char::is_alphabetic);
+            if word.chars().all(char::is_alphabetic) {
+                mark.unset(SIZE_LABEL);
+            }
         }
     }
     let mut at_start = true;
     for (word, mark) in words.iter().zip(&mut marks) {
-        let nothing = mark.count() == 0;
+        let nothing = mark.0 == 0;
         let letter = word.chars().next().is_some_and(char::is_alphabetic);
-        if at_start && ((nothing && letter) || mark.version) {
-            mark.basename = true;
+        if at_start && ((nothing && letter) || mark.has(A_VERSION)) {
+            mark.set(BASENAME);
         } else {
             at_start = false;
-            mark.finetune |= nothing;
+            if nothing {
+                mark.set(TUNED);
+            }
         }
     }
     // A version at the end is none of the base's name.
     for mark in marks.iter_mut().rev() {
-        if !mark.basename || mark.count() < 2 {
+        if !mark.has(BASENAME) || mark.0 == BASENAME {
             break;
         }
-        mark.basename = false;
+        mark.unset(BASENAME);
     }
-    let join = |keep: &dyn Fn(&Marks) -> bool, once: bool| {
+    let join = |keep: &dyn Fn(Marks) -> bool, once: bool| {
         let mut all: Vec<&str> = Vec::new();
         for (word, mark) in words.iter().zip(&marks) {
-            if keep(mark) && !(once && all.contains(&word.as_str())) {
+            if keep(*mark) && !(once && all.contains(&word.as_str())) {
                 all.push(word);
             }
         }
@@ -130,10 +138,10 @@ fn parts(id: &str, total: u64) -> Parts {
     let mut parts = Parts {
         full: Some(name.to_owned()),
         organization: organization.map(str::to_owned),
-        basename: join(&|m| m.basename, false),
-        finetune: join(&|m| m.finetune, false),
-        version: join(&|m| m.version && !m.basename, false),
-        size_label: join(&|m| m.size, true),
+        basename: join(&|m| m.has(BASENAME), false),
+        finetune: join(&|m| m.has(TUNED), false),
+        version: join(&|m| m.has(A_VERSION) && !m.has(BASENAME), false),
+        size_label: join(&|m| m.has(SIZE_LABEL), true),
     };
     if parts.size_label.is_none() && parts.finetune.is_none() && parts.version.is_none() {
         // The whole name says no more than itself.
@@ -167,14 +175,16 @@ fn size(word: &mut String, mark: &mut Marks, total: u64) {
             let far = (u128::from(total) * 7 / 8) as f64;
             if (label - total as f64).abs() > far {
                 // A length of context, most likely.
-                mark.finetune = true;
+                mark.set(TUNED);
                 if let Some(unit) = chars.last_mut() {
                     *unit = unit.to_ascii_lowercase();
                 }
             }
         }
     }
-    mark.size = mark.count() == 0;
+    if mark.0 == 0 {
+        mark.set(SIZE_LABEL);
+    }
     *word = chars.into_iter().collect();
 }
 

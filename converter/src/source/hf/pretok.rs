@@ -238,7 +238,9 @@ fn around(json: &TokenizerJson) -> (Vec<&str>, Vec<&str>) {
 /// SHA-256 of the ids as Python writes a list.
 fn fingerprint(ids: &[u32]) -> String {
     let hash = Sha256::digest(format!("{ids:?}"));
-    hash.iter().map(|b| format!("{b:02x}")).collect()
+    let digit = |d: u8| char::from_digit(u32::from(d), 16);
+    let pair = |b: &u8| [digit(b >> 4), digit(b & 15)];
+    hash.iter().flat_map(pair).flatten().collect()
 }
 
 #[cfg(test)]

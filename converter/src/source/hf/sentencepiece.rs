@@ -20,7 +20,7 @@ const BPE: i32 = 2;
 pub(super) struct Piece {
     /// Its text.
     #[prost(string, tag = "1")]
-    pub(super) piece: String,
+    pub(super) text: String,
     /// The larger, the earlier it is merged.
     #[prost(float, tag = "2")]
     pub(super) score: f32,
@@ -108,7 +108,7 @@ mod tests {
         };
         for (piece, score, kind) in pieces {
             let piece = Piece {
-                piece: (*piece).to_owned(),
+                text: (*piece).to_owned(),
                 score: *score,
                 kind: *kind,
             };
@@ -127,10 +127,7 @@ mod tests {
         ];
         let (pieces, model_type) = decode(&file(&all, Some(BPE))).unwrap();
         assert_eq!(model_type, Some(BPE));
-        let read: Vec<_> = pieces
-            .iter()
-            .map(|p| (&*p.piece, p.score, p.kind))
-            .collect();
+        let read: Vec<_> = pieces.iter().map(|p| (&*p.text, p.score, p.kind)).collect();
         assert_eq!(read, all);
     }
 

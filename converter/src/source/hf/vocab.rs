@@ -30,6 +30,9 @@ const PADDING: f32 = -10_000.0;
 /// Score of tokens that no merge makes.
 const ADDED: f32 = -1_000.0;
 
+/// Tokens beside those of tokenizer.model: text → id.
+const ADDED_TOKENS: &str = "added_tokens.json";
+
 /// A vocabulary as a GGUF has it.
 struct Vocabulary {
     model: &'static str,
@@ -59,7 +62,7 @@ pub(super) fn write(
     }
     let json = TokenizerJson::read(folder)?;
     let vocabulary = match (sentencepiece::read(folder)?, &json) {
-        (Some(pieces), _) => from_pieces(folder, pieces, told, n_vocab)?,
+        (Some(pieces), _) => from_pieces(folder, &pieces, told, n_vocab)?,
         (None, Some(json)) if json.is_sentencepiece() && config.arch != Arch::Qwen2 => {
             if !prefixes_space(json) && meta.get("tokenizer.ggml.add_space_prefix").is_none() {
                 meta.set("tokenizer.ggml.add_space_prefix", Value::bool(false));
@@ -183,7 +186,7 @@ fn decoder(
 /// From tokenizer.model, with what was added to it.
 fn from_pieces(
     folder: &Folder,
-    pieces: Vec<sentencepiece::Piece>,
+    pieces: &[sentencepiece::Piece],
     config: Option<&Map<String, Json>>,
     n_vocab: usize,
 ) -> Result<Vocabulary, HfError> {
@@ -194,9 +197,8 @@ fn from_pieces(
             Some(kind @ (UNKNOWN | CONTROL | UNUSED | BYTE)) => kind,
             _ => NORMAL,
         };
-        v.put(id, &p.piece, p.score, kind);
+        v.put(id, &p.text, p.score, kind);
     }
-    const ADDED_TOKENS: &str = "added_tokens.json";
     if let Some(list) = folder.json(ADDED_TOKENS)? {
         for (text, id) in list.as_object().into_iter().flatten() {
             let id = id.as_u64().and_then(|id| usize::try_from(id).ok());
