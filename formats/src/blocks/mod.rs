@@ -278,7 +278,7 @@ impl fmt::Display for BlockType {
 pub struct UnknownBlockType(pub String);
 
 /// Names with spaces between them.
-fn names(types: impl IntoIterator<Item = BlockType>) -> String {
+pub(crate) fn names(types: impl IntoIterator<Item = BlockType>) -> String {
     let names: Vec<&str> = types.into_iter().map(BlockType::name).collect();
     names.join(" ")
 }

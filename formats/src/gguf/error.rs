@@ -84,7 +84,8 @@ pub enum GgufErrorKind {
     },
     /// A tensor of a type we cannot decode.
     #[error(
-        "tensor `{tensor}` has block type {id}, which is not supported; re-create the file in one of F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K..Q6_K IQ4_NL"
+        "tensor `{tensor}` has block type {id}, which is not supported; re-create the file in one of {}",
+        crate::blocks::names(crate::blocks::BlockType::ALL)
     )]
     UnknownType {
         /// The tensor.
