@@ -6,7 +6,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::Integers;
-use super::fit::scale_super::{self, ScaleSuper, Search};
+use super::fit::scale_super::{self, MORE_STARTS, STARTS, ScaleSuper, Search};
 use super::fit::{Batch, encode_block, encode_row};
 use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
@@ -32,26 +32,28 @@ const TRIES: [f32; 19] = [
     -6.0, 3.7, 3.9, 4.2,
 ];
 
-const STARTS: [f32; 12] = [
-    1.0, 1.01, 1.02, 1.033, 1.045, 1.058, 1.07, 1.085, 1.1, 1.12, 0.97, 0.94,
+const MORE_TRIES: [f32; 35] = [
+    -0.8, -1.6, -1.8, -2.0, -2.15, -2.3, -2.45, -2.55, -2.65, -2.75, -2.85, -2.95, -3.05, -3.15,
+    -3.3, -3.4, -3.5, -3.6, -3.7, -3.8, -3.9, -4.0, -4.1, -4.2, -4.35, -4.5, -4.7, -5.2, -6.0, 3.6,
+    3.75, 3.9, 4.1, 4.4, 5.0,
 ];
 
 const NORMAL: Search = Search {
     tries: &TRIES,
-    keep: 6,
+    keep: 3,
     starts: &STARTS,
     finalists: 1,
     reach: &[0, -1, 1],
-    mirror: false,
+    rounds: 2,
 };
 
 const HIGH: Search = Search {
-    tries: &TRIES,
-    keep: 12,
-    starts: &STARTS,
-    finalists: 4,
-    reach: &[0, -1, 1, -2, 2],
-    mirror: true,
+    tries: &MORE_TRIES,
+    keep: 8,
+    starts: &MORE_STARTS,
+    finalists: 8,
+    reach: &[0, -1, 1, -2, 2, 3],
+    rounds: 6,
 };
 
 impl BlockQ3K {
@@ -133,7 +135,7 @@ impl ScaleSuper for BlockQ3K {
 
     fn search(effort: Effort) -> &'static Search {
         match effort {
-            Effort::Normal => &NORMAL,
+            Effort::Normal => scale_super::tuned(&NORMAL),
             Effort::High => &HIGH,
         }
     }

@@ -5,7 +5,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::Integers;
-use super::fit::scale_super::{self, ScaleSuper, Search};
+use super::fit::scale_super::{self, MORE_STARTS, STARTS, ScaleSuper, Search};
 use super::fit::{Batch, encode_block, encode_row};
 use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
@@ -31,26 +31,28 @@ const TRIES: [f32; 16] = [
     -32.0, -32.25, -32.5, -33.5,
 ];
 
-const STARTS: [f32; 12] = [
-    1.0, 1.01, 1.02, 1.033, 1.045, 1.058, 1.07, 1.085, 1.1, 1.12, 0.97, 0.94,
+const MORE_TRIES: [f32; 33] = [
+    -22.0, -24.0, -26.0, -27.0, -27.5, -28.0, -28.17, -28.34, -28.51, -28.68, -28.85, -29.02,
+    -29.19, -29.36, -29.53, -29.7, -29.87, -30.04, -30.21, -30.38, -30.55, -30.72, -30.89, -31.06,
+    -31.23, -31.4, -31.57, -31.74, -31.91, -32.08, -32.25, -32.42, -32.59,
 ];
 
 const NORMAL: Search = Search {
     tries: &TRIES,
-    keep: 6,
+    keep: 3,
     starts: &STARTS,
     finalists: 1,
     reach: &[0, -1, 1],
-    mirror: false,
+    rounds: 2,
 };
 
 const HIGH: Search = Search {
-    tries: &TRIES,
-    keep: 12,
-    starts: &STARTS,
-    finalists: 4,
-    reach: &[0, -1, 1, -2, 2],
-    mirror: true,
+    tries: &MORE_TRIES,
+    keep: 8,
+    starts: &MORE_STARTS,
+    finalists: 8,
+    reach: &[0, -1, 1, -2, 2, 3],
+    rounds: 6,
 };
 
 impl BlockQ6K {
@@ -107,7 +109,7 @@ impl ScaleSuper for BlockQ6K {
 
     fn search(effort: Effort) -> &'static Search {
         match effort {
-            Effort::Normal => &NORMAL,
+            Effort::Normal => scale_super::tuned(&NORMAL),
             Effort::High => &HIGH,
         }
     }

@@ -9,11 +9,10 @@
 use bytemuck::Pod;
 use half::f16;
 
-use super::super::half_scale::saturate;
 use super::super::simd::{LANES, Simd};
 use super::super::{Effort, QK_K};
 use super::affine::{Fit, Group, Moments, levels};
-use super::{WORST, gather, inverse, put};
+use super::{WORST, gather, inverse, nearest_half, put, sum};
 
 /// What the search tries.
 pub(in super::super) struct Search {
@@ -49,7 +48,7 @@ pub(in super::super) trait AffineSuper<const B: usize>: Pod {
 pub(in super::super) const MOST_KEPT: usize = 12;
 
 /// Room for tries, and for the polish that follows them.
-const MOST_TRIED: usize = 168;
+const MOST_TRIED: usize = 56;
 
 /// The best levels found for each lane, best first.
 #[derive(Clone, Copy)]
@@ -104,11 +103,11 @@ impl<V: Simd> Choice<V> {
     }
 }
 
-/// `d` and `dmin`.
+/// `d` and `dmin`, rounded to half floats.
 #[derive(Clone, Copy, PartialEq)]
 struct Shared {
-    d: f16,
-    dmin: f16,
+    d: f32,
+    dmin: f32,
 }
 
 /// Encodes a super-block of `8·G` sub-blocks of `N` weights.
@@ -151,7 +150,7 @@ pub(in super::super) fn encode<
         }
     }
     let (shared, choices, _) = best;
-    let (d, dmin) = (shared.d.to_f32(), shared.dmin.to_f32());
+    let (d, dmin) = (shared.d, shared.dmin);
     let (mut scales, mut mins) = ([0; B], [0; B]);
     for (g, c) in choices.iter().enumerate() {
         scales[g * LANES..][..LANES].copy_from_slice(&c.scale.low_bytes());
@@ -163,7 +162,11 @@ pub(in super::super) fn encode<
         let (scale, offset) = (d * f32::from(scales[b]), -(dmin * f32::from(mins[b])));
         *l = levels::<V, N>(x, scale, offset, F::TOP);
     }
-    put(&F::pack(shared.d, shared.dmin, scales, mins, &all), out, 0);
+    put(
+        &F::pack(f16::from_f32(d), f16::from_f32(dmin), scales, mins, &all),
+        out,
+        0,
+    );
 }
 
 /// The best levels for each lane of `g`, without regard to its neighbours.
@@ -184,11 +187,11 @@ fn try_levels<V: Simd, const WEIGHTED: bool, const N: usize>(
         offset: zero,
         error: worst,
     };
-    let tries = search.trims.len().min(MOST_TRIED - POLISH - 1);
+    let trims = &search.trims[..search.trims.len().min(MOST_TRIED - 4)];
     let mut i = 0;
-    while i < tries + POLISH {
+    while i < trims.len() + 1 {
         let (mut offset, mut inv) = ([best.offset; 2], [inverse(best.scale); 2]);
-        for (c, &(below, above)) in search.trims.iter().skip(i).take(2).enumerate() {
+        for (c, &(below, above)) in trims.iter().skip(i).take(2).enumerate() {
             offset[c] = g.low + g.width * V::splat(below);
             inv[c] = unit * V::splat(top / (1.0 - below - above));
         }
@@ -240,9 +243,6 @@ fn try_levels<V: Simd, const WEIGHTED: bool, const N: usize>(
     kept
 }
 
-/// Rounds of rounding and least squares after the best try is known.
-const POLISH: usize = 2;
-
 /// Errors this close, relative to themselves, are of the same levels.
 const SAME: f32 = 1e-4;
 
@@ -268,15 +268,15 @@ fn first_choice<V: Simd, const N: usize, const G: usize>(
     let min = largest(V::zero() - low) / limit;
     let span = largest(span) / (top * limit);
     let none = Shared {
-        d: saturate(scale),
-        dmin: saturate(min),
+        d: nearest_half::<V>(scale),
+        dmin: nearest_half::<V>(min),
     };
     let mut finalists = [(f32::INFINITY, none); FINALISTS];
     for unit in [scale, span] {
         for &(d, dmin) in search.starts {
             let shared = Shared {
-                d: saturate(unit * d),
-                dmin: saturate(min * dmin),
+                d: nearest_half::<V>(unit * d),
+                dmin: nearest_half::<V>(min * dmin),
             };
             let mut candidate = (0.0, shared);
             for g in 0..G {
@@ -293,7 +293,7 @@ fn first_choice<V: Simd, const N: usize, const G: usize>(
 }
 
 /// Room for the pairs to be refined.
-const FINALISTS: usize = 4;
+const FINALISTS: usize = 8;
 
 /// The integers with which the kept levels err least.
 #[inline(always)]
@@ -304,7 +304,7 @@ fn choose<V: Simd, const N: usize>(
     keep: usize,
     limit: f32,
 ) -> Choice<V> {
-    let (d, dmin) = (V::splat(shared.d.to_f32()), V::splat(shared.dmin.to_f32()));
+    let (d, dmin) = (V::splat(shared.d), V::splat(shared.dmin));
     let (inv_d, inv_dmin) = (inverse(d), inverse(dmin));
     let per_weight = V::splat(1.0) / g.sw;
     let mut best = Choice::none();
@@ -347,7 +347,7 @@ fn refine<V: Simd, const WEIGHTED: bool, const N: usize, const G: usize>(
         choices[g] = choose(&groups[g], &kept[g], shared, search.keep, limit);
     }
     for _ in 0..search.rounds {
-        let (d, dmin) = (V::splat(shared.d.to_f32()), V::splat(shared.dmin.to_f32()));
+        let (d, dmin) = (V::splat(shared.d), V::splat(shared.dmin));
         let mut total = 0.0;
         for g in 0..G {
             let centre = choices[g];
@@ -391,7 +391,7 @@ fn refit<V: Simd, const WEIGHTED: bool, const N: usize, const G: usize>(
     choices: &[Choice<V>; G],
     top: f32,
 ) -> Shared {
-    let (d, dmin) = (V::splat(shared.d.to_f32()), V::splat(shared.dmin.to_f32()));
+    let (d, dmin) = (V::splat(shared.d), V::splat(shared.dmin));
     let (mut aa, mut ac, mut cc, mut xa, mut xc) = (0.0f64, 0.0f64, 0.0f64, 0.0f64, 0.0f64);
     for (g, c) in groups.iter().zip(choices) {
         let offset = V::zero() - dmin * c.min - g.mean;
@@ -412,13 +412,13 @@ fn refit<V: Simd, const WEIGHTED: bool, const N: usize, const G: usize>(
         let dmin = (xc * aa - xa * ac) / det;
         if d > 0.0 && dmin >= 0.0 {
             return Shared {
-                d: saturate(d as f32),
-                dmin: saturate(dmin as f32),
+                d: nearest_half::<V>(d as f32),
+                dmin: nearest_half::<V>(dmin as f32),
             };
         }
     } else if aa > 0.0 && cc == 0.0 {
         return Shared {
-            d: saturate((xa / aa) as f32),
+            d: nearest_half::<V>((xa / aa) as f32),
             dmin: shared.dmin,
         };
     }
@@ -435,15 +435,26 @@ fn largest<V: Simd>(v: V) -> f32 {
     out
 }
 
-/// The sum of all lanes, in order.
-#[inline(always)]
-fn sum<V: Simd>(v: V) -> f32 {
-    let mut out = 0.0;
-    for v in v.store() {
-        out += v;
+/// Shared scales for a quick search.
+pub(in super::super) const STARTS: [(f32, f32); 5] = [
+    (1.0, 1.0),
+    (1.03, 1.01),
+    (1.01, 1.04),
+    (1.06, 1.06),
+    (0.98, 1.02),
+];
+
+/// Shared scales for a long one: a grid.
+pub(in super::super) const MORE_STARTS: [(f32, f32); 64] = {
+    let mut out = [(0.0, 0.0); 64];
+    let mut i = 0;
+    while i < 64 {
+        let (a, b) = ((i / 8) as f32, (i % 8) as f32);
+        out[i] = (0.97 + 0.02 * a, 0.97 + 0.02 * b);
+        i += 1;
     }
     out
-}
+};
 
 /// The integers chosen, and those beside them.
 pub(in super::super) const NEAR: [(i8, i8); 9] = [

@@ -176,6 +176,22 @@ fn inverse<V: Simd>(v: V) -> V {
     v.if_equal(V::zero(), v, V::splat(1.0) / v)
 }
 
+/// The half float nearest to `v`, saturating.
+#[inline(always)]
+fn nearest_half<V: Simd>(v: f32) -> f32 {
+    V::splat(v).to_half().store()[0]
+}
+
+/// The sum of all lanes, in order.
+#[inline(always)]
+fn sum<V: Simd>(v: V) -> f32 {
+    let mut out = 0.0;
+    for v in v.store() {
+        out += v;
+    }
+    out
+}
+
 /// The half floats a little below and above `v` in magnitude, `step` away; saturating.
 #[inline(always)]
 fn half_neighbour<V: Simd>(v: V, step: i16) -> V {

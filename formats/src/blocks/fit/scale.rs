@@ -44,38 +44,64 @@ pub(in super::super) trait ScaleBlock: Pod {
     fn pack(d: f16, levels: &[u8; 32]) -> Self;
 }
 
-/// `Σ w·(x − s·l)²`, `l` the levels of `x·inv`.
+/// `Σ w·(x − s·l)²`, `l` the levels of `x/s`, for several steps.
 #[inline(always)]
-pub(super) fn scale_error<L: Levels, V: Simd, const N: usize, const WEIGHTED: bool>(
+pub(super) fn scale_error<L, V, const N: usize, const WEIGHTED: bool, const C: usize>(
     x: &[V; N],
     w: &[V; N],
-    s: V,
-    inv: V,
-) -> V {
-    let mut e = V::zero();
+    s: [V; C],
+) -> [V; C]
+where
+    L: Levels,
+    V: Simd,
+{
+    let mut inv = s;
+    let mut e = [V::zero(); C];
+    for c in 0..C {
+        inv[c] = inverse(s[c]);
+    }
     for i in 0..N {
-        let miss = x[i] - s * L::snap(x[i] * inv);
-        let miss2 = miss * miss;
-        e = e + if WEIGHTED { w[i] * miss2 } else { miss2 };
+        for c in 0..C {
+            let miss = x[i] - s[c] * L::snap(x[i] * inv[c]);
+            let square = miss * miss;
+            e[c] = e[c] + if WEIGHTED { w[i] * square } else { square };
+        }
     }
     e
 }
 
-/// `[Σ w·l·x, Σ w·l²]`, `l` the levels of `x·inv`.
+/// `Σ w·l·x` and `Σ w·l²` of a group's levels.
+#[derive(Clone, Copy)]
+pub(super) struct Moments<V> {
+    pub(super) xl: V,
+    pub(super) ll: V,
+}
+
+/// The sums over the levels of `x·inv`, for several factors.
 #[inline(always)]
-pub(super) fn scale_moments<L: Levels, V: Simd, const N: usize, const WEIGHTED: bool>(
+pub(super) fn scale_moments<L, V, const N: usize, const WEIGHTED: bool, const C: usize>(
     x: &[V; N],
     w: &[V; N],
-    inv: V,
-) -> [V; 2] {
-    let (mut xl, mut ll) = (V::zero(), V::zero());
+    inv: [V; C],
+) -> [Moments<V>; C]
+where
+    L: Levels,
+    V: Simd,
+{
+    let none = Moments {
+        xl: V::zero(),
+        ll: V::zero(),
+    };
+    let mut sums = [none; C];
     for i in 0..N {
-        let l = L::snap(x[i] * inv);
-        let wl = if WEIGHTED { w[i] * l } else { l };
-        xl = xl + wl * x[i];
-        ll = ll + wl * l;
+        for c in 0..C {
+            let l = L::snap(x[i] * inv[c]);
+            let wl = if WEIGHTED { w[i] * l } else { l };
+            sums[c].xl = sums[c].xl + wl * x[i];
+            sums[c].ll = sums[c].ll + wl * l;
+        }
     }
-    [xl, ll]
+    sums
 }
 
 /// The value of largest magnitude, with its sign.
@@ -138,23 +164,31 @@ fn best_step<L: Levels, V: Simd, const WEIGHTED: bool>(
 ) -> V {
     let unit = inverse(extreme(x));
     let (mut best, mut step) = (V::zero(), V::zero());
-    for i in 0..tries.len() + POLISH {
-        let inv = match tries.get(i) {
-            Some(t) => unit * V::splat(*t),
-            None => inverse(step),
-        };
-        let [xl, ll] = scale_moments::<L, V, 32, WEIGHTED>(x, w, inv);
-        let s = xl * inverse(ll);
-        // Least squares over the levels explains xl²/ll of Σ w·x²: the more the better.
-        let gain = s * xl;
-        step = best.if_less(gain, s, step);
-        best = best.max(gain);
+    let mut i = 0;
+    while i < tries.len() + POLISH {
+        let mut inv = [inverse(step); 2];
+        for (inv, t) in inv.iter_mut().zip(tries.iter().skip(i)) {
+            *inv = unit * V::splat(*t);
+        }
+        for m in scale_moments::<L, V, 32, WEIGHTED, 2>(x, w, inv) {
+            i += 1;
+            let s = m.xl * inverse(m.ll);
+            // Least squares over the levels explains xl²/ll of Σ w·x²: the more the better.
+            let gain = s * m.xl;
+            step = best.if_less(gain, s, step);
+            best = best.max(gain);
+        }
+    }
+    let mut near = [step; 3];
+    for (near, n) in near.iter_mut().zip([0, -1, 1]) {
+        *near = half_neighbour(step, n);
     }
     let mut least = V::splat(WORST);
     let mut chosen = V::zero();
-    for n in [0, -1, 1] {
-        let d = half_neighbour(step, n);
-        let e = scale_error::<L, V, 32, WEIGHTED>(x, w, d, inverse(d));
+    for (e, d) in scale_error::<L, V, 32, WEIGHTED, 3>(x, w, near)
+        .into_iter()
+        .zip(near)
+    {
         chosen = e.if_less(least, d, chosen);
         least = e.min(least);
     }

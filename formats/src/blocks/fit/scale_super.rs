@@ -7,11 +7,10 @@
 use bytemuck::Pod;
 use half::f16;
 
-use super::super::half_scale::saturate;
 use super::super::simd::{LANES, Simd};
 use super::super::{Effort, QK_K};
-use super::scale::{Levels, extreme, indices, scale_error, scale_moments};
-use super::{WORST, gather, inverse, put};
+use super::scale::{Levels, Moments, extreme, indices, scale_error, scale_moments};
+use super::{WORST, gather, inverse, nearest_half, put, sum};
 
 /// What the search tries.
 pub(in super::super) struct Search {
@@ -26,8 +25,8 @@ pub(in super::super) struct Search {
     pub(in super::super) finalists: usize,
     /// How far from the integers chosen others are looked at in every round of the refinement.
     pub(in super::super) reach: &'static [i8],
-    /// Whether the integers of the other sign are looked at too.
-    pub(in super::super) mirror: bool,
+    /// Rounds of the refinement, at most.
+    pub(in super::super) rounds: usize,
 }
 
 /// A block type of this kind: 16 sub-blocks of 16.
@@ -46,45 +45,21 @@ pub(in super::super) trait ScaleSuper: Pod {
 }
 
 /// Room for the levels that a sub-block keeps.
-pub(in super::super) const MOST_KEPT: usize = 16;
+pub(in super::super) const MOST_KEPT: usize = 12;
+
+/// Room for tries, and for the polish that follows them.
+const MOST_TRIED: usize = 40;
 
 /// Weights in a sub-block, and in how many vectors the sub-blocks are.
 const N: usize = 16;
 const G: usize = 2;
 
 /// The best levels found for each lane, best first.
+#[derive(Clone, Copy)]
 struct Kept<V> {
-    /// The best step.
+    /// The best steps.
     step: [V; MOST_KEPT],
-    /// How much of `Σ w·x²` that explains.
-    gain: [V; MOST_KEPT],
-    xl: [V; MOST_KEPT],
-    ll: [V; MOST_KEPT],
-}
-
-impl<V: Simd> Kept<V> {
-    #[inline(always)]
-    fn insert(&mut self, xl: V, ll: V, keep: usize) {
-        let (mut xl, mut ll) = (xl, ll);
-        let mut step = xl * inverse(ll);
-        let mut gain = step * xl;
-        for kept in &self.step[..keep] {
-            // The same step means the same levels again.
-            gain = step.if_equal(*kept, V::zero(), gain);
-        }
-        for k in 0..keep {
-            let (old_step, old_gain) = (self.step[k], self.gain[k]);
-            let (old_xl, old_ll) = (self.xl[k], self.ll[k]);
-            self.step[k] = old_gain.if_less(gain, step, old_step);
-            self.gain[k] = old_gain.max(gain);
-            self.xl[k] = old_gain.if_less(gain, xl, old_xl);
-            self.ll[k] = old_gain.if_less(gain, ll, old_ll);
-            step = old_gain.if_less(gain, old_step, step);
-            xl = old_gain.if_less(gain, old_xl, xl);
-            ll = old_gain.if_less(gain, old_ll, ll);
-            gain = old_gain.min(gain);
-        }
-    }
+    moments: [Moments<V>; MOST_KEPT],
 }
 
 /// Integers for eight sub-blocks, as floats, and the errors under them (less `Σ w·x²` where a
@@ -160,10 +135,10 @@ pub(in super::super) fn encode<F: ScaleSuper, V: Simd, const WEIGHTED: bool>(
     let mut all = [0; QK_K];
     let subs = values.as_chunks::<N>().0.iter();
     for (b, (x, levels)) in subs.zip(all.as_chunks_mut::<N>().0).enumerate() {
-        let inv = inverse(V::splat(d.to_f32() * f32::from(scales[b])));
+        let inv = inverse(V::splat(d * f32::from(scales[b])));
         *levels = indices::<F::Levels, V, N>(x, inv);
     }
-    put(&F::pack(d, scales, &all), out, 0);
+    put(&F::pack(f16::from_f32(d), scales, &all), out, 0);
 }
 
 /// The best levels for each lane of `g`, without regard to its neighbours.
@@ -172,21 +147,54 @@ fn try_levels<F: ScaleSuper, V: Simd, const WEIGHTED: bool>(
     g: &Group<V>,
     search: &Search,
 ) -> Kept<V> {
-    let none = [V::zero(); MOST_KEPT];
-    let mut kept = Kept {
-        step: none,
-        gain: none,
-        xl: none,
-        ll: none,
-    };
+    let zero = V::zero();
     let unit = inverse(extreme(&g.x));
-    for i in 0..search.tries.len() + 2 {
-        let inv = match search.tries.get(i) {
-            Some(t) => unit * V::splat(*t),
-            None => inverse(kept.step[0]),
+    let tries = &search.tries[..search.tries.len().min(MOST_TRIED - 4)];
+    let mut tried = [[[0.0; LANES]; 3]; MOST_TRIED];
+    // Less Σ w·x². What each keeps is known by a number in the last bits of its error.
+    let mut errors = [zero; MOST_KEPT];
+    let (mut step, mut least, mut last) = (zero, zero, zero);
+    let mut i = 0;
+    while i < tries.len() + 1 {
+        let mut inv = [inverse(step); 2];
+        for (inv, t) in inv.iter_mut().zip(tries.iter().skip(i)) {
+            *inv = unit * V::splat(*t);
+        }
+        for m in scale_moments::<F::Levels, V, N, WEIGHTED, 2>(&g.x, &g.w, inv) {
+            i += 1;
+            let s = m.xl * inverse(m.ll);
+            let error = zero - s * m.xl;
+            step = error.if_less(least, s, step);
+            least = error.min(least);
+            tried[i] = [s, m.xl, m.ll].map(V::store);
+            // The same step as with the try before means the same levels again.
+            let mut error = s.if_equal(last, zero, error.tagged(i as u8));
+            last = s;
+            for kept in &mut errors[..search.keep] {
+                let old = *kept;
+                *kept = error.min(old);
+                error = error.max(old);
+            }
+        }
+    }
+    let none = Moments { xl: zero, ll: zero };
+    let mut kept = Kept {
+        step: [zero; MOST_KEPT],
+        moments: [none; MOST_KEPT],
+    };
+    for k in 0..search.keep {
+        let mut found = [[0.0; LANES]; 3];
+        for (lane, tag) in errors[k].tags().into_iter().enumerate() {
+            // Number 0 is that of nothing: a step of zero.
+            for (f, t) in found.iter_mut().zip(&tried[usize::from(tag)]) {
+                f[lane] = t[lane];
+            }
+        }
+        kept.step[k] = V::load(&found[0]);
+        kept.moments[k] = Moments {
+            xl: V::load(&found[1]),
+            ll: V::load(&found[2]),
         };
-        let [xl, ll] = scale_moments::<F::Levels, V, N, WEIGHTED>(&g.x, &g.w, inv);
-        kept.insert(xl, ll, search.keep);
     }
     kept
 }
@@ -197,7 +205,7 @@ fn first_choice<F: ScaleSuper, V: Simd>(
     groups: &[Group<V>; G],
     kept: &[Kept<V>; G],
     search: &Search,
-) -> [(f32, f16); FINALISTS] {
+) -> [(f32, f32); FINALISTS] {
     let (mut step, mut span) = (0.0f32, 0.0f32);
     for (g, kept) in groups.iter().zip(kept) {
         for s in kept.step[0].store() {
@@ -209,10 +217,10 @@ fn first_choice<F: ScaleSuper, V: Simd>(
     }
     let unit = step / -F::LIMIT;
     let span = span / (F::BOTTOM * -F::LIMIT);
-    let mut finalists = [(f32::INFINITY, saturate(unit)); FINALISTS];
+    let mut finalists = [(f32::INFINITY, nearest_half::<V>(unit)); FINALISTS];
     for unit in [unit, span] {
         for start in search.starts {
-            let d = saturate(unit * start);
+            let d = nearest_half::<V>(unit * start);
             let mut candidate = (0.0, d);
             for kept in kept {
                 candidate.0 += sum(choose::<F, V>(kept, d, search.keep).error);
@@ -227,13 +235,27 @@ fn first_choice<F: ScaleSuper, V: Simd>(
     finalists
 }
 
+/// Shared scales for a quick search.
+pub(in super::super) const STARTS: [f32; 6] = [1.0, 1.015, 1.03, 1.05, 1.075, 0.97];
+
+/// Shared scales for a long one.
+pub(in super::super) const MORE_STARTS: [f32; 40] = {
+    let mut out = [0.0; 40];
+    let mut i = 0;
+    while i < 40 {
+        out[i] = 0.94 + 0.005 * i as f32;
+        i += 1;
+    }
+    out
+};
+
 /// Room for the shared scales to be refined.
-const FINALISTS: usize = 4;
+const FINALISTS: usize = 8;
 
 /// The integers with which the kept levels err least.
 #[inline(always)]
-fn choose<F: ScaleSuper, V: Simd>(kept: &Kept<V>, d: f16, keep: usize) -> Choice<V> {
-    let d = V::splat(d.to_f32());
+fn choose<F: ScaleSuper, V: Simd>(kept: &Kept<V>, d: f32, keep: usize) -> Choice<V> {
+    let d = V::splat(d);
     let inv_d = inverse(d);
     let mut best = Choice::none();
     for k in 0..keep {
@@ -241,7 +263,7 @@ fn choose<F: ScaleSuper, V: Simd>(kept: &Kept<V>, d: f16, keep: usize) -> Choice
         let step = d * scale;
         best = best.or(
             scale,
-            step * (step * kept.ll[k] - V::splat(2.0) * kept.xl[k]),
+            step * (step * kept.moments[k].ll - V::splat(2.0) * kept.moments[k].xl),
         );
     }
     best
@@ -252,37 +274,32 @@ fn choose<F: ScaleSuper, V: Simd>(kept: &Kept<V>, d: f16, keep: usize) -> Choice
 fn refine<F: ScaleSuper, V: Simd, const WEIGHTED: bool>(
     groups: &[Group<V>; G],
     kept: &[Kept<V>; G],
-    start: f16,
+    start: f32,
     search: &Search,
-) -> (f16, [Choice<V>; G], f32) {
+) -> (f32, [Choice<V>; G], f32) {
     let mut best = (start, [Choice::none(); G], f32::INFINITY);
     let mut shared = start;
     let mut choices = [Choice::none(); G];
     for g in 0..G {
         choices[g] = choose::<F, V>(&kept[g], shared, search.keep);
     }
-    for _ in 0..ROUNDS {
-        let d = V::splat(shared.to_f32());
+    for _ in 0..search.rounds {
+        let d = V::splat(shared);
         let mut total = 0.0;
         for g in 0..G {
             let Group { x, w } = &groups[g];
             let centre = choices[g].scale;
             let mut chosen = Choice::none();
-            for &away in search.reach {
-                let scale =
-                    (centre + V::splat(f32::from(away))).round_to(-F::LIMIT, F::LIMIT - 1.0);
-                let s = d * scale;
-                chosen = chosen.or(
-                    scale,
-                    scale_error::<F::Levels, V, N, WEIGHTED>(x, w, s, inverse(s)),
-                );
-                if search.mirror {
-                    let scale = (V::zero() - scale).round_to(-F::LIMIT, F::LIMIT - 1.0);
-                    let s = d * scale;
-                    chosen = chosen.or(
-                        scale,
-                        scale_error::<F::Levels, V, N, WEIGHTED>(x, w, s, inverse(s)),
-                    );
+            for &reach in search.reach.as_chunks::<3>().0 {
+                let (mut near, mut steps) = ([centre; 3], [d; 3]);
+                for i in 0..3 {
+                    let away = V::splat(f32::from(reach[i]));
+                    near[i] = (centre + away).round_to(-F::LIMIT, F::LIMIT - 1.0);
+                    steps[i] = d * near[i];
+                }
+                let errors = scale_error::<F::Levels, V, N, WEIGHTED, 3>(x, w, steps);
+                for i in 0..3 {
+                    chosen = chosen.or(near[i], errors[i]);
                 }
             }
             choices[g] = chosen;
@@ -301,21 +318,19 @@ fn refine<F: ScaleSuper, V: Simd, const WEIGHTED: bool>(
     best
 }
 
-/// Rounds of the refinement, at most.
-const ROUNDS: usize = 4;
-
 /// Least squares for the shared scale with all integers held.
 #[inline(always)]
 fn refit<F: ScaleSuper, V: Simd, const WEIGHTED: bool>(
     groups: &[Group<V>; G],
-    shared: f16,
+    shared: f32,
     choices: &[Choice<V>; G],
-) -> f16 {
-    let d = V::splat(shared.to_f32());
+) -> f32 {
+    let d = V::splat(shared);
     let (mut xa, mut aa) = (0.0f64, 0.0f64);
     for (g, c) in groups.iter().zip(choices) {
-        let [xl, ll] = scale_moments::<F::Levels, V, N, WEIGHTED>(&g.x, &g.w, inverse(d * c.scale));
-        let (xl, ll, scale) = (xl.store(), ll.store(), c.scale.store());
+        let inv = [inverse(d * c.scale)];
+        let [m] = scale_moments::<F::Levels, V, N, WEIGHTED, 1>(&g.x, &g.w, inv);
+        let (xl, ll, scale) = (m.xl.store(), m.ll.store(), c.scale.store());
         for lane in 0..LANES {
             let s = f64::from(scale[lane]);
             xa += s * f64::from(xl[lane]);
@@ -323,18 +338,42 @@ fn refit<F: ScaleSuper, V: Simd, const WEIGHTED: bool>(
         }
     }
     if aa > 0.0 {
-        saturate((xa / aa) as f32)
+        nearest_half::<V>((xa / aa) as f32)
     } else {
         shared
     }
 }
 
-/// The sum of all lanes, in order.
-#[inline(always)]
-fn sum<V: Simd>(v: V) -> f32 {
-    let mut out = 0.0;
-    for v in v.store() {
-        out += v;
-    }
-    out
+pub(in super::super) fn tuned(default: &'static Search) -> &'static Search {
+    static T: std::sync::OnceLock<Option<&'static Search>> = std::sync::OnceLock::new();
+    T.get_or_init(|| {
+        let text = std::env::var("TUNE").ok()?;
+        let mut s = Search {
+            tries: default.tries,
+            keep: default.keep,
+            starts: default.starts,
+            finalists: default.finalists,
+            reach: default.reach,
+            rounds: default.rounds,
+        };
+        for part in text.split(';') {
+            let (k, v) = part.split_once('=').unwrap();
+            let nums = |v: &str| {
+                v.split(',')
+                    .map(|x| x.parse::<f32>().unwrap())
+                    .collect::<Vec<_>>()
+            };
+            match k {
+                "tries" => s.tries = nums(v).leak(),
+                "starts" => s.starts = nums(v).leak(),
+                "keep" => s.keep = v.parse().unwrap(),
+                "fin" => s.finalists = v.parse().unwrap(),
+                "rounds" => s.rounds = v.parse().unwrap(),
+                "reach" => s.reach = nums(v).iter().map(|p| *p as i8).collect::<Vec<_>>().leak(),
+                _ => panic!(),
+            }
+        }
+        Some(Box::leak(Box::new(s)))
+    })
+    .unwrap_or(default)
 }
