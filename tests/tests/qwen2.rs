@@ -196,3 +196,65 @@ fn a_chat_is_chatml() {
     assert_eq!(ids.iter().filter(|id| **id == im_end).count(), 1);
     assert_eq!(ids.first().copied(), tok.vocab().id(b"<|im_start|>"));
 }
+
+/// The constructs of the template in Qwen's own files: tools that may be absent, calls that a
+/// message may lack, a look at the message before.
+const TOOLS: &str = r#"{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- for tool in tools %}
+        {{- tool | tojson }}
+    {%- endfor %}
+{%- else %}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>system\nThe default.<|im_end|>\n' }}
+    {%- endif %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- for tool_call in message.tool_calls %}
+            {%- if tool_call.function is defined %}
+                {%- set tool_call = tool_call.function %}
+            {%- endif %}
+            {{- tool_call.arguments | tojson }}
+        {%- endfor %}
+    {%- elif message.role == "tool" %}
+        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\n<tool_response>\n' }}
+        {{- message.content }}
+        {{- '\n</tool_response>' }}
+        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}
+            {{- '<|im_end|>\n' }}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+"#;
+
+#[test]
+fn a_template_like_qwens_renders() {
+    let (_dir, set) = model();
+    let tok = Tokenizer::from_metadata(set.metadata()).unwrap();
+    let chat = ChatTemplate::new(TOOLS).unwrap();
+    let turns = [
+        ("user", "a"),
+        ("assistant", "b"),
+        ("tool", "c"),
+        ("tool", "d"),
+        ("system", "e"),
+    ];
+    let messages = turns.map(|(role, text)| Message::new(role, text));
+    let want = "<|im_start|>system\nThe default.<|im_end|>\n<|im_start|>user\na<|im_end|>\n\
+        <|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\n<tool_response>\nc\n</tool_response>\n\
+        <tool_response>\nd\n</tool_response><|im_end|>\n<|im_start|>system\ne<|im_end|>\n\
+        <|im_start|>assistant\n";
+    let ids = chat.render(&tok, &messages, true).unwrap();
+    assert_eq!(ids, tok.encode(want, true));
+}
