@@ -123,7 +123,14 @@ fn vectors_become_f32() {
         assert_eq!(other.block_type, BlockType::F32);
         let mut values = common::weights(&gguf, name);
         let mut rounded = vec![0; 2 * values.len()];
-        quantize_row(BlockType::BF16, &values, None, &mut rounded).unwrap();
+        quantize_row(
+            BlockType::BF16,
+            &values,
+            None,
+            formats::blocks::Effort::Normal,
+            &mut rounded,
+        )
+        .unwrap();
         dequantize_row(BlockType::BF16, &rounded, &mut values).unwrap();
         assert_ne!(gguf.data(t), folder.data(other));
         assert_eq!(common::weights(&folder, name), values);
