@@ -27,8 +27,8 @@ const LIMIT: f32 = 31.0;
 
 /// Levels the largest magnitude of a sub-block is tried at. The smallest are for sub-blocks of
 /// almost equal magnitudes.
-const TRIES: [f32; 15] = [
-    1.0, 3.0, 6.0, 8.5, 10.2, 11.6, 12.6, 13.4, 14.2, 15.0, 15.8, 16.7, 17.8, 19.5, 23.0,
+const TRIES: [f32; 11] = [
+    1.0, 3.0, 7.0, 10.2, 12.0, 13.2, 14.4, 15.6, 17.0, 19.0, 22.0,
 ];
 /// What a block stores.
 pub(super) struct Fit {
@@ -98,15 +98,28 @@ static LEVELS: [Four; 512] = {
     out
 };
 
+/// The cells of a sub-block whose values are `y` steps.
+#[inline(always)]
+fn cells_of(y: &[Four; FOURS]) -> [usize; FOURS] {
+    // Adding 2²³ leaves no fraction bits, and the level in the last ones: this vectorises, which
+    // a cast to an integer of any size does not.
+    const SHIFT: f32 = 8_388_608.0;
+    let levels = y.map(|four| {
+        four.map(|v| {
+            // Levels are odd: 1 is the number 0, 3 the number 1.
+            let number = v * 0.5 - 0.5;
+            let low = if number > 0.0 { number } else { 0.0 };
+            let bound = if low < 7.0 { low } else { 7.0 };
+            (bound + SHIFT).to_bits() & 7
+        })
+    });
+    levels.map(|l| (l[0] | l[1] << 3 | l[2] << 6 | l[3] << 9) as usize)
+}
+
 impl Cells {
-    /// The entry nearest to `y` in `Σ w·(y − level)²`.
+    /// The entry nearest to `y`, a point of `cell`, in `Σ w·(y − level)²`.
     #[inline(always)]
-    fn nearest(&self, y: &Four, w: &Four) -> u16 {
-        let mut cell = 0;
-        for (j, v) in y.iter().enumerate() {
-            // The cast takes the whole part: levels are odd, so borders are even.
-            cell |= ((v * 0.5).min(7.0) as usize) << (3 * j);
-        }
+    fn nearest(&self, cell: usize, y: &Four, w: &Four) -> u16 {
         let near = &self.near[self.start[cell] as usize..self.start[cell + 1] as usize];
         if let [only] = near {
             return *only;
@@ -117,24 +130,29 @@ impl Cells {
             let l = &LEVELS[usize::from(entry)];
             let e: Four = std::array::from_fn(|j| l[j] * (w[j] * l[j] - slope[j]));
             let e = (e[0] + e[2]) + (e[1] + e[3]);
-            if e < least {
-                (best, least) = (entry, e);
-            }
+            (best, least) = if e < least { (entry, e) } else { (best, least) };
         }
         best
+    }
+
+    /// The entries nearest to the values of a sub-block under `step`.
+    #[inline(always)]
+    fn entries(&self, x: &[Four; FOURS], w: &[Four; FOURS], step: f32) -> [u16; FOURS] {
+        let inv = inverse(step);
+        let y = x.map(|four| four.map(|v| v * inv));
+        let cells = cells_of(&y);
+        std::array::from_fn(|e| self.nearest(cells[e], &y[e], &w[e]))
     }
 
     /// The sums of the levels nearest under `step`.
     #[inline(always)]
     fn sums(&self, x: &[Four; FOURS], w: &[Four; FOURS], step: f32) -> Sums {
-        let inv = inverse(step);
         let (mut xl, mut ll) = ([0.0; 4], [0.0; 4]);
-        for (x, w) in x.iter().zip(w) {
-            let y = x.map(|v| v * inv);
-            let l = &LEVELS[usize::from(self.nearest(&y, w))];
+        for (e, entry) in self.entries(x, w, step).into_iter().enumerate() {
+            let l = &LEVELS[usize::from(entry)];
             for j in 0..4 {
-                let wl = w[j] * l[j];
-                xl[j] += wl * x[j];
+                let wl = w[e][j] * l[j];
+                xl[j] += wl * x[e][j];
                 ll[j] += wl * l[j];
             }
         }
@@ -169,10 +187,7 @@ fn fit_inner(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fit {
     });
     let mut entries = [0; QK_K / 4];
     for (b, entries) in entries.as_chunks_mut::<FOURS>().0.iter_mut().enumerate() {
-        let inv = inverse(d.to_f32() * f32::from(scales[b]));
-        for (entry, (x, w)) in entries.iter_mut().zip(x[b].iter().zip(&w[b])) {
-            *entry = cells.nearest(&x.map(|v| v * inv), w);
-        }
+        *entries = cells.entries(&x[b], &w[b], d.to_f32() * f32::from(scales[b]));
     }
     Fit {
         d,
