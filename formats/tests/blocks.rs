@@ -259,6 +259,27 @@ fn encoding_errs_no_more_than_the_reference() {
     assert!(worse.is_empty(), "{worse:#?}");
 }
 
+/// A deeper search may end elsewhere on one row, but not worse on the whole.
+#[test]
+fn more_effort_errs_less() {
+    let mut deeper = 0;
+    for ty in written().filter(|t| t.block_len() > 1) {
+        let mut sums = [0.0; 2];
+        for kind in 0..ROWS as u32 {
+            let x = row(kind);
+            for (effort, sum) in Effort::ALL.into_iter().zip(&mut sums) {
+                let mut bytes = vec![0; ty.row_bytes(WIDTH).unwrap()];
+                quantize_row(ty, &x, None, effort, &mut bytes).unwrap();
+                *sum += error(&x, &decode(ty, &bytes), None) / error(&x, &[0.0; WIDTH], None);
+            }
+        }
+        let [normal, high] = sums;
+        assert!(high <= normal * 1.0001, "{ty}: {high} over {normal}");
+        deeper += usize::from(high < normal * 0.999);
+    }
+    assert!(deeper >= 4, "only {deeper} types have a deeper search");
+}
+
 #[test]
 fn importance_moves_the_error_to_where_it_matters_less() {
     let mut lcg = Lcg(7);

@@ -9,6 +9,9 @@
 //! The searches behind the encoders are in `fit`, written once over the vectors of `simd`;
 //! `shared_scale` is that of IQ4_XS and IQ3_S. The codebooks of the IQ types are in `grids`.
 
+// What takes vectors must be inlined into the function that may use the wide registers.
+#![allow(clippy::inline_always)]
+
 use std::fmt;
 
 mod codec;

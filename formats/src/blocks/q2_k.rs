@@ -100,11 +100,11 @@ const NORMAL: Search = Search {
 
 const HIGH: Search = Search {
     trims: &MORE_TRIMS,
-    keep: 6,
+    keep: 3,
     starts: &MORE_STARTS,
-    finalists: 8,
+    finalists: 4,
     reach: &FAR,
-    rounds: 6,
+    rounds: 4,
 };
 
 impl BlockQ2K {
@@ -166,7 +166,7 @@ impl AffineSuper<16> for BlockQ2K {
 
     fn search(effort: Effort) -> &'static Search {
         match effort {
-            Effort::Normal => affine_super::tuned(&NORMAL),
+            Effort::Normal => &NORMAL,
             Effort::High => &HIGH,
         }
     }

@@ -49,11 +49,11 @@ const NORMAL: Search = Search {
 
 const HIGH: Search = Search {
     tries: &MORE_TRIES,
-    keep: 8,
+    keep: 6,
     starts: &MORE_STARTS,
-    finalists: 8,
+    finalists: 4,
     reach: &[0, -1, 1, -2, 2, 3],
-    rounds: 6,
+    rounds: 4,
 };
 
 impl BlockQ3K {
@@ -135,7 +135,7 @@ impl ScaleSuper for BlockQ3K {
 
     fn search(effort: Effort) -> &'static Search {
         match effort {
-            Effort::Normal => scale_super::tuned(&NORMAL),
+            Effort::Normal => &NORMAL,
             Effort::High => &HIGH,
         }
     }

@@ -24,6 +24,9 @@ pub(super) struct Group<V, const N: usize> {
     /// Where the levels would start, and how far they would reach, without trimming.
     pub(super) low: V,
     pub(super) width: V,
+    /// How far the start may move: `width`, but 0 where the levels start at zero because no
+    /// weight is below it.
+    pub(super) play: V,
 }
 
 /// What least squares needs to know of the levels of a group.
@@ -69,6 +72,7 @@ impl<V: Simd, const N: usize> Group<V, N> {
             total: zero,
             low: zero,
             width: zero,
+            play: zero,
         }
     }
 
@@ -90,8 +94,11 @@ impl<V: Simd, const N: usize> Group<V, N> {
         if !WEIGHTED {
             sw = V::splat(N as f32);
         }
+        let mut grounded = low;
         if SINK {
             low = low.min(V::zero());
+        } else {
+            grounded = V::splat(-1.0);
         }
         let mean = swx / sw;
         let mut dev = *x;
@@ -109,6 +116,7 @@ impl<V: Simd, const N: usize> Group<V, N> {
             total,
             low: low - mean,
             width: high - low,
+            play: grounded.if_less(V::zero(), high - low, V::zero()),
         }
     }
 
@@ -220,7 +228,7 @@ pub(in super::super) fn encode<B: AffineBlock, V: Simd, const WEIGHTED: bool>(
     for i in 0..trims.len() + 2 {
         let (offset, inv) = match trims.get(i) {
             Some(&(below, above)) => (
-                g.low + g.width * V::splat(below),
+                g.low + g.play * V::splat(below),
                 inverse(g.width) * V::splat(top / (1.0 - below - above)),
             ),
             None => (best.offset, inverse(best.scale)),

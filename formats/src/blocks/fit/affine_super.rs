@@ -192,7 +192,7 @@ fn try_levels<V: Simd, const WEIGHTED: bool, const N: usize>(
     while i < trims.len() + 1 {
         let (mut offset, mut inv) = ([best.offset; 2], [inverse(best.scale); 2]);
         for (c, &(below, above)) in trims.iter().skip(i).take(2).enumerate() {
-            offset[c] = g.low + g.width * V::splat(below);
+            offset[c] = g.low + g.play * V::splat(below);
             inv[c] = unit * V::splat(top / (1.0 - below - above));
         }
         for m in g.moments::<WEIGHTED, 2>(offset, inv, top) {
@@ -293,7 +293,7 @@ fn first_choice<V: Simd, const N: usize, const G: usize>(
 }
 
 /// Room for the pairs to be refined.
-const FINALISTS: usize = 8;
+const FINALISTS: usize = 4;
 
 /// The integers with which the kept levels err least.
 #[inline(always)]
@@ -445,11 +445,11 @@ pub(in super::super) const STARTS: [(f32, f32); 5] = [
 ];
 
 /// Shared scales for a long one: a grid.
-pub(in super::super) const MORE_STARTS: [(f32, f32); 64] = {
-    let mut out = [(0.0, 0.0); 64];
+pub(in super::super) const MORE_STARTS: [(f32, f32); 36] = {
+    let mut out = [(0.0, 0.0); 36];
     let mut i = 0;
-    while i < 64 {
-        let (a, b) = ((i / 8) as f32, (i % 8) as f32);
+    while i < 36 {
+        let (a, b) = ((i / 6) as f32, (i % 6) as f32);
         out[i] = (0.97 + 0.02 * a, 0.97 + 0.02 * b);
         i += 1;
     }
@@ -479,62 +479,3 @@ pub(in super::super) const FAR: [(i8, i8); 27] = {
     }
     out
 };
-
-pub(in super::super) fn tuned(default: &'static Search) -> &'static Search {
-    static T: std::sync::OnceLock<Option<&'static Search>> = std::sync::OnceLock::new();
-    T.get_or_init(|| {
-        let text = std::env::var("TUNE").ok()?;
-        let mut s = Search {
-            trims: default.trims,
-            keep: default.keep,
-            starts: default.starts,
-            finalists: default.finalists,
-            reach: default.reach,
-            rounds: default.rounds,
-        };
-        for part in text.split(';') {
-            let (k, v) = part.split_once('=').unwrap();
-            let nums = |v: &str| {
-                v.split(',')
-                    .map(|x| x.parse::<f32>().unwrap())
-                    .collect::<Vec<_>>()
-            };
-            let pairs = |v: &str| {
-                v.split(' ')
-                    .map(|x| {
-                        let n = nums(x);
-                        (n[0], n[1])
-                    })
-                    .collect::<Vec<_>>()
-            };
-            match k {
-                "grid" => {
-                    let (a, b) = v.split_once('/').unwrap();
-                    let (a, b) = (nums(a), nums(b));
-                    let mut o = vec![];
-                    for x in &a {
-                        for y in &b {
-                            o.push((*x, *y));
-                        }
-                    }
-                    s.trims = o.leak();
-                }
-                "trims" => s.trims = pairs(v).leak(),
-                "starts" => s.starts = pairs(v).leak(),
-                "keep" => s.keep = v.parse().unwrap(),
-                "fin" => s.finalists = v.parse().unwrap(),
-                "rounds" => s.rounds = v.parse().unwrap(),
-                "reach" => {
-                    s.reach = pairs(v)
-                        .iter()
-                        .map(|p| (p.0 as i8, p.1 as i8))
-                        .collect::<Vec<_>>()
-                        .leak()
-                }
-                _ => panic!(),
-            }
-        }
-        Some(Box::leak(Box::new(s)))
-    })
-    .unwrap_or(default)
-}

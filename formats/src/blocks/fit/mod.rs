@@ -84,28 +84,25 @@ struct EncodeRow<'a, B> {
 impl<B: Batch> Kernel for EncodeRow<'_, B> {
     #[inline(always)]
     fn run<V: Simd>(self) {
-        match self.importance {
-            None => {
-                for (x, out) in self
-                    .row
-                    .chunks(QK_K)
-                    .zip(self.out.chunks_mut(batch_bytes::<B>()))
-                {
-                    let x = finite::<V>(&padded(x));
-                    B::encode::<V, false>(&x, &[1.0; QK_K], self.effort, out);
+        let outs = self.out.chunks_mut(batch_bytes::<B>());
+        let ones = [1.0; QK_K];
+        for (i, (x, out)) in self.row.chunks(QK_K).zip(outs).enumerate() {
+            let x = finite::<V>(&padded(x));
+            // A product with 1 changes nothing, so plain arrays do without code of their own.
+            let Some(w) = self.importance else {
+                if V::WIDE {
+                    B::encode::<V, false>(&x, &ones, self.effort, out);
+                } else {
+                    B::encode::<V, true>(&x, &ones, self.effort, out);
                 }
+                continue;
+            };
+            let first = i * QK_K;
+            let mut w = padded(&w[first..w.len().min(first + QK_K)]);
+            for block in w.chunks_exact_mut(B::WEIGHTS) {
+                relative(block);
             }
-            Some(w) => {
-                let pairs = self.row.chunks(QK_K).zip(w.chunks(QK_K));
-                for ((x, w), out) in pairs.zip(self.out.chunks_mut(batch_bytes::<B>())) {
-                    let x = finite::<V>(&padded(x));
-                    let mut w = padded(w);
-                    for block in w.chunks_exact_mut(B::WEIGHTS) {
-                        relative(block);
-                    }
-                    B::encode::<V, true>(&x, &w, self.effort, out);
-                }
-            }
+            B::encode::<V, true>(&x, &w, self.effort, out);
         }
     }
 }
@@ -211,5 +208,94 @@ const HALF_MOST: i16 = 0x7bff;
 fn put<B: Pod>(block: &B, out: &mut [u8], index: usize) {
     if let Some(out) = out.chunks_exact_mut(size_of::<B>()).nth(index) {
         out.copy_from_slice(bytemuck::bytes_of(block));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::dispatch_scalar;
+    use super::super::*;
+    use super::*;
+
+    struct Lcg(u32);
+
+    impl Lcg {
+        fn uniform(&mut self) -> f32 {
+            self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (self.0 >> 8) as f32 * (-23f32).exp2() - 1.0
+        }
+    }
+
+    /// Rows of two super-blocks, ordinary and awkward.
+    fn rows() -> Vec<Vec<f32>> {
+        let mut g = Lcg(3);
+        let mut bell = || g.uniform() + g.uniform() + g.uniform();
+        let mut rows: Vec<Vec<f32>> = vec![
+            (0..512).map(|_| bell()).collect(),
+            (0..512)
+                .map(|i| if i % 13 == 0 { bell() } else { 0.0 })
+                .collect(),
+            (0..512)
+                .map(|i| bell() * ((i / 32) as f32 - 5.0).exp2())
+                .collect(),
+            (0..512).map(|_| bell().abs()).collect(),
+            (0..512).map(|_| 3.0 + bell() * 1e-3).collect(),
+            (0..512)
+                .map(|i| if i == 77 { 1e4 } else { bell() * 1e-6 })
+                .collect(),
+        ];
+        rows.push(vec![0.0; 512]);
+        rows.push(vec![-1.25; 512]);
+        let bad = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::MAX,
+            1e-42,
+            -0.0,
+            f32::NEG_INFINITY,
+            1.0,
+        ];
+        rows.push((0..512).map(|i| bad[i % 7]).collect());
+        rows
+    }
+
+    fn assert_twins<B: Batch>(name: &str) {
+        let rows = rows();
+        for effort in Effort::ALL {
+            for (r, row) in rows.iter().enumerate() {
+                for importance in [None, Some(&rows[3][..]), Some(&rows[8][..])] {
+                    // A row of 32-blocks may end anywhere.
+                    let whole = if B::WEIGHTS == QK_K { 512 } else { 512 - 96 };
+                    let row = &row[..whole];
+                    let importance = importance.map(|w| &w[..whole]);
+                    let bytes = whole / B::WEIGHTS * size_of::<B>();
+                    let (mut widest, mut scalar) = (vec![0; bytes], vec![0; bytes]);
+                    encode_row::<B>(row, importance, effort, &mut widest);
+                    dispatch_scalar(EncodeRow::<B> {
+                        row,
+                        importance,
+                        effort,
+                        out: &mut scalar,
+                        format: PhantomData,
+                    });
+                    assert_eq!(widest, scalar, "{name}, {effort}, row {r}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_writes_the_same_bytes() {
+        assert_twins::<BlockQ2K>("Q2_K");
+        assert_twins::<BlockQ3K>("Q3_K");
+        assert_twins::<BlockQ4K>("Q4_K");
+        assert_twins::<BlockQ5K>("Q5_K");
+        assert_twins::<BlockQ6K>("Q6_K");
+        assert_twins::<BlockQ4_0>("Q4_0");
+        assert_twins::<BlockQ4_1>("Q4_1");
+        assert_twins::<BlockQ5_0>("Q5_0");
+        assert_twins::<BlockQ5_1>("Q5_1");
+        assert_twins::<BlockQ8_0>("Q8_0");
+        assert_twins::<BlockIq4Nl>("IQ4_NL");
     }
 }

@@ -250,7 +250,7 @@ pub(in super::super) const MORE_STARTS: [f32; 40] = {
 };
 
 /// Room for the shared scales to be refined.
-const FINALISTS: usize = 8;
+const FINALISTS: usize = 4;
 
 /// The integers with which the kept levels err least.
 #[inline(always)]
@@ -342,38 +342,4 @@ fn refit<F: ScaleSuper, V: Simd, const WEIGHTED: bool>(
     } else {
         shared
     }
-}
-
-pub(in super::super) fn tuned(default: &'static Search) -> &'static Search {
-    static T: std::sync::OnceLock<Option<&'static Search>> = std::sync::OnceLock::new();
-    T.get_or_init(|| {
-        let text = std::env::var("TUNE").ok()?;
-        let mut s = Search {
-            tries: default.tries,
-            keep: default.keep,
-            starts: default.starts,
-            finalists: default.finalists,
-            reach: default.reach,
-            rounds: default.rounds,
-        };
-        for part in text.split(';') {
-            let (k, v) = part.split_once('=').unwrap();
-            let nums = |v: &str| {
-                v.split(',')
-                    .map(|x| x.parse::<f32>().unwrap())
-                    .collect::<Vec<_>>()
-            };
-            match k {
-                "tries" => s.tries = nums(v).leak(),
-                "starts" => s.starts = nums(v).leak(),
-                "keep" => s.keep = v.parse().unwrap(),
-                "fin" => s.finalists = v.parse().unwrap(),
-                "rounds" => s.rounds = v.parse().unwrap(),
-                "reach" => s.reach = nums(v).iter().map(|p| *p as i8).collect::<Vec<_>>().leak(),
-                _ => panic!(),
-            }
-        }
-        Some(Box::leak(Box::new(s)))
-    })
-    .unwrap_or(default)
 }

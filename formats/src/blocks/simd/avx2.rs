@@ -52,6 +52,8 @@ operator!(Mul, mul, _mm256_mul_ps);
 operator!(Div, div, _mm256_div_ps);
 
 impl Simd for Register {
+    const WIDE: bool = true;
+
     #[inline(always)]
     fn splat(v: f32) -> Self {
         // SAFETY: below `run` the processor has AVX2.

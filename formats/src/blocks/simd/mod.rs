@@ -19,6 +19,9 @@ pub(super) const LANES: usize = 8;
 pub(super) trait Simd:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
+    /// Whether these are registers.
+    const WIDE: bool;
+
     fn splat(v: f32) -> Self;
 
     fn load(v: &[f32; LANES]) -> Self;

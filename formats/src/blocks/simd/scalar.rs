@@ -63,6 +63,8 @@ impl Div for Array {
 }
 
 impl Simd for Array {
+    const WIDE: bool = false;
+
     #[inline(always)]
     fn splat(v: f32) -> Self {
         Self([v; LANES])
