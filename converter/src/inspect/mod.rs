@@ -126,10 +126,13 @@ struct Tensor {
 /// When the file is no model, a half whose keys are damaged, or, with bits, a model that cannot
 /// be cut.
 pub fn run(args: &InspectArgs) -> Result<(), Box<dyn Error>> {
-    let mut inspection = if args.file.is_dir() {
+    let mut inspection = if Source::is_hugging_face(&args.file) {
         let source = Source::open(&args.file)?;
         let tensors: Vec<&TensorInfo> = source.tensors().collect();
-        gather(&args.file, source.metadata(), &tensors, None)
+        let mut found = gather(&args.file, source.metadata(), &tensors, None);
+        found.files = source.stamps().len();
+        found.file_bytes = source.stamps().iter().map(|s| s.bytes as usize).sum();
+        found
     } else {
         of_file(&args.file)?
     };

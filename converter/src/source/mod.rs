@@ -131,6 +131,11 @@ impl Source {
         })
     }
 
+    /// Whether `path` is to be read in the Hugging Face layout: a folder, or a file of one.
+    pub fn is_hugging_face(path: &Path) -> bool {
+        hf::is_folder(path)
+    }
+
     /// The file that was named.
     pub fn path(&self) -> &Path {
         &self.path

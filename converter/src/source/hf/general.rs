@@ -9,6 +9,8 @@ use formats::gguf::{Metadata, Value};
 use regex::Regex;
 use serde_json::{Map, Value as Json};
 
+use super::card::Card;
+
 /// What a model's name says.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Parts {
@@ -267,31 +269,90 @@ pub(super) fn sampling(generation: &Map<String, Json>, meta: &mut Metadata) {
     }
 }
 
-/// Writes the name and what it says: first the one in config.json, then the folder's.
-pub(super) fn names(given: Option<&str>, folder: &str, total: u64, meta: &mut Metadata) {
+/// Writes the name and what it says: first what the card says, then the name in config.json,
+/// then the folder's.
+pub(super) fn names(
+    card: &Card,
+    given: Option<&str>,
+    folder: &str,
+    total: u64,
+    meta: &mut Metadata,
+) {
     // More than one slash is somebody's path.
     let given = given.filter(|g| g.matches('/').count() <= 1);
-    let mut all = given.map(|g| parts(g, total)).unwrap_or_default();
-    let more = parts(folder, total);
-    all.full = all.full.or(more.full);
-    all.organization = all.organization.or(more.organization);
-    all.basename = all.basename.or(more.basename);
-    all.finetune = all.finetune.or(more.finetune);
-    all.version = all.version.or(more.version);
-    all.size_label = all.size_label.or(more.size_label);
-    let label = all.size_label.or_else(|| Some(size_label(total)));
+    let given = given.map(|g| parts(g, total)).unwrap_or_default();
+    let folder = parts(folder, total);
+    let said = |names: &[&str]| card.one(names).map(str::to_owned);
+    let named = |name: Option<String>| name.map(|n| title(&n));
     for (key, value) in [
-        ("name", all.full.map(|n| title(&n))),
-        ("version", all.version),
-        ("organization", all.organization.map(|o| title(&o))),
-        ("finetune", all.finetune),
-        ("basename", all.basename),
-        ("size_label", label),
+        (
+            "name",
+            said(&["name", "model_name"]).or(named(given.full.or(folder.full))),
+        ),
+        ("author", said(&["author", "model_author", "model_creator"])),
+        (
+            "version",
+            said(&["version", "model_version"])
+                .or(given.version)
+                .or(folder.version),
+        ),
+        (
+            "organization",
+            said(&["organization", "model_organization"])
+                .or(named(given.organization.or(folder.organization))),
+        ),
+        (
+            "finetune",
+            said(&["finetune", "model_finetune"])
+                .or(given.finetune)
+                .or(folder.finetune),
+        ),
+        (
+            "basename",
+            said(&["basename", "model_basename", "model_type"])
+                .or(given.basename)
+                .or(folder.basename),
+        ),
+        ("description", said(&["description", "model_description"])),
+        (
+            "size_label",
+            said(&["size_label", "model_size_label"])
+                .or(given.size_label)
+                .or(folder.size_label)
+                .or_else(|| Some(size_label(total))),
+        ),
     ] {
         if let Some(value) = value {
             meta.set(&format!("general.{key}"), Value::string(&value));
         }
     }
+}
+
+/// What the name of another model, or of a data set, says about it: fields and texts.
+pub(super) fn origin(id: &str, total: u64) -> Vec<(&'static str, String)> {
+    let url = ["http://", "https://", "ssh://"]
+        .iter()
+        .any(|s| id.starts_with(s));
+    let at_home = id
+        .strip_prefix("https://huggingface.co/")
+        .or_else(|| id.strip_prefix("http://huggingface.co/"))
+        .filter(|rest| rest.split('/').filter(|p| !p.is_empty()).count() == 2)
+        .filter(|rest| rest.matches('/').count() == 1);
+    let mut all = Vec::new();
+    if url {
+        all.push(("repo_url", id.to_owned()));
+    }
+    let Some(name) = at_home.or(Some(id).filter(|_| !url)) else {
+        return all;
+    };
+    let found = parts(name, total);
+    if let (false, Some(org), Some(full)) = (url, &found.organization, &found.full) {
+        all.push(("repo_url", format!("https://huggingface.co/{org}/{full}")));
+    }
+    all.extend(found.full.map(|n| ("name", title(&n))));
+    all.extend(found.version.map(|v| ("version", v)));
+    all.extend(found.organization.map(|o| ("organization", title(&o))));
+    all
 }
 
 #[cfg(test)]

@@ -6,10 +6,11 @@
 //! | `folder`, `bounded` | the files, within limits |
 //! | `config` | config.json: architecture, sizes, RoPE |
 //! | `tensors`, `names` | safetensors; what each tensor is called in a GGUF |
-//! | `general` | what the model is called |
+//! | `general`, `card` | what the model is called; the head of README.md |
 //! | `vocab`, `tokenizer_json`, `sentencepiece`, `pretok`, `special` | the tokenizer |
 
 mod bounded;
+mod card;
 mod config;
 mod error;
 mod folder;
@@ -31,6 +32,7 @@ use formats::gguf::{Metadata, TensorInfo, Value};
 use serde_json::Value as Json;
 
 use super::rows::{RowOrder, Rows};
+use card::Card;
 use config::{Arch, Config, Rope};
 use folder::{CONFIG, Folder, GENERATION_CONFIG};
 use names::{EMBEDDING, Fate, HEAD, Known, LAYER};
@@ -321,7 +323,10 @@ fn keys(
         general::sampling(&generation, meta);
     }
     let given = config.json.get("_name_or_path").and_then(Json::as_str);
-    general::names(given.filter(|g| !g.is_empty()), &folder.name(), total, meta);
+    let given = given.filter(|g| !g.is_empty());
+    let card = Card::read(folder)?;
+    general::names(&card, given, &folder.name(), total, meta);
+    card.write(total, meta);
     let mut set = |key: &str, value: Value| meta.set(&format!("{arch}.{key}"), value);
     set("block_count", Value::u32(config.n_layer));
     set("context_length", Value::u32(config.n_ctx));
