@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use formats::blocks::{BlockType, Effort, RowError, UnknownBlockType};
 use regex::Regex;
 
-use crate::recipe::{Bits, TensorRule};
+use crate::recipe::{Bits, Spending, TensorRule};
 use crate::{convert, inspect, one_line, verify};
 
 /// Cuts a Llama model between two layers: a low-bit edge half and a high-bit cloud half.
@@ -66,6 +66,17 @@ pub struct ConvertArgs {
     /// How long to search for the encoding that errs least: normal, high
     #[arg(long, value_name = "EFFORT", default_value_t)]
     pub effort: Effort,
+    /// Importance matrix: of `splitrun calibrate`, or of llama-imatrix (GGUF or .dat)
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// How a half's bits are spent: `auto` gives the matrices that need it more than others,
+    /// `flat` gives all the same type
+    #[arg(long, value_enum, value_name = "RECIPE", default_value_t = Spending::Auto)]
+    pub recipe: Spending,
+    /// Bits per weight that the edge's layers may cost together, instead of those of the type
+    /// that --edge-bits names
+    #[arg(long, value_name = "BPW", value_parser = budget, conflicts_with = "edge_type")]
+    pub edge_budget: Option<f64>,
     /// Folder for the two files, made if need be [default: the working directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -114,6 +125,13 @@ pub struct VerifyArgs {
     /// One JSON object on standard output
     #[arg(long)]
     pub json: bool,
+}
+
+fn budget(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(bits) if (1.0..=32.0).contains(&bits) => Ok(bits),
+        _ => Err("expected a number of bits per weight from 1 to 32, as 3.6".into()),
+    }
 }
 
 fn tensor_rule(text: &str) -> Result<TensorRule, String> {

@@ -6,6 +6,7 @@ use std::io::Write;
 use formats::pair::PairName;
 
 use crate::cli::ConvertArgs;
+use crate::importance::Importance;
 use crate::printable;
 use crate::progress;
 use crate::recipe::{self, Bits, Request};
@@ -33,9 +34,16 @@ pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
         cloud_type: args.cloud_type,
         tensor_types: args.tensor_type.clone(),
         effort: args.effort,
+        spending: args.recipe,
+        edge_budget: args.edge_budget,
     };
     let source = Source::open(model)?;
-    let plan = recipe::plan(&source, &request)?;
+    let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
+    let threads = match args.threads {
+        Some(n) => usize::from(n),
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let plan = recipe::plan(&source, &request, importance.as_ref(), threads)?;
     let target = Target {
         folder: args.out.clone().unwrap_or_default(),
         name: PairName {
@@ -54,10 +62,6 @@ pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
     if args.dry_run {
         return Report::new(&source, &plan, &target, None).print(args.json);
     }
-    let threads = match args.threads {
-        Some(n) => usize::from(n),
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
     progress::stop_on_signals();
     let progress = progress::for_stderr();
     let written = stream::write_pair(&source, &plan, &target, threads, progress.as_ref())?;

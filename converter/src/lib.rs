@@ -3,6 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`source`] | opens a model and checks that it is whole and of a kind that can be cut |
+//! | [`importance`] | what an error in each column of each matrix costs, from an importance matrix |
 //! | [`recipe`] | decides which tensor goes to which half in which block type |
 //! | [`stream`] | sends the tensors through the encoders into the two files |
 //! | [`report`] | what is said about a conversion: table, lines, JSON |
@@ -15,6 +16,7 @@ use std::borrow::Cow;
 pub mod at;
 pub mod cli;
 pub mod convert;
+pub mod importance;
 pub mod inspect;
 pub mod progress;
 pub mod recipe;

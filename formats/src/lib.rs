@@ -7,12 +7,14 @@
 //! |---|---|
 //! | [`gguf`] | reader over a memory map, streaming writer, typed metadata |
 //! | [`blocks`] | one file per GGML block type: layout, decode, encode |
+//! | [`imatrix`] | importance matrices and statistics of the boundary |
 //! | [`model`] | architectures, their sizes and tensors |
 //! | [`pair`] | names, keys and the boundary contract of the two halves |
 //! | [`wire`] | the activation frame: TS, TAB-Q, zstd |
 
 pub mod blocks;
 pub mod gguf;
+pub mod imatrix;
 pub mod model;
 pub mod pair;
 pub mod wire;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use crate::cli::InspectArgs;
-use crate::recipe::{self, Bits, Request};
+use crate::recipe::{self, Bits, Request, Spending};
 use crate::report::{print_json, print_text};
 use crate::source::{Place, Source};
 
@@ -362,7 +362,12 @@ fn with_recipe(inspection: &mut Inspection, args: &InspectArgs) -> Result<(), Bo
                 edge_type: None,
                 cloud_type: None,
                 tensor_types: Vec::new(),
+                // Another spending of the same budget weighs the same but for a crumb.
+                spending: Spending::Flat,
+                edge_budget: None,
             },
+            None,
+            1,
         )?;
         cut.recipe_edge_bytes = Some(plan.edge.bytes);
         cut.recipe_cloud_bytes = Some(plan.cloud.bytes);

@@ -5,17 +5,22 @@
 //! and the layers' matrices get the type of the half's bits, unless the source costs no more
 //! bits per weight already: then they are copied byte for byte. A forced type always re-encodes.
 
+mod budget;
+mod damage;
+mod spread;
 mod types;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use formats::blocks::{BlockType, Effort};
 use formats::gguf::{TensorDecl, TensorInfo};
-use formats::pair::HalfRole;
+use formats::pair::{Digest, HalfRole};
 use regex::Regex;
 
 pub use types::{BadBits, Bits, file_type, fits, half_float};
 
+use crate::importance::{Importance, ImportanceError};
 use crate::source::{Place, Source, SourceError};
 
 /// `--tensor-type RE=T`.
@@ -25,6 +30,16 @@ pub struct TensorRule {
     pub pattern: Regex,
     /// The type they get.
     pub block_type: BlockType,
+}
+
+/// How a half's bits are spent on the matrices of its layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Spending {
+    /// More on those that need it, less on others, the same in all.
+    #[default]
+    Auto,
+    /// The same type for all.
+    Flat,
 }
 
 /// What a user asks for.
@@ -44,6 +59,10 @@ pub struct Request {
     pub tensor_types: Vec<TensorRule>,
     /// How long the encoders search.
     pub effort: Effort,
+    /// How the bits are spent.
+    pub spending: Spending,
+    /// Bits per weight of the edge's layer matrices, instead of those of the flat type.
+    pub edge_budget: Option<f64>,
 }
 
 impl Request {
@@ -84,6 +103,9 @@ pub enum RecipeError {
         /// Weights in a row.
         row_len: u64,
     },
+    /// The importance matrix is another model's.
+    #[error(transparent)]
+    Importance(#[from] ImportanceError),
     /// A pattern without a tensor.
     #[error(
         "--tensor-type '{pattern}={block_type}' matches no tensor{only_vectors}; `splitconv inspect --all` lists the names"
@@ -121,6 +143,10 @@ pub struct TensorPlan {
     pub bytes: u64,
     /// Whether it is a matrix of a layer: what the bits are spent on.
     pub layer_matrix: bool,
+    /// Whether an option named its type.
+    pub forced: bool,
+    /// What an error in each column costs, for the encoder.
+    pub importance: Option<Arc<[f32]>>,
 }
 
 impl TensorPlan {
@@ -168,6 +194,8 @@ pub struct Plan {
     pub edge: HalfCost,
     /// Cost of the cloud.
     pub cloud: HalfCost,
+    /// Digest of the importance matrix that was given.
+    importance: Option<Digest>,
 }
 
 impl Plan {
@@ -184,6 +212,15 @@ impl Plan {
         }
     }
 
+    /// Digest of the importances, when an encoder is given any: other bytes come of them.
+    pub fn imatrix_digest(&self) -> Option<Digest> {
+        let used = self
+            .tensors
+            .iter()
+            .any(|t| t.encode && t.importance.is_some());
+        self.importance.filter(|_| used)
+    }
+
     /// The type that most weights of the pair have.
     pub fn main_type(&self) -> BlockType {
         let mut weights: BTreeMap<BlockType, u64> = BTreeMap::new();
@@ -195,16 +232,26 @@ impl Plan {
     }
 }
 
-/// Decides for every tensor of `source`.
+/// Decides for every tensor of `source`; `threads` try types on samples of it, if that is asked
+/// for. The answer does not depend on their number.
 ///
 /// # Errors
-/// [`RecipeError`] for a cut or a forced type that the model cannot have.
-pub fn plan(source: &Source, request: &Request) -> Result<Plan, RecipeError> {
+/// [`RecipeError`] for a cut or a forced type that the model cannot have, and for an importance
+/// matrix of another model.
+pub fn plan(
+    source: &Source,
+    request: &Request,
+    importance: Option<&Importance>,
+    threads: usize,
+) -> Result<Plan, RecipeError> {
     source.check_split(request.split)?;
+    if let Some(importance) = importance {
+        importance.check(source)?;
+    }
     let mut chooser = Chooser {
         request,
+        importance,
         used: vec![Match::None; request.tensor_types.len()],
-        fallbacks: BTreeMap::new(),
     };
     let mut halves = [Vec::new(), Vec::new()];
     let mut add = |tensor: &TensorInfo, name: &str, place, role: HalfRole| {
@@ -229,19 +276,25 @@ pub fn plan(source: &Source, request: &Request) -> Result<Plan, RecipeError> {
         }
     }
     chooser.check_rules()?;
-    let notes = chooser.notes();
-    let [edge, cloud] = halves;
+    let [mut edge, mut cloud] = halves;
+    for (role, half) in [(HalfRole::Edge, &mut edge), (HalfRole::Cloud, &mut cloud)] {
+        spread::spread(source, request, role, half, threads);
+    }
     let edge_cost = cost(request, HalfRole::Edge, &edge);
     let cloud_cost = cost(request, HalfRole::Cloud, &cloud);
     let mut plan = Plan {
         split: request.split,
         effort: request.effort,
         tensors: edge.into_iter().chain(cloud).collect(),
-        notes,
+        notes: Vec::new(),
         edge: edge_cost,
         cloud: cloud_cost,
+        importance: importance.map(Importance::digest),
     };
+    plan.notes.extend(fallbacks(request, &plan));
     plan.notes.extend(requantised(&plan));
+    plan.notes
+        .extend(importance.and_then(|i| without_importance(&plan, i)));
     Ok(plan)
 }
 
@@ -254,10 +307,9 @@ enum Match {
 
 struct Chooser<'a> {
     request: &'a Request,
+    importance: Option<&'a Importance>,
     /// What each `--tensor-type` has matched.
     used: Vec<Match>,
-    /// (half, row length, type of the bits, type instead) → tensors.
-    fallbacks: BTreeMap<(HalfRole, u64, BlockType, BlockType), usize>,
 }
 
 impl Chooser<'_> {
@@ -272,6 +324,7 @@ impl Chooser<'_> {
         let is_matrix = tensor.dims.len() > 1;
         let row_len = tensor.dims.first().copied().unwrap_or(0);
         let forced = self.forced(name, role, is_matrix);
+        let is_forced = forced.is_some();
         let (to, encode) = match forced {
             Some((forced, option)) => {
                 if !fits(forced, row_len) {
@@ -301,6 +354,13 @@ impl Chooser<'_> {
             from_bytes: tensor.bytes as u64,
             bytes: 0,
             layer_matrix: is_matrix && matches!(place, Place::Layer(_)),
+            forced: is_forced,
+            importance: match place {
+                // A tied head's numbers are not the embedding's: rows are looked up, not summed.
+                Place::Embedding => None,
+                _ if !is_matrix => None,
+                _ => self.importance.and_then(|i| i.of(&tensor.name)).cloned(),
+            },
         };
         let bytes = plan.decl().bytes().ok_or_else(|| RecipeError::RowLength {
             tensor: name.to_owned(),
@@ -341,13 +401,7 @@ impl Chooser<'_> {
         Some((ty, format!("--{role}-type {ty}")))
     }
 
-    fn unforced(
-        &mut self,
-        from: BlockType,
-        row_len: u64,
-        place: Place,
-        role: HalfRole,
-    ) -> BlockType {
+    fn unforced(&self, from: BlockType, row_len: u64, place: Place, role: HalfRole) -> BlockType {
         let Place::Layer(_) = place else {
             let eight = BlockType::Q8_0;
             return if from.bits_per_weight() <= eight.bits_per_weight() {
@@ -362,10 +416,6 @@ impl Chooser<'_> {
         let to = bits.for_rows(from, row_len);
         if from.bits_per_weight() <= to.bits_per_weight() {
             return from;
-        }
-        let flat = bits.flat(from);
-        if to != flat {
-            *self.fallbacks.entry((role, row_len, flat, to)).or_default() += 1;
         }
         to
     }
@@ -385,17 +435,51 @@ impl Chooser<'_> {
         }
         Ok(())
     }
+}
 
-    fn notes(&self) -> Vec<String> {
-        let line = |((role, row_len, flat, to), n): (&(_, u64, BlockType, BlockType), &usize)| {
-            let role: &HalfRole = role;
-            format!(
-                "{role}: rows of {row_len} are not whole blocks of {}: {n} tensors become {to} instead of {flat}",
-                flat.block_len()
-            )
-        };
-        self.fallbacks.iter().map(line).collect()
+/// Says which matrices could not have a type of the bits asked for, and what they got.
+fn fallbacks(request: &Request, plan: &Plan) -> Vec<String> {
+    let mut found: BTreeMap<(HalfRole, u64, BlockType), BTreeMap<BlockType, usize>> =
+        BTreeMap::new();
+    for t in (plan.tensors.iter()).filter(|t| t.layer_matrix && t.encode && !t.forced) {
+        let row_len = t.dims.first().copied().unwrap_or(0);
+        let flat = request.bits(t.role).flat(t.from);
+        if !fits(flat, row_len) {
+            let types = found.entry((t.role, row_len, flat)).or_default();
+            *types.entry(t.to).or_default() += 1;
+        }
     }
+    let line = |((role, row_len, flat), types): (&(HalfRole, u64, BlockType), _)| {
+        let types: &BTreeMap<BlockType, usize> = types;
+        let n: usize = types.values().sum();
+        let names: Vec<&str> = types.keys().map(|t| t.name()).collect();
+        format!(
+            "{role}: rows of {row_len} are not whole blocks of {}: {n} tensors become {} instead of {flat}",
+            flat.block_len(),
+            names.join(" or ")
+        )
+    };
+    found.iter().map(line).collect()
+}
+
+/// One line when some encoders have to do without importances.
+fn without_importance(plan: &Plan, importance: &Importance) -> Option<String> {
+    let without = |t: &&TensorPlan| {
+        let embedding = Place::of(&t.name) == Some(Place::Embedding);
+        t.encode && t.dims.len() > 1 && t.to.block_len() > 1 && t.importance.is_none() && !embedding
+    };
+    let names: Vec<&str> = plan
+        .tensors
+        .iter()
+        .filter(without)
+        .map(|t| t.name.as_str())
+        .collect();
+    let first = names.first()?;
+    Some(format!(
+        "{} says nothing about {} tensors, `{first}` the first of them: they are encoded without importances",
+        importance.path().display(),
+        names.len()
+    ))
 }
 
 /// One line when quantised tensors are quantised again.

@@ -37,6 +37,8 @@ pub(super) struct Job<'a> {
     pub(super) start: u64,
     pub(super) bytes: usize,
     pub(super) effort: Effort,
+    /// What an error in each column costs.
+    pub(super) importance: Option<&'a [f32]>,
 }
 
 impl Job<'_> {
@@ -223,7 +225,7 @@ fn encode(
     for (row, (from, to)) in rows.zip(pairs) {
         dequantize_row(job.from, from, floats).map_err(internal)?;
         check(job, row, floats)?;
-        quantize_row(job.to, floats, None, job.effort, to).map_err(internal)?;
+        quantize_row(job.to, floats, job.importance, job.effort, to).map_err(internal)?;
     }
     Ok(())
 }

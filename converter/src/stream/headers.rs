@@ -93,6 +93,7 @@ impl<'a> Headers<'a> {
             first_layer,
             end_layer,
             source_digest: known.source,
+            imatrix_digest: self.plan.imatrix_digest(),
             tensor_digests: own.collect(),
             rope_freqs: match role {
                 HalfRole::Edge => None,
@@ -122,6 +123,9 @@ impl<'a> Headers<'a> {
         }
         let source = whole.finish();
         let mut id = PairIdBuilder::new(source, self.plan.split);
+        if let Some(digest) = self.plan.imatrix_digest() {
+            id.importance(digest);
+        }
         for t in &self.plan.tensors {
             id.tensor(t.role, &t.name, t.to, t.encode.then_some(self.plan.effort));
         }

@@ -210,6 +210,8 @@ fn fingerprint(source: &Source, plan: &Plan, headers: &Headers<'_>) -> Fingerpri
     f.add("the source's header", &source.header_digest());
     f.add("the cut", &plan.split);
     f.add("the effort", &plan.effort);
+    let importances = plan.imatrix_digest().map(|d| d.to_string());
+    f.add("the importances", &importances.as_deref().unwrap_or("none"));
     let types: Vec<String> = plan.tensors.iter().map(|t| format!("{t:?}")).collect();
     f.add("the types", &Digest::of(types.join("\n").as_bytes()));
     let blank = Known::blank(plan);
@@ -283,6 +285,7 @@ fn jobs<'a>(
             start: start.ok_or(StreamError::Internal("a tensor without a place"))?,
             bytes: t.bytes as usize,
             effort: plan.effort,
+            importance: t.importance.as_deref(),
         });
     }
     Ok(jobs)

@@ -30,6 +30,9 @@ pub(super) enum Command {
     Eval(Eval),
     /// Speed of prefill and decode.
     Bench(Bench),
+    /// What a text does inside the model: the importance matrix for splitconv (and
+    /// llama-quantize), and statistics of the rows at every cut.
+    Calibrate(Calibrate),
     /// Text on standard input to token ids.
     Tokenize(Tokenize),
     /// What this machine can compute with.
@@ -256,6 +259,9 @@ pub(super) struct Eval {
     /// Rows of a frame.
     #[arg(long, value_name = "K", default_value = "1")]
     pub(super) frame_rows: NonZeroUsize,
+    /// The model that --model was made from: how far its answers have moved.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["codec", "frame_rows"])]
+    pub(super) against: Option<PathBuf>,
     /// One JSON object on standard output.
     #[arg(long)]
     pub(super) json: bool,
@@ -276,6 +282,29 @@ pub(super) struct Bench {
     /// Runs, of which medians are reported.
     #[arg(short = 'r', long, default_value = "3")]
     pub(super) runs: NonZeroUsize,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Calibrate {
+    #[command(flatten)]
+    pub(super) model: ModelArg,
+    #[command(flatten)]
+    pub(super) compute: Compute,
+    /// Text to run; the more like the text of later use, the better.
+    #[arg(long, value_name = "FILE")]
+    pub(super) text: PathBuf,
+    /// Where to write (a GGUF that llama-quantize reads as well).
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: PathBuf,
+    /// Tokens of a window.
+    #[arg(short = 'c', long, default_value = "512")]
+    pub(super) ctx: NonZeroUsize,
+    /// Windows [default: all the text has]
+    #[arg(long, value_name = "N")]
+    pub(super) chunks: Option<NonZeroUsize>,
     /// One JSON object on standard output.
     #[arg(long)]
     pub(super) json: bool,

@@ -1,40 +1,94 @@
 //! `splitrun eval | bench | tokenize | devices`.
 
 use std::io::Read as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 
-use super::args::{Bench, Devices, Eval, Tokenize};
+use super::args::{Bench, Compute, Devices, Eval, Tokenize};
 use super::{executor, note, print_json, print_line, threads};
 use crate::exec::Executor;
 use crate::exec::cpu::Isa;
-use crate::measure::{BenchOptions, EvalOptions, evaluate};
+use crate::measure::{BenchOptions, EvalOptions, evaluate, evaluate_against};
 use crate::model::ModelPart;
 use crate::role::{OpenedModel, RunError, open_model, read_metadata};
 use crate::text::Tokenizer;
 
 /// The parts of a model in order: one, or two halves.
-fn parts(model: OpenedModel) -> Vec<ModelPart> {
+pub(super) fn parts(model: OpenedModel) -> Vec<ModelPart> {
     match model {
         OpenedModel::Whole { part, .. } => vec![*part],
         OpenedModel::Pair { edge, cloud } => vec![edge.part, cloud.part],
     }
 }
 
-pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
-    let text = std::fs::read(&args.text).map_err(RunError::io(args.text.display().to_string()))?;
+/// The text of a file.
+pub(super) fn read_text(path: &Path) -> Result<String, RunError> {
+    let text = std::fs::read(path).map_err(RunError::io(path.display().to_string()))?;
     // A text cut at a byte count may end inside a character.
-    let text = String::from_utf8_lossy(&text);
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Executors of all parts of a model.
+fn executors(model: OpenedModel, compute: &Compute) -> Result<Vec<Arc<dyn Executor>>, RunError> {
+    let one = |p| executor(p, compute).map(|e| e as Arc<dyn Executor>);
+    parts(model).into_iter().map(one).collect()
+}
+
+/// `eval --against`.
+fn eval_against(args: &Eval, source: &Path) -> Result<(), RunError> {
+    let text = read_text(&args.text)?;
+    let model = open_model(args.model.model.as_deref())?;
+    let source = open_model(Some(source))?;
+    let tokenizer = Tokenizer::from_metadata(model.metadata())?;
+    let (model, source) = (
+        executors(model, &args.compute)?,
+        executors(source, &args.compute)?,
+    );
+    let mut progress = |done: usize, of: usize, kl: f64| {
+        note(&format!("window {done} of {of}: KL {kl:.5}"));
+    };
+    let chunks = args.chunks.map(usize::from);
+    let ctx = args.ctx.get();
+    let r = evaluate_against(
+        &model,
+        &source,
+        &tokenizer,
+        &text,
+        ctx,
+        chunks,
+        &mut progress,
+    )?;
+    if args.json {
+        return print_json(&r);
+    }
+    print_line(&format!(
+        "KL mean {:.5}, p99 {:.5}, max {:.4}, same top token {:.2} %; perplexity {:.4}, of the \
+         source {:.4}, over {} tokens in {} windows of {}",
+        r.kl_mean,
+        r.kl_p99,
+        r.kl_max,
+        r.top1_agreement * 100.0,
+        r.perplexity,
+        r.perplexity_source,
+        r.tokens_scored,
+        r.windows,
+        r.ctx
+    ))
+}
+
+pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
+    if let Some(source) = &args.against {
+        return eval_against(args, source);
+    }
+    let text = read_text(&args.text)?;
     let model = open_model(args.model.model.as_deref())?;
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
     if matches!(model, OpenedModel::Whole { .. }) && args.codec.is_some() {
         note("an unsplit model has no boundary: the codec is ignored");
     }
-    let execs: Vec<Arc<dyn Executor>> = parts(model)
-        .into_iter()
-        .map(|p| executor(p, &args.compute).map(|e| e as Arc<dyn Executor>))
-        .collect::<Result<_, _>>()?;
+    let execs = executors(model, &args.compute)?;
     let options = EvalOptions {
         ctx: args.ctx.get(),
         chunks: args.chunks.map(usize::from),

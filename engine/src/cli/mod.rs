@@ -1,6 +1,7 @@
 //! The command line of `splitrun`.
 
 mod args;
+mod calibrate;
 mod measure;
 mod roles;
 
@@ -27,6 +28,7 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Some(Command::Eval(a)) => measure::eval(a),
         Some(Command::Bench(a)) => measure::bench(a),
+        Some(Command::Calibrate(a)) => calibrate::calibrate(a),
         Some(Command::Tokenize(a)) => measure::tokenize(a),
         Some(Command::Devices(a)) => measure::devices(a),
         None => match cli.run.role {
@@ -36,7 +38,7 @@ pub fn main() -> ExitCode {
             None => {
                 note(
                     "splitrun: error: say what to run: --role edge, cloud or both, or a command \
-                     (eval, bench, tokenize, devices); --help tells more",
+                     (eval, bench, calibrate, tokenize, devices); --help tells more",
                 );
                 return ExitCode::from(2);
             }

@@ -6,6 +6,7 @@ use formats::wire::{self, Codec, Expect, Origin, PairTag, Scratch};
 use serde::Serialize;
 
 use super::distribution::{Comparison, compare, log_softmax};
+use super::windows::windows;
 use crate::exec::Executor;
 use crate::role::RunError;
 use crate::text::Tokenizer;
@@ -110,13 +111,38 @@ impl Boundary {
     }
 }
 
-/// One window's scores.
+/// Scores so far.
 #[derive(Default)]
-struct Scores {
-    nll: f64,
-    nll_plain: f64,
+pub(super) struct Scores {
+    pub(super) nll: f64,
+    pub(super) nll_plain: f64,
     comparisons: Vec<Comparison>,
-    count: usize,
+    pub(super) count: usize,
+}
+
+/// What the comparisons say together.
+pub(super) struct Kl {
+    pub(super) mean: f64,
+    pub(super) p99: f64,
+    pub(super) max: f64,
+    /// Share of places with the same likeliest token.
+    pub(super) same_top: f64,
+}
+
+impl Scores {
+    pub(super) fn kl(&self) -> Kl {
+        let mut kl: Vec<f64> = self.comparisons.iter().map(|c| c.kl).collect();
+        kl.sort_by(f64::total_cmp);
+        let count = kl.len() as f64;
+        let p99 = ((count * 0.99).ceil() as usize).saturating_sub(1);
+        let same = self.comparisons.iter().filter(|c| c.same_top).count();
+        Kl {
+            mean: kl.iter().sum::<f64>() / count,
+            p99: kl.get(p99).copied().unwrap_or(f64::NAN),
+            max: kl.last().copied().unwrap_or(f64::NAN),
+            same_top: same as f64 / count,
+        }
+    }
 }
 
 /// Measures `text` over `front` and, when the model is in two halves, `back`.
@@ -134,23 +160,7 @@ pub fn evaluate(
     options: &EvalOptions,
     progress: &mut dyn FnMut(usize, usize, f64),
 ) -> Result<EvalReport, RunError> {
-    if options.ctx < 4 {
-        return Err(RunError::Usage("--ctx must be at least 4".into()));
-    }
-    let mut ids = tokenizer.encode(text, false);
-    if tokenizer.add_bos()
-        && let Some(bos) = tokenizer.bos()
-    {
-        ids.insert(0, bos);
-    }
-    let windows = (ids.len() / options.ctx).min(options.chunks.unwrap_or(usize::MAX));
-    if windows == 0 {
-        return Err(RunError::Request(format!(
-            "the text has {} tokens, fewer than one window of {}; lower --ctx or take a longer text",
-            ids.len(),
-            options.ctx
-        )));
-    }
+    let windows = windows(tokenizer, text, options.ctx, options.chunks)?;
     // A whole model has no boundary.
     let mut boundary = options
         .codec
@@ -168,38 +178,31 @@ pub fn evaluate(
             largest: 0,
         });
     let mut total = Scores::default();
-    for w in 0..windows {
-        let mut window = ids[w * options.ctx..(w + 1) * options.ctx].to_vec();
-        if tokenizer.add_bos()
-            && let Some(bos) = tokenizer.bos()
-        {
-            window[0] = bos;
-        }
-        score_window(front, back, &window, boundary.as_mut(), &mut total)?;
-        progress(w + 1, windows, (total.nll / total.count as f64).exp());
+    for (w, window) in windows.iter().enumerate() {
+        score_window(front, back, window, boundary.as_mut(), &mut total)?;
+        let so_far = (total.nll / total.count as f64).exp();
+        progress(w + 1, windows.len(), so_far);
     }
     let count = total.count as f64;
     let perplexity = (total.nll / count).exp();
     let codec = boundary.map(|b| {
-        let mut kl: Vec<f64> = total.comparisons.iter().map(|c| c.kl).collect();
-        kl.sort_by(f64::total_cmp);
-        let p99 = ((kl.len() as f64 * 0.99).ceil() as usize).clamp(1, kl.len()) - 1;
+        let kl = total.kl();
         CodecReport {
             codec: b.codec.to_string(),
             frame_rows: b.frame_rows,
             bytes_per_token: b.bytes as f64 / b.rows as f64,
             bytes_max_frame: b.largest,
-            kl_mean: kl.iter().sum::<f64>() / count,
-            kl_p99: kl[p99],
-            kl_max: kl[kl.len() - 1],
-            top1_agreement: total.comparisons.iter().filter(|c| c.same_top).count() as f64 / count,
+            kl_mean: kl.mean,
+            kl_p99: kl.p99,
+            kl_max: kl.max,
+            top1_agreement: kl.same_top,
             perplexity_no_codec: (total.nll_plain / count).exp(),
         }
     });
     Ok(EvalReport {
         perplexity,
         tokens_scored: total.count,
-        windows,
+        windows: windows.len(),
         ctx: options.ctx,
         codec,
     })
@@ -260,7 +263,7 @@ fn score_window(
 }
 
 /// Adds the scores of `targets` under their logits; rows are shared among two threads or more.
-fn score(plain: &[f32], coded: Option<&[f32]>, targets: &[u32], total: &mut Scores) {
+pub(super) fn score(plain: &[f32], coded: Option<&[f32]>, targets: &[u32], total: &mut Scores) {
     let vocab = plain.len() / targets.len();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let per = targets.len().div_ceil(threads);

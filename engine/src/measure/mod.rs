@@ -1,9 +1,14 @@
-//! What a split is worth: perplexity, divergence, bytes, speed.
+//! What a split is worth: perplexity, divergence, bytes, speed; and what quantisers want to know.
 
+mod against;
 mod bench;
+mod calibrate;
 mod distribution;
 mod eval;
+mod windows;
 
+pub use against::{AgainstReport, evaluate_against};
 pub use bench::{BenchOptions, BenchReport, bench};
+pub use calibrate::{CalibrateOptions, calibrate};
 pub use distribution::{Comparison, compare, log_softmax};
 pub use eval::{EvalOptions, EvalReport, evaluate};

@@ -13,6 +13,7 @@
 //! | `splitconv.source_digest` | str | BLAKE3 of the source, 64 hexadecimal digits, see [`SourceDigest`] |
 //! | `splitconv.tensor_digests` | arr[str] | BLAKE3 of each tensor's bytes, in the order of the file's tensor directory |
 //! | `splitconv.metadata_digest` | str | [`metadata_digest`] of all other keys of this file |
+//! | `splitconv.imatrix_digest` | str | when importances were used: their digest, 64 hexadecimal digits, see [`crate::imatrix::Imatrix::digest`] |
 //! | `splitconv.rope_freqs` | arr[f32] | cloud only: the source's `rope_freqs.weight`, which stays on the edge |
 
 use std::fmt;
@@ -40,6 +41,7 @@ pub mod key {
     pub const SOURCE_DIGEST: &str = "splitconv.source_digest";
     pub const TENSOR_DIGESTS: &str = "splitconv.tensor_digests";
     pub const METADATA_DIGEST: &str = "splitconv.metadata_digest";
+    pub const IMATRIX_DIGEST: &str = "splitconv.imatrix_digest";
     pub const ROPE_FREQS: &str = "splitconv.rope_freqs";
 }
 
@@ -169,6 +171,8 @@ pub struct HalfInfo {
     pub end_layer: u32,
     /// BLAKE3 of the source.
     pub source_digest: Digest,
+    /// Digest of the importances that the encoders were given, if they were.
+    pub imatrix_digest: Option<Digest>,
     /// BLAKE3 of each tensor, in the order of the tensor directory.
     pub tensor_digests: Vec<Digest>,
     /// Cloud only: the rotary frequency factors, which stand as a tensor in the edge file.
@@ -222,6 +226,13 @@ impl HalfInfo {
         let hex = "64 hexadecimal digits";
         let source_digest = Digest::from_hex(text(key::SOURCE_DIGEST)?.as_bytes())
             .ok_or(bad(key::SOURCE_DIGEST, hex))?;
+        let imatrix_digest = match meta.get(key::IMATRIX_DIGEST) {
+            None => None,
+            Some(_) => Some(
+                Digest::from_hex(text(key::IMATRIX_DIGEST)?.as_bytes())
+                    .ok_or(bad(key::IMATRIX_DIGEST, hex))?,
+            ),
+        };
         let digests_bad = || bad(key::TENSOR_DIGESTS, "an array of BLAKE3 digests");
         let tensor_digests = meta
             .get(key::TENSOR_DIGESTS)
@@ -249,6 +260,7 @@ impl HalfInfo {
             first_layer: first,
             end_layer: end,
             source_digest,
+            imatrix_digest,
             tensor_digests,
             rope_freqs,
         }))
@@ -275,6 +287,9 @@ impl HalfInfo {
         );
         let source = Value::string(&self.source_digest.to_string());
         meta.set(key::SOURCE_DIGEST, source);
+        if let Some(digest) = self.imatrix_digest {
+            meta.set(key::IMATRIX_DIGEST, Value::string(&digest.to_string()));
+        }
         let digests: Vec<String> = self.tensor_digests.iter().map(Digest::to_string).collect();
         meta.set(key::TENSOR_DIGESTS, Value::string_array(&digests));
         if let Some(freqs) = &self.rope_freqs {
@@ -374,6 +389,12 @@ impl PairIdBuilder {
         }
     }
 
+    /// Says that encoders were given the importances with this digest: other bytes, another pair.
+    pub fn importance(&mut self, digest: Digest) {
+        self.head.extend(b"importance");
+        self.head.extend(digest.0);
+    }
+
     /// Adds a tensor that is written: its half, name and type, and with what effort it was encoded
     /// anew; `None` when it was copied.
     pub fn tensor(&mut self, role: HalfRole, name: &str, ty: BlockType, encoded: Option<Effort>) {
@@ -419,6 +440,7 @@ mod tests {
             first_layer: if role == HalfRole::Edge { 0 } else { 3 },
             end_layer: if role == HalfRole::Edge { 3 } else { 5 },
             source_digest: Digest::of(b"source"),
+            imatrix_digest: (role == HalfRole::Edge).then(|| Digest::of(b"importances")),
             tensor_digests: vec![Digest::of(b"a"), Digest::of(b"b")],
             rope_freqs: (role == HalfRole::Cloud).then(|| vec![1.0, 8.0]),
         }
@@ -503,5 +525,9 @@ mod tests {
         assert_ne!(one, id(3, BlockType::Q4_1, normal));
         assert_ne!(one, id(3, BlockType::Q4_0, Some(Effort::High)));
         assert_ne!(one, id(3, BlockType::Q4_0, None));
+        let mut other = PairIdBuilder::new(Digest::of(b"s"), 3);
+        other.importance(Digest::of(b"i"));
+        other.tensor(HalfRole::Edge, "t", BlockType::Q4_0, normal);
+        assert_ne!(one, other.finish());
     }
 }

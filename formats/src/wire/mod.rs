@@ -55,3 +55,4 @@ pub use frame::{
     Coding, Expect, FrameHeader, FrameStats, MAX_WIDTH, Origin, PairTag, Scratch, VERSION, decode,
     encode,
 };
+pub use ts::trimmed_sigma;

@@ -19,14 +19,14 @@ const ROUNDS: usize = 16;
 const LANES: usize = 8;
 
 /// The root mean square of `row` about zero without its outliers: computed over all values below
-/// [`HUGE`], then again and again over those below four times the last result, until no more
+/// 2^120, then again and again over those below four times the last result, until no more
 /// values leave.
 ///
 /// About zero, because that is what the norm in front of the next layer divides by; trimmed,
 /// because one spike of 22 000 would otherwise be most of it. Zero for a row of zeros (but for
 /// outliers) and where nothing is left. Plain sums in a fixed order and an IEEE square root: the
 /// same bits on every machine.
-pub(super) fn trimmed_sigma(row: &[f32]) -> f64 {
+pub fn trimmed_sigma(row: &[f32]) -> f64 {
     let mut limit = f64::from(HUGE);
     let mut sigma = 0.0;
     let mut last = usize::MAX;

@@ -5,6 +5,7 @@ use half::slice::HalfFloatSliceExt as _;
 
 use super::isa::Isa;
 use super::matmul::{ActBuf, Out, matmul};
+use super::observe::{Observer, Rows, Site};
 use super::pool::Session;
 use super::{CpuExecutor, KvCache};
 
@@ -56,13 +57,14 @@ pub(super) fn norm(
     });
 }
 
-/// Runs all layers of `exec` over `rows` in place and advances `cache`.
+/// Runs all layers of `exec` over `rows` in place and advances `cache`; `seen` looks on.
 pub(super) fn run(
     exec: &CpuExecutor,
     session: &Session<'_>,
     s: &mut Scratch,
     cache: &mut KvCache,
     rows: &mut [f32],
+    seen: &mut impl Observer,
 ) {
     let hp = &exec.part.hparams;
     let isa = exec.isa;
@@ -75,6 +77,7 @@ pub(super) fn run(
     }
     let pairs = s.turns.len() / n.max(1);
     for (l, w) in exec.part.blocks.iter().enumerate() {
+        let layer = exec.part.layers.start + l;
         norm(
             session,
             isa,
@@ -84,6 +87,7 @@ pub(super) fn run(
             hp.rms_eps,
             &mut s.normed,
         );
+        seen.input(layer, Site::AttnIn, Rows::of(&s.normed));
         let q = sized(&mut s.q, n * q_width);
         let k = sized(&mut s.k, n * kv_width);
         let v = sized(&mut s.v, n * kv_width);
@@ -120,6 +124,7 @@ pub(super) fn run(
             values,
         };
         attention.run(session, mixed, &mut s.scores);
+        seen.input(layer, Site::AttnOutput, Rows::of(&s.mixed));
 
         let out = sized(&mut s.out, n * width);
         matmul(session, isa, &w.attn_output, &mut s.mixed, out, width);
@@ -134,6 +139,7 @@ pub(super) fn run(
             hp.rms_eps,
             &mut s.normed,
         );
+        seen.input(layer, Site::FfnIn, Rows::of(&s.normed));
         s.gate.reset(n, hp.n_ff);
         let stride = s.gate.stride();
         let up = sized(&mut s.up, n * stride);
@@ -147,9 +153,11 @@ pub(super) fn run(
         );
         matmul(session, isa, &w.ffn_up, &mut s.normed, up, stride);
         swiglu(session, isa, s.gate.values_mut(), up, hp.n_ff, stride);
+        seen.input(layer, Site::FfnDown, Rows::of(&s.gate));
         let out = sized(&mut s.out, n * width);
         matmul(session, isa, &w.ffn_down, &mut s.gate, out, width);
         rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
+        seen.hidden(layer + 1, start, Rows::packed(rows, width));
     }
     cache.advance(n);
 }

@@ -42,6 +42,16 @@ impl ActBuf {
         self.stride
     }
 
+    /// The values, padding included.
+    pub(crate) fn values(&self) -> &[f32] {
+        &self.x
+    }
+
+    /// Values of a row that are not padding.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// The values, to change them in place before the first product.
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         self.has_sums = [false; 2];

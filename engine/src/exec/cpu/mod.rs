@@ -10,6 +10,7 @@ mod forward;
 mod isa;
 mod lanes;
 mod matmul;
+mod observe;
 mod pool;
 mod rope;
 mod scalar;
@@ -22,6 +23,7 @@ use std::sync::{Mutex, PoisonError};
 use formats::blocks;
 
 pub use isa::{Isa, IsaError};
+pub use observe::{Observer, Rows, Site};
 
 use self::forward::Scratch;
 use self::matmul::matmul;
@@ -88,6 +90,58 @@ impl CpuExecutor {
         Ok(len / width)
     }
 
+    /// [`Executor::forward`] with somebody looking on.
+    ///
+    /// # Errors
+    /// As [`Executor::forward`].
+    pub fn forward_observed(
+        &self,
+        cache: &mut KvCache,
+        rows: &mut [f32],
+        seen: &mut impl Observer,
+    ) -> Result<(), ExecError> {
+        let n = self.rows(rows.len())?;
+        if cache.len() + n > cache.n_ctx() {
+            return Err(ExecError::ContextFull {
+                used: cache.len(),
+                n_ctx: cache.n_ctx(),
+                more: n,
+            });
+        }
+        let width = self.part.hparams.n_embd;
+        self.with_scratch(|scratch| {
+            for rows in rows.chunks_mut(MAX_ROWS * width) {
+                let session = self.pool.session();
+                forward::run(self, &session, scratch, cache, rows, seen);
+            }
+        });
+        Ok(())
+    }
+
+    /// Shows `seen` what the head would be multiplied with; the product itself is not made.
+    ///
+    /// # Errors
+    /// When this half holds no head.
+    pub fn observe_head(&self, rows: &[f32], seen: &mut impl Observer) -> Result<(), ExecError> {
+        let (norm, _) = self
+            .part
+            .head
+            .as_ref()
+            .ok_or_else(|| self.missing("head"))?;
+        self.rows(rows.len())?;
+        let hp = &self.part.hparams;
+        let (width, eps) = (hp.n_embd, hp.rms_eps);
+        self.with_scratch(|scratch| {
+            for rows in rows.chunks(MAX_ROWS * width) {
+                let session = self.pool.session();
+                let x = &mut scratch.normed;
+                forward::norm(&session, self.isa, rows, width, norm, eps, x);
+                seen.input(hp.n_layer, Site::Head, Rows::of(x));
+            }
+        });
+        Ok(())
+    }
+
     fn with_scratch<T>(&self, f: impl FnOnce(&mut Scratch) -> T) -> T {
         let kept = self
             .scratch
@@ -144,22 +198,7 @@ impl Executor for CpuExecutor {
     }
 
     fn forward(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<(), ExecError> {
-        let n = self.rows(rows.len())?;
-        if cache.len() + n > cache.n_ctx() {
-            return Err(ExecError::ContextFull {
-                used: cache.len(),
-                n_ctx: cache.n_ctx(),
-                more: n,
-            });
-        }
-        let width = self.part.hparams.n_embd;
-        self.with_scratch(|scratch| {
-            for rows in rows.chunks_mut(MAX_ROWS * width) {
-                let session = self.pool.session();
-                forward::run(self, &session, scratch, cache, rows);
-            }
-        });
-        Ok(())
+        self.forward_observed(cache, rows, &mut ())
     }
 
     fn logits(&self, rows: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError> {

@@ -1,0 +1,107 @@
+//! What an error in each column of each matrix costs.
+//!
+//! An importance matrix ([`formats::imatrix`]) holds the mean square of the activation that each
+//! column meets; the encoders minimise the squared error weighted by it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use formats::imatrix::{Boundary, Imatrix, ImatrixError};
+use formats::pair::Digest;
+
+use crate::printable;
+use crate::source::Source;
+
+/// An importance matrix that does not belong to the model.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportanceError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] ImatrixError),
+    /// Another number of columns.
+    #[error(
+        "importance matrix {}: `{}` has {found} columns there, {wanted} in the model; calibrate this model with `splitrun calibrate`",
+        path.display(),
+        printable(.tensor)
+    )]
+    Columns {
+        /// The importance matrix.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Columns there.
+        found: usize,
+        /// Columns in the model.
+        wanted: usize,
+    },
+}
+
+/// Mean squares by tensor and column.
+#[derive(Clone, Debug)]
+pub struct Importance {
+    path: PathBuf,
+    digest: Digest,
+    columns: HashMap<String, Arc<[f32]>>,
+    boundary: Option<Boundary>,
+}
+
+impl Importance {
+    /// Reads an importance matrix of any kind.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(path: &Path) -> Result<Self, ImportanceError> {
+        let im = Imatrix::open(path)?;
+        let digest = im.digest();
+        let mean = |(name, e): (&String, &formats::imatrix::Entry)| {
+            e.mean().map(|m| (name.clone(), Arc::from(m)))
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            digest,
+            columns: im.entries.iter().filter_map(mean).collect(),
+            boundary: im.boundary,
+        })
+    }
+
+    /// Checks that every matrix of `source` that it knows has the right number of columns.
+    ///
+    /// # Errors
+    /// [`ImportanceError::Columns`] for the first that has not.
+    pub fn check(&self, source: &Source) -> Result<(), ImportanceError> {
+        for t in source.tensors().filter(|t| t.dims.len() > 1) {
+            if let Some(columns) = self.columns.get(&t.name)
+                && columns.len() != t.row_len()
+            {
+                return Err(ImportanceError::Columns {
+                    path: self.path.clone(),
+                    tensor: t.name.clone(),
+                    found: columns.len(),
+                    wanted: t.row_len(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Digest of the numbers.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Mean squares of the columns of `name`.
+    pub fn of(&self, name: &str) -> Option<&Arc<[f32]>> {
+        self.columns.get(name)
+    }
+
+    /// What travels at each cut, if the file says it.
+    pub fn boundary(&self) -> Option<&Boundary> {
+        self.boundary.as_ref()
+    }
+}

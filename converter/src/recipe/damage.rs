@@ -1,0 +1,128 @@
+//! What a type is expected to spoil in a tensor.
+//!
+//! Damage is the squared error of the matrix's products relative to their size, times a factor
+//! for the kind of matrix and the layer. The error is measured on a sample of rows, encoded and
+//! decoded, with the importances of the columns; without an importance matrix it is the type's
+//! typical one.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use formats::blocks::{BlockType, dequantize_row, quantize_row};
+
+use crate::source::Source;
+
+/// Rows of a tensor that are tried.
+const SAMPLE: usize = 48;
+
+/// A tensor in a type, to be tried.
+pub(super) struct Trial<'a> {
+    /// The tensor in the source.
+    pub(super) tensor: &'a str,
+    /// The type it might get.
+    pub(super) to: BlockType,
+    /// What an error in each column costs.
+    pub(super) columns: Option<&'a [f32]>,
+}
+
+/// Squared relative error of each trial, on `threads` threads.
+pub(super) fn measure(source: &Source, trials: &[Trial<'_>], threads: usize) -> Vec<f64> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(vec![0.0; trials.len()]);
+    std::thread::scope(|scope| {
+        let work = || {
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(trial) = trials.get(i) else {
+                    return;
+                };
+                let error = relative_error(source, trial);
+                results.lock().unwrap_or_else(PoisonError::into_inner)[i] = error;
+            }
+        };
+        for _ in 1..threads.clamp(1, trials.len().max(1)) {
+            // One thread fewer than asked for is no reason to fail.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `Σ c·(x − x̂)² / Σ c·x²` over a sample of rows, evenly spaced.
+fn relative_error(source: &Source, trial: &Trial<'_>) -> f64 {
+    let Some(columns) = trial.columns else {
+        return typical(trial.to);
+    };
+    let Some((info, data)) = source.tensor(trial.tensor) else {
+        return typical(trial.to);
+    };
+    let (n, rows, row_bytes) = (info.row_len(), info.rows(), info.row_bytes());
+    let Some(bytes) = trial.to.row_bytes(n) else {
+        return f64::INFINITY;
+    };
+    let (mut x, mut back) = (vec![0.0; n], vec![0.0; n]);
+    let mut encoded = vec![0; bytes];
+    let (mut error, mut energy) = (0.0_f64, 0.0_f64);
+    let sample = rows.min(SAMPLE);
+    for i in 0..sample {
+        let row = (2 * i + 1) * rows / (2 * sample);
+        let from = data.get(row * row_bytes..(row + 1) * row_bytes);
+        let done = from.is_some_and(|from| {
+            dequantize_row(info.block_type, from, &mut x).is_ok() && {
+                quantize_row(trial.to, &x, Some(columns), &mut encoded).is_ok()
+                    && dequantize_row(trial.to, &encoded, &mut back).is_ok()
+            }
+        });
+        // What cannot be encoded is an error later, with a name.
+        if !done {
+            return typical(trial.to);
+        }
+        for ((x, b), c) in x.iter().zip(&back).zip(columns) {
+            let (x, b, c) = (f64::from(*x), f64::from(*b), f64::from(*c));
+            error += c * (x - b) * (x - b);
+            energy += c * x * x;
+        }
+    }
+    if energy > 0.0 && error.is_finite() && energy.is_finite() {
+        error / energy
+    } else {
+        typical(trial.to)
+    }
+}
+
+/// Squared relative error of a type on weights like those of a trained model.
+pub(super) fn typical(ty: BlockType) -> f64 {
+    let relative: f64 = match ty {
+        BlockType::Q2_K => 0.29,
+        BlockType::Q3_K => 0.149,
+        BlockType::Q4_0 => 0.085,
+        BlockType::Q4_1 => 0.077,
+        BlockType::IQ4_NL => 0.075,
+        BlockType::Q4_K => 0.07,
+        BlockType::Q5_0 => 0.042,
+        BlockType::Q5_1 => 0.037,
+        BlockType::Q5_K => 0.035,
+        BlockType::Q6_K => 0.0175,
+        BlockType::Q8_0 => 0.0053,
+        BlockType::F16 | BlockType::BF16 | BlockType::F32 => 0.0,
+    };
+    relative * relative
+}
+
+/// How much an error in a matrix of this name matters, relative to others of equal relative
+/// error.
+pub(super) fn factor(name: &str, layer: u32, _layers: u32) -> f64 {
+    let kind = name.split('.').nth(2).unwrap_or("");
+    if let Ok(spec) = std::env::var("IMX_FACTORS") {
+        // attn_q=1,attn_k=…
+        for part in spec.split(',') {
+            if let Some((k, v)) = part.split_once('=')
+                && (k == kind || k == format!("L{layer}"))
+            {
+                return v.parse().unwrap_or(1.0);
+            }
+        }
+    }
+    1.0
+}

@@ -1,0 +1,105 @@
+//! `splitrun calibrate`.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use formats::imatrix::Imatrix;
+use serde::Serialize;
+
+use super::args::Calibrate;
+use super::measure::{parts, read_text};
+use super::{executor, note, print_json, print_line};
+use crate::measure;
+use crate::measure::CalibrateOptions;
+use crate::role::{RunError, open_model};
+use crate::text::Tokenizer;
+
+/// What was written.
+#[derive(Serialize)]
+struct Report {
+    file: String,
+    file_bytes: usize,
+    tensors: usize,
+    cuts: usize,
+    windows: u32,
+    ctx: u32,
+    tokens: u64,
+    seconds: f64,
+    tokens_per_s: f64,
+}
+
+pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
+    // Not after minutes of work.
+    check_target(&args.out)?;
+    let text = read_text(&args.text)?;
+    let model = open_model(args.model.model.as_deref())?;
+    let tokenizer = Tokenizer::from_metadata(model.metadata())?;
+    let execs = parts(model)
+        .into_iter()
+        .map(|p| executor(p, &args.compute))
+        .collect::<Result<Vec<_>, _>>()?;
+    let dataset = args.text.file_name().unwrap_or_default();
+    let options = CalibrateOptions {
+        ctx: args.ctx.get(),
+        chunks: args.chunks.map(usize::from),
+        dataset: dataset.to_string_lossy().into_owned(),
+    };
+    let start = Instant::now();
+    let mut progress = |done: usize, of: usize| {
+        let left = start.elapsed().as_secs_f64() / done as f64 * (of - done) as f64;
+        note(&format!("window {done} of {of}, {left:.0} s left"));
+    };
+    let im = measure::calibrate(&execs, &tokenizer, &text, &options, &mut progress)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let bytes = im
+        .to_gguf()
+        .map_err(|e| RunError::Request(format!("cannot encode the importance matrix: {e}")))?;
+    write(&args.out, &bytes)?;
+    let tokens = u64::from(im.chunk_count) * u64::from(im.chunk_size);
+    let report = Report {
+        file: args.out.display().to_string(),
+        file_bytes: bytes.len(),
+        tensors: im.entries.len(),
+        cuts: im.boundary.as_ref().map_or(0, |b| b.cuts),
+        windows: im.chunk_count,
+        ctx: im.chunk_size,
+        tokens,
+        seconds,
+        tokens_per_s: tokens as f64 / seconds,
+    };
+    if args.json {
+        return print_json(&report);
+    }
+    print_line(&format!(
+        "{}: importances of {} matrices, statistics of {} cuts, from {} windows of {} tokens in {:.1} s",
+        report.file, report.tensors, report.cuts, report.windows, report.ctx, report.seconds
+    ))
+}
+
+/// An older importance matrix may be replaced; anything else (the model, say) stays.
+fn check_target(path: &Path) -> Result<(), RunError> {
+    if std::fs::symlink_metadata(path).is_ok() && Imatrix::open(path).is_err() {
+        return Err(RunError::Request(format!(
+            "--out {}: a file that is no importance matrix stands there; choose another name",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Writes beside the target, syncs, renames: no half file under the name.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    let partial = PathBuf::from(name);
+    let io = || RunError::io(format!("writing {}", path.display()));
+    let done = std::fs::File::create(&partial)
+        .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
+        .and_then(|()| std::fs::rename(&partial, path));
+    if done.is_err() {
+        // What is left of it helps nobody; if it cannot go, the first error says why.
+        let _ = std::fs::remove_file(&partial);
+    }
+    done.map_err(io())
+}
