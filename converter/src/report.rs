@@ -1,5 +1,6 @@
 //! What is said about a conversion, before or after: a table and lines, or one JSON object.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::Write;
 
@@ -53,6 +54,12 @@ pub struct Report {
     pub edge_total_bits_per_weight: f64,
     /// Bits per weight over all tensors of the cloud.
     pub cloud_total_bits_per_weight: f64,
+    /// Matrices of the edge's layers by block type.
+    pub edge_layer_types: BTreeMap<&'static str, usize>,
+    /// Matrices of the cloud's layers by block type.
+    pub cloud_layer_types: BTreeMap<&'static str, usize>,
+    /// Digest of the importances that encoders were given, if any.
+    pub imatrix_digest: Option<String>,
     /// What is worth knowing, one line each.
     pub notes: Vec<String>,
     /// Every tensor that is written.
@@ -106,6 +113,9 @@ impl Report {
             cloud_budget_bits_per_weight: cloud.budget_bits_per_weight,
             edge_total_bits_per_weight: edge.total_bits_per_weight,
             cloud_total_bits_per_weight: cloud.total_bits_per_weight,
+            edge_layer_types: layer_types(plan, HalfRole::Edge),
+            cloud_layer_types: layer_types(plan, HalfRole::Cloud),
+            imatrix_digest: plan.imatrix_digest().map(|d| d.to_string()),
             notes: plan.notes.clone(),
             tensors: plan
                 .tensors
@@ -170,20 +180,32 @@ impl Report {
         let mut out: Vec<String> = Vec::new();
         let layers = [(0, self.split), (self.split, self.n_layer)];
         let halves = [
-            (HalfRole::Edge, &self.edge_file, self.edge_bytes),
-            (HalfRole::Cloud, &self.cloud_file, self.cloud_bytes),
+            (
+                HalfRole::Edge,
+                &self.edge_file,
+                self.edge_bytes,
+                &self.edge_layer_types,
+            ),
+            (
+                HalfRole::Cloud,
+                &self.cloud_file,
+                self.cloud_bytes,
+                &self.cloud_layer_types,
+            ),
         ];
-        for ((role, file, bytes), (first, end)) in halves.into_iter().zip(layers) {
+        for ((role, file, bytes, types), (first, end)) in halves.into_iter().zip(layers) {
             let cost = self.cost(role);
             let budget = match cost.budget_bits_per_weight {
                 Some(b) => format!(" of {b:.4} allowed"),
                 None => String::new(),
             };
+            let types: Vec<String> = types.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
             out.push(format!(
-                "{:5}  layers {first}..{}  {bytes} bytes  {:.4} bits per weight in the layers{budget}, {:.4} in all  {file}\n",
+                "{:5}  layers {first}..{}  {bytes} bytes  {:.4} bits per weight in the layers{budget} ({}), {:.4} in all  {file}\n",
                 role.name(),
                 end - 1,
                 cost.bits_per_weight,
+                types.join(", "),
                 cost.total_bits_per_weight,
             ));
         }
@@ -210,6 +232,14 @@ impl Report {
             },
         }
     }
+}
+
+fn layer_types(plan: &Plan, role: HalfRole) -> BTreeMap<&'static str, usize> {
+    let mut types = BTreeMap::new();
+    for t in plan.half(role).filter(|t| t.layer_matrix) {
+        *types.entry(t.to.name()).or_default() += 1;
+    }
+    types
 }
 
 /// Prints one JSON object on standard output.

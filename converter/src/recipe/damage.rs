@@ -112,7 +112,7 @@ pub(super) fn typical(ty: BlockType) -> f64 {
 
 /// How much an error in a matrix of this name matters, relative to others of equal relative
 /// error.
-pub(super) fn factor(name: &str, layer: u32, _layers: u32) -> f64 {
+pub(super) fn factor(name: &str, layer: u32, _layers: usize) -> f64 {
     let kind = name.split('.').nth(2).unwrap_or("");
     if let Ok(spec) = std::env::var("IMX_FACTORS") {
         // attn_q=1,attn_k=…

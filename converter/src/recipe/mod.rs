@@ -73,6 +73,11 @@ impl Request {
         }
     }
 
+    /// The budget that was asked for instead of that of the flat type.
+    fn budget(&self, role: HalfRole) -> Option<f64> {
+        self.edge_budget.filter(|_| role == HalfRole::Edge)
+    }
+
     fn forced_half(&self, role: HalfRole) -> Option<BlockType> {
         match role {
             HalfRole::Edge => self.edge_type,
@@ -518,7 +523,7 @@ fn cost(request: &Request, role: HalfRole, tensors: &[TensorPlan]) -> HalfCost {
         total_bits_per_weight: rate(sum(false)),
         budget_bits_per_weight: match request.forced_half(role) {
             Some(_) => None,
-            None => Some(flat.bits_per_weight()),
+            None => request.budget(role).or(Some(flat.bits_per_weight())),
         },
     }
 }

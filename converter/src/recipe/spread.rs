@@ -36,7 +36,7 @@ pub(super) fn spread(
     threads: usize,
 ) {
     let bits = request.bits(role);
-    let budget = request.edge_budget.filter(|_| role == HalfRole::Edge);
+    let budget = request.budget(role);
     if budget.is_none() && (request.spending == Spending::Flat || bits.get() >= FINE) {
         return;
     }
