@@ -7,7 +7,7 @@ use super::budget::{Offer, spend};
 use super::damage::{Trial, factor, measure};
 use super::types::fits;
 use super::{Request, Spending, TensorPlan};
-use crate::source::{Place, Source};
+use crate::source::Source;
 
 /// Types that a matrix may get beside its own, cheapest first.
 const TYPES: [BlockType; 8] = [
@@ -54,7 +54,6 @@ pub(super) fn spread(
             .map(|t| bytes(t, bits.for_rows(t.from, t.dims[0])))
             .sum(),
     };
-    let layers = source.hparams().n_layer;
     let choices: Vec<Vec<BlockType>> = free.iter().map(|t| types(t)).collect();
     let trials: Vec<Trial<'_>> = free
         .iter()
@@ -72,11 +71,7 @@ pub(super) fn spread(
         .iter()
         .zip(&choices)
         .map(|(t, types)| {
-            let layer = match Place::of(&t.name) {
-                Some(Place::Layer(l)) => l,
-                _ => 0,
-            };
-            let factor = factor(&t.name, layer, layers);
+            let factor = factor(&t.name);
             let offer = |ty: &BlockType| Offer {
                 bytes: bytes(t, *ty),
                 damage: if *ty == t.from {
