@@ -112,8 +112,10 @@ fn convert_model(path: &Path, out: &Path) -> Result<(), Box<dyn std::error::Erro
         cloud_type: None,
         tensor_types: Vec::new(),
         effort: formats::blocks::Effort::Normal,
+        spending: recipe::Spending::Auto,
+        edge_budget: None,
     };
-    let plan = recipe::plan(&source, &request)?;
+    let plan = recipe::plan(&source, &request, None, 1)?;
     let name = PairName {
         stem: "damaged".into(),
         split: 1,

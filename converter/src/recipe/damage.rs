@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use formats::blocks::{BlockType, dequantize_row, quantize_row};
+use formats::blocks::{BlockType, Effort, dequantize_row, quantize_row};
 
 use crate::source::Source;
 
@@ -57,23 +57,20 @@ fn relative_error(source: &Source, trial: &Trial<'_>) -> f64 {
     let Some((info, data)) = source.tensor(trial.tensor) else {
         return typical(trial.to);
     };
-    let (n, rows, row_bytes) = (info.row_len(), info.rows(), info.row_bytes());
+    let (n, rows) = (info.row_len(), info.rows());
     let Some(bytes) = trial.to.row_bytes(n) else {
         return f64::INFINITY;
     };
     let (mut x, mut back) = (vec![0.0; n], vec![0.0; n]);
-    let mut encoded = vec![0; bytes];
+    let (mut from, mut encoded) = (Vec::new(), vec![0; bytes]);
     let (mut error, mut energy) = (0.0_f64, 0.0_f64);
     let sample = rows.min(SAMPLE);
     for i in 0..sample {
         let row = (2 * i + 1) * rows / (2 * sample);
-        let from = data.get(row * row_bytes..(row + 1) * row_bytes);
-        let done = from.is_some_and(|from| {
-            dequantize_row(info.block_type, from, &mut x).is_ok() && {
-                quantize_row(trial.to, &x, Some(columns), &mut encoded).is_ok()
-                    && dequantize_row(trial.to, &encoded, &mut back).is_ok()
-            }
-        });
+        let done = data.read(row..row + 1, &mut from).is_ok()
+            && dequantize_row(info.block_type, &from, &mut x).is_ok()
+            && quantize_row(trial.to, &x, Some(columns), Effort::Normal, &mut encoded).is_ok()
+            && dequantize_row(trial.to, &encoded, &mut back).is_ok();
         // What cannot be encoded is an error later, with a name.
         if !done {
             return typical(trial.to);
@@ -106,6 +103,8 @@ pub(super) fn typical(ty: BlockType) -> f64 {
         BlockType::Q6_K => 0.0175,
         BlockType::Q8_0 => 0.0053,
         BlockType::F16 | BlockType::BF16 | BlockType::F32 => 0.0,
+        // Each bit halves it; the factor is that of the types above.
+        other => 1.65 * (-other.bits_per_weight()).exp2(),
     };
     relative * relative
 }
