@@ -42,6 +42,7 @@ fn bench(shape: &LlamaShape) -> Bench {
 
 fn request(bits: u32, spending: Spending) -> Request {
     Request {
+        effort: formats::blocks::Effort::Normal,
         split: 2,
         edge_bits: Bits::new(bits).unwrap(),
         cloud_bits: Bits::new(8).unwrap(),
