@@ -100,7 +100,7 @@ pub struct ConvertArgs {
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A GGUF file, any shard of one, or a half of a pair
+    /// A GGUF file, any shard of one, a half of a pair, or a folder in the Hugging Face layout
     pub file: PathBuf,
     /// Also what a cut would weigh with these bits on the edge [default with --cloud-bits: 4]
     #[arg(long, value_name = "BITS")]

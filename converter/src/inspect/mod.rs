@@ -131,6 +131,7 @@ pub fn run(args: &InspectArgs) -> Result<(), Box<dyn Error>> {
         let tensors: Vec<&TensorInfo> = source.tensors().collect();
         let mut found = gather(&args.file, source.metadata(), &tensors, None);
         found.files = source.stamps().len();
+        found.note = Some("not a GGUF; metadata and types are those it is converted with".into());
         found.file_bytes = source.stamps().iter().map(|s| s.bytes as usize).sum();
         found
     } else {

@@ -15,6 +15,7 @@ use formats::pair::{Digest, PairId};
 use serde::{Deserialize, Serialize};
 
 use super::StreamError;
+use super::fingerprint::Fingerprint;
 
 /// Changes when a line's meaning does.
 const VERSION: u32 = 1;
@@ -22,36 +23,6 @@ const VERSION: u32 = 1;
 const LONGEST: u64 = 64 << 20;
 /// Hexadecimal digits of a check.
 const CHECK: usize = 16;
-
-/// All that decides what the bytes of a pair are: name of the thing, as a person would say it,
-/// and what it is. Two runs with equal fingerprints write equal files.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Fingerprint(Vec<(String, String)>);
-
-impl Fingerprint {
-    /// Adds one thing.
-    pub(super) fn add(&mut self, name: &str, value: &impl ToString) {
-        self.0.push((name.to_owned(), value.to_string()));
-    }
-
-    /// The names of the things that differ.
-    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
-        let of = |of: &Self, name: &str| {
-            let found = of.0.iter().find(|(n, _)| n == name);
-            found.map(|(_, v)| v.clone())
-        };
-        let mut names: Vec<&String> = self.0.iter().map(|(n, _)| n).collect();
-        names.extend(other.0.iter().map(|(n, _)| n));
-        names.dedup();
-        let mut different = Vec::new();
-        for name in names {
-            if of(self, name) != of(other, name) && !different.contains(name) {
-                different.push(name.clone());
-            }
-        }
-        different
-    }
-}
 
 /// The names are about to be given: both files are whole and on the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -267,7 +238,6 @@ mod tests {
 
     fn fingerprint(value: &str) -> Fingerprint {
         let mut f = Fingerprint::default();
-        f.add("the source's size", &12);
         f.add("the types", &value);
         f
     }
@@ -326,14 +296,5 @@ mod tests {
         let (_, past) = open(&path);
         let done: Vec<usize> = past.unwrap().done.into_keys().collect();
         assert_eq!(done, [0, 5]);
-    }
-
-    #[test]
-    fn differences_have_names() {
-        let (a, mut b) = (fingerprint("Q4_K"), fingerprint("Q3_K"));
-        assert_eq!(a.differences(&a), [""; 0]);
-        assert_eq!(a.differences(&b), ["the types"]);
-        b.add("the effort", &"high");
-        assert_eq!(a.differences(&b), ["the types", "the effort"]);
     }
 }

@@ -7,6 +7,7 @@
 mod chunks;
 mod crew;
 mod error;
+mod fingerprint;
 mod headers;
 mod journal;
 mod output;
@@ -20,23 +21,20 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use formats::gguf::TensorDecl;
-use formats::pair::{Digest, FORMAT_VERSION, HalfRole, PairId, PairName};
+use formats::pair::{Digest, HalfRole, PairId, PairName};
 
 use crate::at;
 use crate::progress::{Item, Progress, Step};
 use crate::recipe::{Plan, TensorPlan};
 use crate::source::Source;
 use chunks::{Job, Scratch, Work};
+use fingerprint::Fingerprint;
 use headers::{Headers, Known};
-use journal::{Fingerprint, Journal, Past, Publish};
+use journal::{Journal, Past, Publish};
 use output::{Output, Partial};
 
 pub use error::StreamError;
 pub use output::partial_name;
-
-/// Changes whenever an encoder gives other bytes than before for the same weights: then what an
-/// earlier version has finished is of no use.
-const ENCODERS: u32 = 1;
 
 /// Bytes that may be written before the system is asked to bring them to the disk. So at the end
 /// little is left to wait for, and a machine that stops loses little.
@@ -117,7 +115,7 @@ pub fn write_pair(
     std::fs::create_dir_all(&target.folder)
         .map_err(|e| StreamError::write(&target.folder, e.into()))?;
     let headers = Headers::new(source, plan)?;
-    let fingerprint = fingerprint(source, plan, &headers);
+    let fingerprint = Fingerprint::of(source, plan, &headers)?;
     let mut record = Partial::open(target.journal())?;
     let handle = record.file.try_clone();
     let handle = handle.map_err(|e| StreamError::write(&record.temporary, e.into()))?;
@@ -192,33 +190,6 @@ fn published(publish: &Publish, past: &Past) -> Option<Written> {
         resumed_tensors: past.done.len(),
         time: Duration::ZERO,
     })
-}
-
-/// All that decides what the bytes of the pair are, whatever the paths and the threads.
-fn fingerprint(source: &Source, plan: &Plan, headers: &Headers<'_>) -> Fingerprint {
-    let mut f = Fingerprint::default();
-    f.add("the version of splitconv", &env!("CARGO_PKG_VERSION"));
-    f.add("the encoders", &ENCODERS);
-    f.add("the format", &FORMAT_VERSION);
-    let list = |of: fn(&crate::source::Stamp) -> String| {
-        let all: Vec<String> = source.stamps().iter().map(of).collect();
-        all.join(" ")
-    };
-    f.add("the source's size", &list(|s| s.bytes.to_string()));
-    let times = list(|s| s.modified_ns.to_string());
-    f.add("the source's time of change", &times);
-    f.add("the source's header", &source.header_digest());
-    f.add("the cut", &plan.split);
-    f.add("the effort", &plan.effort);
-    let importances = plan.imatrix_digest().map(|d| d.to_string());
-    f.add("the importances", &importances.as_deref().unwrap_or("none"));
-    let types: Vec<String> = plan.tensors.iter().map(|t| format!("{t:?}")).collect();
-    f.add("the types", &Digest::of(types.join("\n").as_bytes()));
-    let blank = Known::blank(plan);
-    let meta = [HalfRole::Edge, HalfRole::Cloud]
-        .map(|role| formats::pair::metadata_digest(&headers.of(role, &blank)).to_string());
-    f.add("the metadata", &meta.join(" "));
-    f
 }
 
 /// Whether what an earlier run has left can be used; says so when not.
