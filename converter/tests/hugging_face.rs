@@ -321,7 +321,7 @@ fn what_an_index_may_not_say() {
     ] {
         three.refused(&[INDEX, "not the name of a file", name], |m| {
             edit(m, INDEX, |i| {
-                i["weight_map"]["model.norm.weight"] = json!(name)
+                i["weight_map"]["model.norm.weight"] = json!(name);
             });
         });
     }
@@ -330,7 +330,7 @@ fn what_an_index_may_not_say() {
     });
     three.refused(&["model.norm.weight", "should be in", SECOND], |m| {
         edit(m, INDEX, |i| {
-            i["weight_map"]["model.norm.weight"] = json!(SECOND)
+            i["weight_map"]["model.norm.weight"] = json!(SECOND);
         });
     });
     three.refused(&["model.norm.weight", "not in the index"], |m| {
@@ -344,7 +344,7 @@ fn what_an_index_may_not_say() {
     three.refused(&["stands in", SECOND, "copy.safetensors"], |m| {
         std::fs::copy(m.join(SECOND), m.join("copy.safetensors")).unwrap();
         edit(m, INDEX, |i| {
-            i["weight_map"]["more"] = json!("copy.safetensors")
+            i["weight_map"]["more"] = json!("copy.safetensors");
         });
     });
     // Without an index all shards are looked for.
@@ -378,7 +378,7 @@ fn damaged_vocabularies_are_named() {
         t["added_tokens"][0]["id"] = json!(400);
     });
     edited(&["tokenizer.json", "JSON"], |t| {
-        t["model"]["merges"] = json!(["ab"])
+        t["model"]["merges"] = json!(["ab"]);
     });
 }
 
@@ -443,6 +443,32 @@ fn mutate(bytes: &[u8], numbers: &mut Numbers) -> Vec<u8> {
         }
     }
     out
+}
+
+#[test]
+fn damaged_tokenizers_end_in_an_answer() {
+    use converter::source::Source;
+    let bench = Bench::empty();
+    let shape = LlamaShape {
+        n_layer: 1,
+        ..LlamaShape::tiny_qwen2()
+    };
+    let folder = bench.path("m");
+    shape
+        .write_hugging_face(&folder, &Layout::default())
+        .unwrap();
+    let path = folder.join("tokenizer.json");
+    let whole = std::fs::read(&path).unwrap();
+    let mut numbers = Numbers(11);
+    let (mut accepted, mut refused) = (0, 0);
+    for _ in 0..500 {
+        std::fs::write(&path, mutate(&whole, &mut numbers)).unwrap();
+        match Source::open(&folder) {
+            Ok(_) => accepted += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 100 && accepted > 20, "{refused} {accepted}");
 }
 
 #[test]

@@ -332,7 +332,8 @@ impl Llama3 {
         let (long, short) = (self.context / self.low, self.context / self.high);
         let one = |i: u32| {
             let exponent = (2 * i) as f32 / head_dim as f32;
-            let freq = 1.0 / (theta as f32).powf(exponent);
+            // The system's power differs from machine to machine, and so would pair ids.
+            let freq = 1.0 / libm::powf(theta as f32, exponent);
             let wave = f64::from(2.0 * std::f32::consts::PI / freq);
             if wave < short {
                 1.0

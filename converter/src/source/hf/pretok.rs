@@ -24,7 +24,7 @@ use super::tokenizer_json::{self, Step, TokenizerJson};
 const TEXT: &str = "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u{200d}🌫\u{fe0f} (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL";
 
 /// SHA-256 of the ids, written as Python writes a list, of the tokenizers whose rule splitrun has.
-const KNOWN: [(&str, &str); 7] = [
+const KNOWN: [(&str, &str); 8] = [
     (
         "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5",
         "llama-bpe",
@@ -46,6 +46,10 @@ const KNOWN: [(&str, &str); 7] = [
         "deepseek-r1-qwen",
     ),
     (
+        "347715f544604f9118bb75ed199f68779f423cabb20db6de6f31b908d04d7821",
+        "deepseek-coder",
+    ),
+    (
         "3ce83efda5659b07b1ad37ca97ca5797ea4285d9b9ab0dc679e4a720c9da7454",
         "gpt-2",
     ),
@@ -58,9 +62,12 @@ const KNOWN: [(&str, &str); 7] = [
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+const DEEPSEEK_CODER: [&str; 4] = ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+"];
+
 /// A rule that splitrun has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
+    DeepseekCoder,
     Gpt2,
     Llama3,
     Qwen2,
@@ -70,6 +77,7 @@ enum Rule {
 impl Rule {
     fn name(self) -> &'static str {
         match self {
+            Self::DeepseekCoder => "deepseek-coder",
             Self::Gpt2 => "gpt-2",
             Self::Llama3 => "llama-bpe",
             Self::Qwen2 => "qwen2",
@@ -90,10 +98,17 @@ impl Rule {
             let isolated = s.behavior.as_deref() == Some("Isolated");
             s.kind == "Split" && isolated && !s.invert && regex == Some(wanted)
         };
+        let digits = |s: &Step| s.kind == "Digits" && s.individual_digits == Some(true);
         match steps {
             [b] if bytes(b, true) => Some(Self::Gpt2),
-            [d, b] if d.kind == "Digits" && d.individual_digits == Some(true) && bytes(b, true) => {
-                Some(Self::Smollm)
+            [d, b] if digits(d) && bytes(b, true) => Some(Self::Smollm),
+            [words @ .., d, b]
+                if words.len() == DEEPSEEK_CODER.len()
+                    && words.iter().zip(DEEPSEEK_CODER).all(|(s, w)| split(s, w))
+                    && digits(d)
+                    && bytes(b, false) =>
+            {
+                Some(Self::DeepseekCoder)
             }
             // llama.cpp takes whole words first under this name.
             [s, b] if split(s, LLAMA3) && bytes(b, false) && ignores_merges => Some(Self::Llama3),
@@ -110,6 +125,12 @@ impl Rule {
         };
         let bytes = |regex| PreTokenizerWrapper::from(ByteLevel::new(false, true, regex));
         Ok(match self {
+            Self::DeepseekCoder => {
+                let words = DEEPSEEK_CODER.iter().map(|w| split(w));
+                let mut steps = words.collect::<tokenizers::Result<Vec<_>>>()?;
+                steps.extend([Digits::new(true).into(), bytes(false)]);
+                steps
+            }
             Self::Gpt2 => vec![bytes(true)],
             Self::Llama3 => vec![split(LLAMA3)?, bytes(false)],
             Self::Qwen2 => vec![split(QWEN2)?, bytes(false)],
@@ -129,7 +150,7 @@ pub(super) fn name(folder: &Folder, json: &TokenizerJson) -> Result<&'static str
         return Err(HfError::Unsupported {
             path,
             what: format!("its pre-tokenizer ({})", describe(json)),
-            way_out: "splitrun knows those of GPT-2, Llama 3, Qwen2 and SmolLM; convert to GGUF with llama.cpp, whose name for it `splitrun` will tell if it lacks it",
+            way_out: "splitrun has those of GPT-2, Llama 3, Qwen2, SmolLM and DeepSeek Coder: choose a model with one of them",
         });
     };
     let ids = ids(json, rule, !normalizers.is_empty()).map_err(|e| HfError::Vocabulary {

@@ -142,8 +142,9 @@ impl Special {
                 for role in ["bos", "eos", "sep"] {
                     self.add(role, true);
                 }
-                let text = |t: &Option<(String, u32)>| t.as_ref().map(|(t, _)| t.clone());
-                let (bos, eos) = (texts.get("bos"), texts.get("eos"));
+                let text =
+                    |t: &Option<(String, u32)>| t.as_ref().map(|(t, _)| Json::from(t.as_str()));
+                let (bos, eos) = (texts.raw("bos").cloned(), texts.raw("eos").cloned());
                 texts.fill("cls", text(&p.cls).or(bos));
                 texts.fill("sep", text(&p.sep).or(eos));
             }
@@ -171,24 +172,23 @@ impl Special {
                 .filter(|t| !t.is_empty());
         }
         if let Some(first) = first {
-            let is = |t: &Texts, role: &str| t.get(role).as_deref() == Some(first);
-            if !is(texts, "bos") && !is(texts, "cls") {
-                texts.fill("bos", Some(first.to_owned()));
-                texts.fill("cls", Some(first.to_owned()));
+            if !texts.is("bos", first) && !texts.is("cls", first) {
+                texts.fill("bos", Some(Json::from(first)));
+                texts.fill("cls", Some(Json::from(first)));
             }
-            let begins = is(texts, "bos") || is(texts, "cls") || texts.0.is_none();
+            let begins = texts.is("bos", first) || texts.is("cls", first) || texts.0.is_none();
             self.add("bos", begins);
         }
         if let Some(last) = last {
-            let eos = texts.get("eos");
-            if texts.0.is_some() && eos.as_deref() != Some(last) {
+            let eos = texts.raw("eos").cloned();
+            if texts.0.is_some() && !texts.is("eos", last) {
                 // The old end stays known by another role.
                 let free = ["eot", "eom"].into_iter().find(|r| !roles.contains(r));
                 if let Some(role) = free {
                     roles.push(role);
                     texts.put(role, eos);
                 }
-                texts.put("eos", Some(last.to_owned()));
+                texts.put("eos", Some(Json::from(last)));
             }
             self.add("eos", true);
         }
@@ -217,13 +217,13 @@ impl Special {
         if a.sequence() != Some("A") || b.sequence() != Some("B") || middle.is_empty() {
             return;
         }
-        let (sep, eos) = (texts.get("sep"), texts.get("eos"));
-        let parts = |token: &str| sep.as_deref() == Some(token) || eos.as_deref() == Some(token);
+        let parts = |token: &str| texts.is("sep", token) || texts.is("eos", token);
         let at = |i: usize| middle.get(i).and_then(|x| x.token()).is_some_and(parts);
         let add = (at(0) && last.is_none()) || (middle.len() == 2 && at(1));
         self.add("sep", add);
         if add {
-            texts.fill("sep", eos.clone());
+            let eos = texts.raw("eos").cloned();
+            texts.fill("sep", eos);
         }
     }
 
@@ -292,30 +292,45 @@ fn whole(value: &Json) -> Option<u32> {
 struct Texts(Option<Map<String, Json>>);
 
 impl Texts {
-    fn get(&self, role: &str) -> Option<String> {
-        let text = match self.0.as_ref()?.get(&format!("{role}_token"))? {
-            Json::String(text) => text,
-            Json::Object(token) => token.get("content")?.as_str()?,
-            _ => return None,
+    /// What stands there, unless it is nothing.
+    fn raw(&self, role: &str) -> Option<&Json> {
+        let found = self.0.as_ref()?.get(&format!("{role}_token"))?;
+        let something = match found {
+            Json::String(text) => !text.is_empty(),
+            Json::Object(token) => !token.is_empty(),
+            _ => false,
         };
-        Some(text.to_owned()).filter(|t| !t.is_empty())
+        something.then_some(found)
     }
 
-    fn put(&mut self, role: &str, text: Option<String>) {
-        if let (Some(map), Some(text)) = (&mut self.0, text) {
-            map.insert(format!("{role}_token"), Json::String(text));
+    fn get(&self, role: &str) -> Option<&str> {
+        match self.raw(role)? {
+            Json::String(text) => Some(text),
+            token => token.get("content")?.as_str(),
         }
     }
 
-    fn fill(&mut self, role: &str, text: Option<String>) {
-        if self.get(role).is_none() {
-            self.put(role, text);
+    /// Whether it is said to be this token, as a plain text: llama.cpp's conversion finds no
+    /// token equal that is described by an object.
+    fn is(&self, role: &str, token: &str) -> bool {
+        self.raw(role).and_then(Json::as_str) == Some(token)
+    }
+
+    fn put(&mut self, role: &str, token: Option<Json>) {
+        if let (Some(map), Some(token)) = (&mut self.0, token) {
+            map.insert(format!("{role}_token"), token);
+        }
+    }
+
+    fn fill(&mut self, role: &str, token: Option<Json>) {
+        if self.raw(role).is_none() {
+            self.put(role, token);
         }
     }
 
     /// A beginning without a name is the class token, an end the separator.
     fn complete(&mut self) {
-        let (cls, sep) = (self.get("cls"), self.get("sep"));
+        let (cls, sep) = (self.raw("cls").cloned(), self.raw("sep").cloned());
         self.fill("bos", cls);
         self.fill("eos", sep);
     }
