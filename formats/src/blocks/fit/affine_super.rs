@@ -193,7 +193,11 @@ fn try_levels<V: Simd, const WEIGHTED: bool, const N: usize>(
         let (mut offset, mut inv) = ([best.offset; 2], [inverse(best.scale); 2]);
         for (c, &(below, above)) in trims.iter().skip(i).take(2).enumerate() {
             offset[c] = g.low + g.play * V::splat(below);
-            inv[c] = unit * V::splat(top / (1.0 - below - above));
+            // Where the start cannot move, the step alone is left to choose: in wider grades.
+            let cut = below + above;
+            let free = V::splat(top / (1.0 - cut));
+            let grounded = V::splat(top / (1.0 - 2.0 * cut).max(0.25));
+            inv[c] = unit * V::zero().if_less(g.play, free, grounded);
         }
         for m in g.moments::<WEIGHTED, 2>(offset, inv, top) {
             i += 1;
@@ -220,9 +224,9 @@ fn try_levels<V: Simd, const WEIGHTED: bool, const N: usize>(
         scale: [zero; MOST_KEPT],
         moments: [Moments::none(); MOST_KEPT],
     };
-    for k in 0..search.keep {
+    for (k, errors) in errors.iter().enumerate().take(search.keep) {
         let mut found = [[0.0; LANES]; 4];
-        let (error, tags) = (errors[k].store(), errors[k].tags());
+        let (error, tags) = (errors.store(), errors.tags());
         for (lane, tag) in tags.into_iter().enumerate() {
             if error[lane] < TAKEN {
                 for (f, t) in found.iter_mut().zip(&tried[usize::from(tag)]) {

@@ -182,9 +182,9 @@ fn try_levels<F: ScaleSuper, V: Simd, const WEIGHTED: bool>(
         step: [zero; MOST_KEPT],
         moments: [none; MOST_KEPT],
     };
-    for k in 0..search.keep {
+    for (k, errors) in errors.iter().enumerate().take(search.keep) {
         let mut found = [[0.0; LANES]; 3];
-        for (lane, tag) in errors[k].tags().into_iter().enumerate() {
+        for (lane, tag) in errors.tags().into_iter().enumerate() {
             // Number 0 is that of nothing: a step of zero.
             for (f, t) in found.iter_mut().zip(&tried[usize::from(tag)]) {
                 f[lane] = t[lane];
