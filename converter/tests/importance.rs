@@ -170,6 +170,8 @@ fn a_named_type_is_not_touched_and_not_counted() {
         "m.gguf",
         "--split",
         "2",
+        "--recipe",
+        "auto",
         "--edge-bits",
         "3",
         "--tensor-type",

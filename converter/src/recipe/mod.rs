@@ -4,6 +4,9 @@
 //! `--cloud-type`; then the embedding and the head keep the source's type (never above 8 bits),
 //! and the layers' matrices get the type of the half's bits, unless the source costs no more
 //! bits per weight already: then they are copied byte for byte. A forced type always re-encodes.
+//!
+//! With [`Spending::Auto`], or a budget in figures, the matrices of the layers whose type nobody
+//! named are chosen for again: together within the budget, each by what it is expected to spoil.
 
 mod budget;
 mod damage;
@@ -36,9 +39,9 @@ pub struct TensorRule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Spending {
     /// More on those that need it, less on others, the same in all.
-    #[default]
     Auto,
     /// The same type for all.
+    #[default]
     Flat,
 }
 
