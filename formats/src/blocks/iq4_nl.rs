@@ -28,9 +28,9 @@ pub struct BlockIq4Nl {
 assert_layout!(BlockIq4Nl, BlockType::IQ4_NL);
 
 /// Values the largest magnitude is tried at; the levels reach from −127 to 113.
-const TRIES: [f32; 24] = [
-    -80.0, -88.0, -95.0, -100.0, -104.0, -108.0, -112.0, -116.0, -120.0, -124.0, -128.0, -133.0,
-    -140.0, -165.0, 80.0, 88.0, 95.0, 100.0, 104.0, 108.0, 112.0, 116.0, 120.0, 124.0,
+const TRIES: [f32; 16] = [
+    -82.0, -92.0, -99.0, -104.0, -108.5, -113.0, -117.0, -121.0, -126.0, -132.0, -140.0, -160.0,
+    88.0, 97.0, 105.0, 114.0,
 ];
 
 /// Where rounding goes from one level to the next: halfway.
