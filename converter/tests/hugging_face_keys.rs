@@ -51,11 +51,9 @@ fn check(meta: &Metadata, wanted: &[(&str, Option<Value>)]) {
     }
 }
 
-fn two_layers(shape: LlamaShape) -> LlamaShape {
-    LlamaShape {
-        n_layer: 2,
-        ..shape
-    }
+fn two_layers(mut shape: LlamaShape) -> LlamaShape {
+    shape.n_layer = 2;
+    shape
 }
 
 #[test]
