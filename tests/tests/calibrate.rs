@@ -150,9 +150,9 @@ fn library(path: &Path, cuts: &[usize], threads: usize) -> (Imatrix, Vec<Vec<u32
 
 #[track_caller]
 fn close(what: &str, got: f32, want: f64) {
-    // Keys and values are halves in the engine.
+    // Keys and values are halves in the engine; what they lose is shared by small values too.
     assert!(
-        (f64::from(got) - want).abs() <= 2e-3 * want.abs() + 1e-6,
+        (f64::from(got) - want).abs() <= 2e-3 * want.abs() + 5e-4,
         "{what}: {got}, {want}"
     );
 }
