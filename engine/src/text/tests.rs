@@ -234,7 +234,7 @@ fn lying_metadata_is_an_error() {
     let cases: [(&str, Value, &str); 9] = [
         ("tokenizer.ggml.model", Value::string("bert"), "bert"),
         ("tokenizer.ggml.model", Value::u32(3), "u32"),
-        ("tokenizer.ggml.pre", Value::string("qwen2"), "qwen2"),
+        ("tokenizer.ggml.pre", Value::string("tekken"), "tekken"),
         ("tokenizer.ggml.tokens", Value::u32(3), "u32"),
         (
             "tokenizer.ggml.tokens",
