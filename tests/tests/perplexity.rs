@@ -70,13 +70,17 @@ fn llama_cpp_agrees_about_every_block_type_on_the_edge() {
         let mut args = vec![model.to_str().unwrap(), "--split", "10"];
         args.extend(&flags);
         must(dir.path(), "splitconv", &args);
+        // llama.cpp rounds the activations before these K-blocks to eight bits, which moves a few
+        // windows by up to the bound: where it does, the whole text is scored.
+        let windows = case["windows"].as_u64().unwrap_or(4);
+        let chunks = windows.to_string();
         let args = [
-            "eval", "--text", &text, "--ctx", "512", "--chunks", "4", "--json",
+            "eval", "--text", &text, "--ctx", "512", "--chunks", &chunks, "--json",
         ];
         let got = must_json(dir.path(), "splitrun", &args)["perplexity"]
             .as_f64()
             .unwrap();
-        let want = case["perplexity"][3].as_f64().unwrap();
+        let want = case["perplexity"][windows as usize - 1].as_f64().unwrap();
         assert!(
             (got / want - 1.0).abs() < 0.01,
             "{flags:?}: {got}, llama.cpp has {want}"
