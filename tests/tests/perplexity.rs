@@ -70,21 +70,31 @@ fn llama_cpp_agrees_about_every_block_type_on_the_edge() {
         let mut args = vec![model.to_str().unwrap(), "--split", "10"];
         args.extend(&flags);
         must(dir.path(), "splitconv", &args);
-        // llama.cpp rounds the activations before these K-blocks to eight bits, which moves a few
-        // windows by up to the bound: where it does, the whole text is scored.
-        let windows = case["windows"].as_u64().unwrap_or(4);
-        let chunks = windows.to_string();
-        let args = [
-            "eval", "--text", &text, "--ctx", "512", "--chunks", &chunks, "--json",
-        ];
-        let got = must_json(dir.path(), "splitrun", &args)["perplexity"]
-            .as_f64()
-            .unwrap();
-        let want = case["perplexity"][windows as usize - 1].as_f64().unwrap();
-        assert!(
-            (got / want - 1.0).abs() < 0.01,
-            "{flags:?}: {got}, llama.cpp has {want}"
-        );
+        let eval = |windows: usize| {
+            let chunks = windows.to_string();
+            let args = [
+                "eval", "--text", &text, "--ctx", "512", "--chunks", &chunks, "--json",
+            ];
+            must_json(dir.path(), "splitrun", &args)["perplexity"]
+                .as_f64()
+                .unwrap()
+        };
+        let near = |key: &str, windows: usize, got: f64, within: f64| {
+            let want = case[key][windows - 1].as_f64().unwrap();
+            assert!(
+                (got / want - 1.0).abs() < within,
+                "{flags:?}, {key}: {got} after {windows} windows, llama.cpp has {want}"
+            );
+        };
+        let four = eval(4);
+        // The same weights as floats: nothing is rounded on either side.
+        near("perplexity_f32", 4, four, 1e-3);
+        // The file itself: llama.cpp rounds activations to eight bits there. In two cases that
+        // alone moves four windows by a hair more than the bound, so the whole text is scored.
+        match case["windows"].as_u64() {
+            Some(all) => near("perplexity", all as usize, eval(all as usize), 0.01),
+            None => near("perplexity", 4, four, 0.01),
+        }
     }
 }
 
