@@ -88,20 +88,23 @@ fn relative_error(source: &Source, trial: &Trial<'_>) -> f64 {
     }
 }
 
-/// Squared relative error of a type on weights like those of a trained model.
+/// Squared relative error of a type on weights like those of a trained model, as
+/// `formats/examples/block_error.rs` measures it.
 pub(super) fn typical(ty: BlockType) -> f64 {
     let relative: f64 = match ty {
-        BlockType::Q2_K => 0.29,
-        BlockType::Q3_K => 0.149,
-        BlockType::Q4_0 => 0.085,
-        BlockType::Q4_1 => 0.077,
-        BlockType::IQ4_NL => 0.075,
-        BlockType::Q4_K => 0.07,
-        BlockType::Q5_0 => 0.042,
-        BlockType::Q5_1 => 0.037,
-        BlockType::Q5_K => 0.035,
-        BlockType::Q6_K => 0.0175,
-        BlockType::Q8_0 => 0.0053,
+        BlockType::Q2_K => 0.258,
+        BlockType::Q3_K => 0.1434,
+        BlockType::IQ3_S => 0.1285,
+        BlockType::Q4_0 => 0.0808,
+        BlockType::IQ4_XS => 0.0736,
+        BlockType::IQ4_NL => 0.0734,
+        BlockType::Q4_K => 0.0696,
+        BlockType::Q4_1 => 0.0691,
+        BlockType::Q5_0 => 0.04,
+        BlockType::Q5_K => 0.0342,
+        BlockType::Q5_1 => 0.0337,
+        BlockType::Q6_K => 0.0165,
+        BlockType::Q8_0 => 0.0049,
         BlockType::F16 | BlockType::BF16 | BlockType::F32 => 0.0,
         // Each bit halves it; the factor is that of the types above.
         other => 1.65 * (-other.bits_per_weight()).exp2(),

@@ -9,10 +9,13 @@ use super::types::fits;
 use super::{Request, Spending, TensorPlan};
 use crate::source::Source;
 
-/// Types that a matrix may get beside its own, cheapest first.
-const TYPES: [BlockType; 8] = [
+/// Types that a matrix may get beside its own, cheapest first. Of those that cost the same, what
+/// they spoil decides.
+const TYPES: [BlockType; 10] = [
     BlockType::Q2_K,
     BlockType::Q3_K,
+    BlockType::IQ3_S,
+    BlockType::IQ4_XS,
     BlockType::Q4_K,
     BlockType::IQ4_NL,
     BlockType::Q5_K,
