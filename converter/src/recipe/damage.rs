@@ -1,16 +1,18 @@
 //! What a type is expected to spoil in a tensor.
 //!
-//! Damage is the squared error of the matrix's products relative to their size, times a factor
-//! for the kind of matrix and the layer. The error is measured on a sample of rows, encoded and
-//! decoded, with the importances of the columns; without an importance matrix it is the type's
-//! typical one.
+//! Damage is the squared error of the matrix relative to its size, its columns weighed by their
+//! importances, times what such an error costs there. The error is measured on a sample of rows,
+//! encoded and decoded; without an importance matrix it is the type's typical one. The cost is
+//! measured too if the importance matrix has sensitivities, and else a figure for the kind of
+//! matrix.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use formats::blocks::{BlockType, Effort, dequantize_row, quantize_row};
+use formats::imatrix::Sensitivity;
 
-use crate::source::Source;
+use crate::source::{Place, Source};
 
 /// Rows of a tensor that are tried.
 const SAMPLE: usize = 48;
@@ -112,11 +114,35 @@ pub(super) fn typical(ty: BlockType) -> f64 {
     relative * relative
 }
 
-/// What an error in the products of a matrix of this name costs, relative to `ffn_gate` and equal
-/// relative errors: the divergence measured with one kind of matrix at a time in two bits, in the
-/// first ten layers of a model of 28 (`docs/importance.md` has the figures).
-pub(super) fn factor(name: &str) -> f64 {
-    match name.split('.').nth(2).unwrap_or("") {
+/// What an error in the products of a matrix costs.
+#[derive(Clone, Copy)]
+pub(super) enum Cost<'a> {
+    /// Nats of divergence per unit of squared relative error, measured on the model.
+    Measured(&'a Sensitivity),
+    /// One figure for each kind of matrix, whatever the model.
+    Stated,
+}
+
+impl Cost<'_> {
+    /// That of the matrix called `name`. Only comparable with others of the same [`Cost`].
+    pub(super) fn of(self, name: &str) -> f64 {
+        let kind = name.split('.').nth(2).unwrap_or("");
+        match self {
+            Self::Measured(s) => match Place::of(name) {
+                // A checked file knows all matrices that a layer can have.
+                Some(Place::Layer(l)) => s.of(l as usize, kind).map_or(0.0, f64::from),
+                _ => 0.0,
+            },
+            Self::Stated => stated(kind),
+        }
+    }
+}
+
+/// Relative to `ffn_gate`, at equal relative errors: the divergence measured with one kind of
+/// matrix at a time in two bits, in the first ten layers of a model of 28 (`docs/importance.md`
+/// has the figures).
+fn stated(kind: &str) -> f64 {
+    match kind {
         "attn_q" | "attn_k" => 0.15,
         "attn_v" => 0.4,
         "attn_output" => 0.6,
