@@ -230,10 +230,7 @@ fn the_sensitive_matrix_gets_the_bits() {
         let mut im = importances(&shape);
         let mut layers = vec![[0.5; KINDS.len()]; 4];
         layers[layer][kind] = 500.0;
-        im.sensitivity = Some(Sensitivity {
-            tokens: 77,
-            layers,
-        });
+        im.sensitivity = Some(Sensitivity { tokens: 77, layers });
         std::fs::write(bench.path("sens.gguf"), im.to_gguf().unwrap()).unwrap();
         let plan = chosen("sens.gguf");
         let note = &plan.notes[0];

@@ -309,7 +309,8 @@ pub(super) struct Calibrate {
     #[arg(long, value_name = "N")]
     pub(super) chunks: Option<NonZeroUsize>,
     /// Also measure on TOKENS tokens of the text (256 if not said) what an error in each matrix
-    /// costs, for `splitconv --recipe auto`. Takes many passes over them.
+    /// costs, for `splitconv --recipe auto`. Takes 3.5 passes over
+    /// them for each layer.
     #[arg(long, value_name = "TOKENS", num_args = 0..=1, default_missing_value = SENSITIVITY_TOKENS)]
     pub(super) sensitivity: Option<NonZeroUsize>,
     /// One JSON object on standard output.

@@ -21,15 +21,9 @@ use crate::model::{LayerTensors, Tensor};
 use crate::role::RunError;
 use crate::text::Tokenizer;
 
-/// Squared relative error of a disturbed layer: between those of three and four bits. Within
+/// Squared relative error of a disturbed matrix: between those of three and four bits. Within
 /// these sizes the divergence grows in proportion to it.
-const LAYER_ERROR: f64 = 0.01;
-/// Squared relative errors of all layers together, when a kind is disturbed in each of them.
-const MODEL_ERROR: f64 = 0.05;
-
-/// Kinds (by their place in [`KINDS`]) that are disturbed together in one layer; how they share
-/// what comes of it is measured once, in all layers.
-const GROUPS: [&[usize]; 2] = [&[0, 1, 2, 3], &[4, 5, 6]];
+const ERROR: f64 = 0.01;
 
 /// Tokens of one window at least, if the text has them.
 const PIECE: usize = 128;
@@ -69,34 +63,14 @@ pub fn sensitivity(
     let windows = pick(all, options.tokens);
     let mut model = Undisturbed::run(parts, &windows)?;
     let n_layer = model.layers.len();
-    let shared = || GROUPS.iter().filter(|g| g.len() > 1).flat_map(|g| *g);
-    let all = shared().count() * n_layer + GROUPS.len() * n_layer * (n_layer + 1) / 2;
+    let all = KINDS.len() * n_layer * (n_layer + 1) / 2;
     let mut done = 0;
-    let mut told = |layers: usize| {
-        done += layers;
-        progress(done, all);
-    };
-
-    let mut by_kind = [1.0; KINDS.len()];
-    for &kind in shared() {
-        let error = (MODEL_ERROR / n_layer as f64).min(LAYER_ERROR);
-        by_kind[kind] = model.disturbed(0..n_layer, &[kind], error)?;
-        told(n_layer);
-    }
     let mut layers = vec![[0.0; KINDS.len()]; n_layer];
     for (l, row) in layers.iter_mut().enumerate() {
-        for group in GROUPS {
-            let together = model.disturbed(l..l + 1, group, LAYER_ERROR)?;
-            let sum: f64 = group.iter().map(|k| by_kind[*k]).sum();
-            for k in group {
-                let share = if sum > 0.0 {
-                    by_kind[*k] / sum
-                } else {
-                    1.0 / group.len() as f64
-                };
-                row[*k] = (together * share) as f32;
-            }
-            told(n_layer - l);
+        for (kind, value) in row.iter_mut().enumerate() {
+            *value = model.disturbed(l, kind)? as f32;
+            done += n_layer - l;
+            progress(done, all);
         }
     }
     Ok(Sensitivity {
@@ -153,9 +127,11 @@ impl<'a> Undisturbed<'a> {
             )));
         }
         let cache = KvCache::new(1, len, hp.kv_width());
-        let cache = cache.ok_or_else(|| RunError::Request(format!(
-            "there is no memory for the keys and values of {len} tokens; lower --ctx"
-        )))?;
+        let cache = cache.ok_or_else(|| {
+            RunError::Request(format!(
+                "there is no memory for the keys and values of {len} tokens; lower --ctx"
+            ))
+        })?;
         let mut model = Self {
             layers: parts
                 .iter()
@@ -203,34 +179,23 @@ impl<'a> Undisturbed<'a> {
         Ok(())
     }
 
-    /// Divergence per unit of squared relative error when the matrices `kinds` of layers `span`
-    /// have one of `error`.
-    fn disturbed(
-        &mut self,
-        span: std::ops::Range<usize>,
-        kinds: &[usize],
-        error: f64,
-    ) -> Result<f64, RunError> {
-        let mut rows = self.before[span.start].clone();
-        for l in span.start..self.layers.len() {
+    /// Divergence per unit of squared relative error in the matrix `kind` of `layer`.
+    fn disturbed(&mut self, layer: usize, kind: usize) -> Result<f64, RunError> {
+        let mut rows = self.before[layer].clone();
+        let other = disturb(self.layers[layer].1, layer, kind, self.last.threads())?;
+        self.layer(layer, &other, &mut rows)?;
+        for l in layer + 1..self.layers.len() {
             let own = self.layers[l].1;
-            if span.contains(&l) {
-                let other = disturb(own, l, kinds, error.sqrt() as f32, self.last.threads())?;
-                self.layer(l, &other, &mut rows)?;
-            } else {
-                self.layer(l, own, &mut rows)?;
-            }
+            self.layer(l, own, &mut rows)?;
         }
-        let kl = self.divergence(&rows)?;
-        if kl.is_finite() {
-            return Ok(kl / error);
+        let sensitivity = self.divergence(&rows)? / ERROR;
+        if sensitivity.is_finite() {
+            // Rounding can take an equal pair a hair below zero.
+            return Ok(sensitivity.max(0.0));
         }
-        let names: Vec<&str> = kinds.iter().map(|k| KINDS[*k]).collect();
         Err(RunError::Request(format!(
-            "with a small error in {} of layers {}..{} the model's logits are not finite; it is damaged",
-            names.join(", "),
-            span.start,
-            span.end
+            "with a small error in {} of layer {layer} the model's logits are not finite; it is damaged",
+            KINDS[kind]
         )))
     }
 
@@ -295,16 +260,15 @@ fn divergence(p: &[f32], p_sum: f64, q: &[f32]) -> f64 {
     p.iter().zip(q).map(term).sum()
 }
 
-/// `weights` with errors in the matrices `kinds`: each weight times 1 ± `size`.
+/// `weights` with an error in the matrix `kind`.
 fn disturb(
     weights: &LayerTensors,
     layer: usize,
-    kinds: &[usize],
-    size: f32,
+    kind: usize,
     threads: usize,
 ) -> Result<LayerTensors, RunError> {
     let mut out = weights.clone();
-    let mut all = [
+    let tensor = [
         &mut out.attn_q,
         &mut out.attn_k,
         &mut out.attn_v,
@@ -312,18 +276,21 @@ fn disturb(
         &mut out.ffn_gate,
         &mut out.ffn_up,
         &mut out.ffn_down,
-    ];
-    for k in kinds {
-        let seed = mix((layer * KINDS.len() + k) as u64);
-        let tensor = &mut all[*k];
-        **tensor = with_error(tensor, seed, size, threads).ok_or_else(|| {
+    ]
+    .into_iter()
+    .nth(kind);
+    if let Some(tensor) = tensor {
+        let seed = mix((layer * KINDS.len() + kind) as u64);
+        *tensor = with_error(tensor, seed, threads).ok_or_else(|| {
             RunError::Request(format!("tensor `{}` cannot be decoded", tensor.name))
         })?;
     }
     Ok(out)
 }
 
-fn with_error(t: &Tensor, seed: u64, size: f32, threads: usize) -> Option<Tensor> {
+/// `t` with each weight times 1 ± √[`ERROR`]. `None` when it cannot be decoded.
+fn with_error(t: &Tensor, seed: u64, threads: usize) -> Option<Tensor> {
+    let size = ERROR.sqrt() as f32;
     let mut values = vec![0_u8; t.rows.checked_mul(t.cols)?.checked_mul(4)?];
     if values.is_empty() {
         return None;
@@ -346,7 +313,11 @@ fn with_error(t: &Tensor, seed: u64, size: f32, threads: usize) -> Option<Tensor
             for (at, (x, to)) in row.chunks(64).zip(words.chunks_mut(64)).enumerate() {
                 let mut signs = mix(seed.wrapping_add(at as u64));
                 for (x, to) in x.iter().zip(to) {
-                    let factor = if signs & 1 == 0 { 1.0 + size } else { 1.0 - size };
+                    let factor = if signs & 1 == 0 {
+                        1.0 + size
+                    } else {
+                        1.0 - size
+                    };
                     signs >>= 1;
                     *to = (x * factor).to_le_bytes();
                 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{boundary, sensitivity};
 use super::{Entry, Imatrix, ImatrixError, ImatrixErrorKind as Kind, check};
+use super::{boundary, sensitivity};
 use crate::blocks::BlockType;
 use crate::gguf::{Gguf, Metadata, TensorDecl, TensorInfo, Value, WriteError, Writer};
 

@@ -27,7 +27,7 @@ fn boundary() -> Boundary {
 }
 
 fn sensitivity() -> Sensitivity {
-    let layer = |l: u8| [0, 1, 2, 3, 4, 5, 6].map(|k| f32::from(l) + f32::from(k) * 0.25);
+    let layer = |l: u8| [0_u8, 1, 2, 3, 4, 5, 6].map(|k| f32::from(l) + f32::from(k) * 0.25);
     Sensitivity {
         tokens: 256,
         layers: vec![layer(0), layer(1), layer(2)],
@@ -188,7 +188,10 @@ fn what_is_wrong_is_named() {
     let at = bytes.windows(name.len()).rposition(|w| w == name).unwrap() + name.len() + 4;
     assert_eq!((bytes[at], bytes[at + 8]), (7, 3));
     bytes.swap(at, at + 8);
-    refused(&bytes, &["`splitconv.sensitivity`", "[3, 7]", "[7, layers]"]);
+    refused(
+        &bytes,
+        &["`splitconv.sensitivity`", "[3, 7]", "[7, layers]"],
+    );
     // A name changed in place: its counts stand alone.
     let mut bytes = sample().to_gguf().unwrap();
     let at = bytes.windows(7).position(|w| w == b"in_sum2").unwrap();
