@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use formats::imatrix::{Boundary, Imatrix, ImatrixError};
+use formats::imatrix::{Boundary, Imatrix, ImatrixError, Sensitivity};
 use formats::pair::Digest;
 
 use crate::printable;
@@ -35,6 +35,19 @@ pub enum ImportanceError {
         /// Columns in the model.
         wanted: usize,
     },
+    /// Sensitivities of another number of layers.
+    #[error(
+        "importance matrix {}: it has sensitivities of {found} layers, the model has {wanted}; calibrate this model with `splitrun calibrate --sensitivity`",
+        path.display()
+    )]
+    Layers {
+        /// The importance matrix.
+        path: PathBuf,
+        /// Layers there.
+        found: usize,
+        /// Layers of the model.
+        wanted: usize,
+    },
 }
 
 /// Mean squares by tensor and column.
@@ -44,6 +57,7 @@ pub struct Importance {
     digest: Digest,
     columns: HashMap<String, Arc<[f32]>>,
     boundary: Option<Boundary>,
+    sensitivity: Option<Sensitivity>,
 }
 
 impl Importance {
@@ -62,13 +76,16 @@ impl Importance {
             digest,
             columns: im.entries.iter().filter_map(mean).collect(),
             boundary: im.boundary,
+            sensitivity: im.sensitivity,
         })
     }
 
-    /// Checks that every matrix of `source` that it knows has the right number of columns.
+    /// Checks that every matrix of `source` that it knows has the right number of columns, and
+    /// that its sensitivities, if it has any, are of as many layers.
     ///
     /// # Errors
-    /// [`ImportanceError::Columns`] for the first that has not.
+    /// [`ImportanceError::Columns`] for the first matrix that has not, or
+    /// [`ImportanceError::Layers`].
     pub fn check(&self, source: &Source) -> Result<(), ImportanceError> {
         for t in source.tensors().filter(|t| t.dims.len() > 1) {
             if let Some(columns) = self.columns.get(&t.name)
@@ -82,7 +99,15 @@ impl Importance {
                 });
             }
         }
-        Ok(())
+        let wanted = source.hparams().n_layer;
+        match &self.sensitivity {
+            Some(s) if s.layers.len() != wanted => Err(ImportanceError::Layers {
+                path: self.path.clone(),
+                found: s.layers.len(),
+                wanted,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The file.
@@ -103,5 +128,10 @@ impl Importance {
     /// What travels at each cut, if the file says it.
     pub fn boundary(&self) -> Option<&Boundary> {
         self.boundary.as_ref()
+    }
+
+    /// What errors in the layers' matrices cost, if the file says it.
+    pub fn sensitivity(&self) -> Option<&Sensitivity> {
+        self.sensitivity.as_ref()
     }
 }

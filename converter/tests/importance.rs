@@ -10,7 +10,7 @@ use converter::source::Source;
 use fixtures::LlamaShape;
 use formats::blocks::BlockType;
 use formats::gguf::Value;
-use formats::imatrix::{Entry, Imatrix};
+use formats::imatrix::{Entry, Imatrix, KINDS, Sensitivity};
 use formats::pair::HalfRole;
 
 /// Importances of all matrices of `shape`: a few columns a hundred times the others.
@@ -57,6 +57,11 @@ fn request(bits: u32, spending: Spending) -> Request {
 fn edge_bytes(plan: &Plan) -> u64 {
     let layers = plan.half(HalfRole::Edge).filter(|t| t.layer_matrix);
     layers.map(|t| t.bytes).sum()
+}
+
+fn weights_of(plan: &Plan) -> f64 {
+    let layers = plan.half(HalfRole::Edge).filter(|t| t.layer_matrix);
+    layers.map(|t| t.weights() as f64).sum()
 }
 
 #[test]
@@ -203,6 +208,60 @@ fn a_named_type_is_not_touched_and_not_counted() {
         bytes * 8 * 256 <= weights * 110 * 8,
         "the others have their own budget"
     );
+}
+
+/// One matrix a thousand times as sensitive as the others, wherever it stands.
+#[test]
+fn the_sensitive_matrix_gets_the_bits() {
+    let shape = LlamaShape {
+        n_layer: 4,
+        n_embd: 256,
+        ..LlamaShape::tiny()
+    };
+    let bench = bench(&shape);
+    let source = Source::open(&bench.path("m.gguf")).unwrap();
+    let chosen = |file: &str| {
+        let importance = Importance::open(&bench.path(file)).unwrap();
+        plan(&source, &request(3, Spending::Auto), Some(&importance), 2).unwrap()
+    };
+    let by_factors = chosen("im.gguf");
+    assert!(by_factors.notes[0].contains("stated factors"));
+    for (layer, kind) in [(0, 0), (1, 2), (0, 5), (1, 6)] {
+        let mut im = importances(&shape);
+        let mut layers = vec![[0.5; KINDS.len()]; 4];
+        layers[layer][kind] = 500.0;
+        im.sensitivity = Some(Sensitivity { tokens: 77, layers });
+        std::fs::write(bench.path("sens.gguf"), im.to_gguf().unwrap()).unwrap();
+        let plan = chosen("sens.gguf");
+        let note = &plan.notes[0];
+        assert!(
+            note.contains("edge: the bits are spent as the sensitivities in")
+                && note.contains("sens.gguf")
+                && note.contains("77 tokens"),
+            "{note}"
+        );
+        assert!(edge_bytes(&plan) <= 3.4375_f64.mul_add(weights_of(&plan) / 8.0, 0.5) as u64);
+        let name = format!("blk.{layer}.{}.weight", KINDS[kind]);
+        for t in plan.half(HalfRole::Edge).filter(|t| t.layer_matrix) {
+            let bits = t.to.bits_per_weight();
+            assert!(
+                (t.name == name) == (bits > 6.0),
+                "{name} matters, {} has {bits}",
+                t.name
+            );
+        }
+    }
+    // Of another model.
+    let mut im = importances(&shape);
+    im.sensitivity = Some(Sensitivity {
+        tokens: 1,
+        layers: vec![[1.0; KINDS.len()]; 5],
+    });
+    std::fs::write(bench.path("five.gguf"), im.to_gguf().unwrap()).unwrap();
+    let args = ["m.gguf", "--split", "2", "--imatrix", "five.gguf"];
+    bench
+        .run(&args)
+        .fails_with(&["five.gguf", "5 layers", "has 4"]);
 }
 
 #[test]

@@ -1,16 +1,18 @@
 //! What a type is expected to spoil in a tensor.
 //!
-//! Damage is the squared error of the matrix's products relative to their size, times a factor
-//! for the kind of matrix and the layer. The error is measured on a sample of rows, encoded and
-//! decoded, with the importances of the columns; without an importance matrix it is the type's
-//! typical one.
+//! Damage is the squared error of the matrix relative to its size, its columns weighed by their
+//! importances, times what such an error costs there. The error is measured on a sample of rows,
+//! encoded and decoded; without an importance matrix it is the type's typical one. The cost is
+//! measured too if the importance matrix has sensitivities, and else a figure for the kind of
+//! matrix.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use formats::blocks::{BlockType, Effort, dequantize_row, quantize_row};
+use formats::imatrix::Sensitivity;
 
-use crate::source::Source;
+use crate::source::{Place, Source};
 
 /// Rows of a tensor that are tried.
 const SAMPLE: usize = 48;
@@ -88,20 +90,23 @@ fn relative_error(source: &Source, trial: &Trial<'_>) -> f64 {
     }
 }
 
-/// Squared relative error of a type on weights like those of a trained model.
+/// Squared relative error of a type on weights like those of a trained model, as
+/// `formats/examples/block_error.rs` measures it.
 pub(super) fn typical(ty: BlockType) -> f64 {
     let relative: f64 = match ty {
-        BlockType::Q2_K => 0.29,
-        BlockType::Q3_K => 0.149,
-        BlockType::Q4_0 => 0.085,
-        BlockType::Q4_1 => 0.077,
-        BlockType::IQ4_NL => 0.075,
-        BlockType::Q4_K => 0.07,
-        BlockType::Q5_0 => 0.042,
-        BlockType::Q5_1 => 0.037,
-        BlockType::Q5_K => 0.035,
-        BlockType::Q6_K => 0.0175,
-        BlockType::Q8_0 => 0.0053,
+        BlockType::Q2_K => 0.258,
+        BlockType::Q3_K => 0.1434,
+        BlockType::IQ3_S => 0.1285,
+        BlockType::Q4_0 => 0.0808,
+        BlockType::IQ4_XS => 0.0736,
+        BlockType::IQ4_NL => 0.0734,
+        BlockType::Q4_K => 0.0696,
+        BlockType::Q4_1 => 0.0691,
+        BlockType::Q5_0 => 0.04,
+        BlockType::Q5_K => 0.0342,
+        BlockType::Q5_1 => 0.0337,
+        BlockType::Q6_K => 0.0165,
+        BlockType::Q8_0 => 0.0049,
         BlockType::F16 | BlockType::BF16 | BlockType::F32 => 0.0,
         // Each bit halves it; the factor is that of the types above.
         other => 1.65 * (-other.bits_per_weight()).exp2(),
@@ -109,11 +114,35 @@ pub(super) fn typical(ty: BlockType) -> f64 {
     relative * relative
 }
 
-/// What an error in the products of a matrix of this name costs, relative to `ffn_gate` and equal
-/// relative errors: the divergence measured with one kind of matrix at a time in two bits, in the
-/// first ten layers of a model of 28 (`docs/importance.md` has the figures).
-pub(super) fn factor(name: &str) -> f64 {
-    match name.split('.').nth(2).unwrap_or("") {
+/// What an error in the products of a matrix costs.
+#[derive(Clone, Copy)]
+pub(super) enum Cost<'a> {
+    /// Nats of divergence per unit of squared relative error, measured on the model.
+    Measured(&'a Sensitivity),
+    /// One figure for each kind of matrix, whatever the model.
+    Stated,
+}
+
+impl Cost<'_> {
+    /// That of the matrix called `name`. Only comparable with others of the same [`Cost`].
+    pub(super) fn of(self, name: &str) -> f64 {
+        let kind = name.split('.').nth(2).unwrap_or("");
+        match self {
+            Self::Measured(s) => match Place::of(name) {
+                // A checked file knows all matrices that a layer can have.
+                Some(Place::Layer(l)) => s.of(l as usize, kind).map_or(0.0, f64::from),
+                _ => 0.0,
+            },
+            Self::Stated => stated(kind),
+        }
+    }
+}
+
+/// Relative to `ffn_gate`, at equal relative errors: the divergence measured with one kind of
+/// matrix at a time in two bits, in the first ten layers of a model of 28 (`docs/importance.md`
+/// has the figures).
+fn stated(kind: &str) -> f64 {
+    match kind {
         "attn_q" | "attn_k" => 0.15,
         "attn_v" => 0.4,
         "attn_output" => 0.6,

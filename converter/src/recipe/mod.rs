@@ -285,8 +285,13 @@ pub fn plan(
     }
     chooser.check_rules()?;
     let [mut edge, mut cloud] = halves;
+    let sensitivity = importance.and_then(Importance::sensitivity);
+    let damage_cost = sensitivity.map_or(damage::Cost::Stated, damage::Cost::Measured);
+    let mut uneven = Vec::new();
     for (role, half) in [(HalfRole::Edge, &mut edge), (HalfRole::Cloud, &mut cloud)] {
-        spread::spread(source, request, role, half, threads);
+        if spread::spread(source, request, role, half, damage_cost, threads) {
+            uneven.push(role.name());
+        }
     }
     let edge_cost = cost(request, HalfRole::Edge, &edge);
     let cloud_cost = cost(request, HalfRole::Cloud, &cloud);
@@ -299,6 +304,7 @@ pub fn plan(
         cloud: cloud_cost,
         importance: importance.map(Importance::digest),
     };
+    plan.notes.extend(spending(&uneven, importance));
     plan.notes.extend(fallbacks(request, &plan));
     plan.notes.extend(requantised(&plan));
     plan.notes
@@ -443,6 +449,21 @@ impl Chooser<'_> {
         }
         Ok(())
     }
+}
+
+/// Says by which rule the bits of the halves in `uneven` are spent.
+fn spending(uneven: &[&str], importance: Option<&Importance>) -> Option<String> {
+    let halves = uneven.join(" and ");
+    let measured = importance.and_then(|i| Some((i, i.sensitivity()?)));
+    let rule = match measured {
+        Some((i, s)) => format!(
+            "as the sensitivities in {} say, measured over {} tokens",
+            i.path().display(),
+            s.tokens
+        ),
+        None => "by stated factors for each kind of matrix; an --imatrix of `splitrun calibrate --sensitivity` has measured ones".to_owned(),
+    };
+    (!uneven.is_empty()).then(|| format!("{halves}: the bits are spent {rule}"))
 }
 
 /// Says which matrices could not have a type of the bits asked for, and what they got.

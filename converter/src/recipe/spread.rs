@@ -4,15 +4,18 @@ use formats::blocks::BlockType;
 use formats::pair::HalfRole;
 
 use super::budget::{Offer, spend};
-use super::damage::{Trial, factor, measure};
+use super::damage::{Cost, Trial, measure};
 use super::types::fits;
 use super::{Request, Spending, TensorPlan};
 use crate::source::Source;
 
-/// Types that a matrix may get beside its own, cheapest first.
-const TYPES: [BlockType; 8] = [
+/// Types that a matrix may get beside its own, cheapest first. Of those that cost the same, what
+/// they spoil decides.
+const TYPES: [BlockType; 10] = [
     BlockType::Q2_K,
     BlockType::Q3_K,
+    BlockType::IQ3_S,
+    BlockType::IQ4_XS,
     BlockType::Q4_K,
     BlockType::IQ4_NL,
     BlockType::Q5_K,
@@ -27,18 +30,20 @@ const FINE: u32 = 8;
 /// Chooses again for the matrices of the layers in `half` whose type no option has named.
 ///
 /// They may cost together what the flat type would cost, or the budget that was asked for; a
-/// tensor may also stay as it is in the source, which spoils nothing.
+/// tensor may also stay as it is in the source, which spoils nothing. Returns whether there was
+/// anything to choose.
 pub(super) fn spread(
     source: &Source,
     request: &Request,
     role: HalfRole,
     half: &mut [TensorPlan],
+    cost: Cost<'_>,
     threads: usize,
-) {
+) -> bool {
     let bits = request.bits(role);
     let budget = request.budget(role);
     if budget.is_none() && (request.spending == Spending::Flat || bits.get() >= FINE) {
-        return;
+        return false;
     }
     let mut free: Vec<&mut TensorPlan> = half
         .iter_mut()
@@ -66,19 +71,20 @@ pub(super) fn spread(
             })
         })
         .collect();
+    let chosen = !trials.is_empty();
     let mut errors = measure(source, &trials, threads).into_iter();
     let offers: Vec<Vec<Offer>> = free
         .iter()
         .zip(&choices)
         .map(|(t, types)| {
-            let factor = factor(&t.name);
+            let cost = cost.of(&t.name);
             let offer = |ty: &BlockType| Offer {
                 bytes: bytes(t, *ty),
                 damage: if *ty == t.from {
                     0.0
                 } else {
                     // As many errors as trials: one for each type that is not its own.
-                    errors.next().unwrap_or(0.0) * factor
+                    errors.next().unwrap_or(0.0) * cost
                 },
             };
             types.iter().map(offer).collect()
@@ -91,6 +97,7 @@ pub(super) fn spread(
         t.encode = to != t.from;
         t.to = to;
     }
+    chosen
 }
 
 /// The types that `t` could have, its own included; never one that costs as much as its own.

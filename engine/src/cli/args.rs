@@ -9,6 +9,9 @@ use formats::wire::Codec;
 use crate::link::Address;
 use crate::text::SamplingParams;
 
+/// Tokens for `--sensitivity` without a number.
+const SENSITIVITY_TOKENS: &str = "256";
+
 /// Run either half of a model that splitconv cut in two, or both.
 #[derive(Debug, Parser)]
 #[command(
@@ -305,6 +308,11 @@ pub(super) struct Calibrate {
     /// Windows [default: all the text has]
     #[arg(long, value_name = "N")]
     pub(super) chunks: Option<NonZeroUsize>,
+    /// Also measure on TOKENS tokens of the text (256 if not said) what an error in each matrix
+    /// costs, for `splitconv --recipe auto`. Takes 3.5 passes over
+    /// them for each layer.
+    #[arg(long, value_name = "TOKENS", num_args = 0..=1, default_missing_value = SENSITIVITY_TOKENS)]
+    pub(super) sensitivity: Option<NonZeroUsize>,
     /// One JSON object on standard output.
     #[arg(long)]
     pub(super) json: bool,

@@ -2,18 +2,23 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use formats::imatrix::Imatrix;
+use formats::imatrix::{Imatrix, Sensitivity};
 use serde::Serialize;
 
 use super::args::Calibrate;
 use super::measure::{parts, read_text};
 use super::{executor, note, print_json, print_line};
+use crate::exec::cpu::CpuExecutor;
 use crate::measure;
-use crate::measure::CalibrateOptions;
+use crate::measure::{CalibrateOptions, SensitivityOptions};
 use crate::role::{RunError, open_model};
 use crate::text::Tokenizer;
+
+/// How often the slow part says how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// What was written.
 #[derive(Serialize)]
@@ -22,6 +27,8 @@ struct Report {
     file_bytes: usize,
     tensors: usize,
     cuts: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sensitivity_tokens: Option<u64>,
     windows: u32,
     ctx: u32,
     tokens: u64,
@@ -45,13 +52,25 @@ pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
         chunks: args.chunks.map(usize::from),
         dataset: dataset.to_string_lossy().into_owned(),
     };
+    let sensitivities = match args.sensitivity {
+        Some(tokens) => {
+            let options = SensitivityOptions {
+                tokens: tokens.get(),
+                ctx: options.ctx,
+                chunks: options.chunks,
+            };
+            Some(sensitivity(&execs, &tokenizer, &text, &options)?)
+        }
+        None => None,
+    };
     let start = Instant::now();
     let mut progress = |done: usize, of: usize| {
         let left = start.elapsed().as_secs_f64() / done as f64 * (of - done) as f64;
         note(&format!("window {done} of {of}, {left:.0} s left"));
     };
-    let im = measure::calibrate(&execs, &tokenizer, &text, &options, &mut progress)?;
+    let mut im = measure::calibrate(&execs, &tokenizer, &text, &options, &mut progress)?;
     let seconds = start.elapsed().as_secs_f64();
+    im.sensitivity = sensitivities;
     let bytes = im
         .to_gguf()
         .map_err(|e| RunError::Request(format!("cannot encode the importance matrix: {e}")))?;
@@ -62,6 +81,7 @@ pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
         file_bytes: bytes.len(),
         tensors: im.entries.len(),
         cuts: im.boundary.as_ref().map_or(0, |b| b.cuts),
+        sensitivity_tokens: im.sensitivity.as_ref().map(|s| s.tokens),
         windows: im.chunk_count,
         ctx: im.chunk_size,
         tokens,
@@ -71,10 +91,37 @@ pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
     if args.json {
         return print_json(&report);
     }
+    let sensitivity = match report.sensitivity_tokens {
+        Some(n) => format!("; sensitivities from {n} tokens"),
+        None => String::new(),
+    };
     print_line(&format!(
-        "{}: importances of {} matrices, statistics of {} cuts, from {} windows of {} tokens in {:.1} s",
+        "{}: importances of {} matrices, statistics of {} cuts, from {} windows of {} tokens in {:.1} s{sensitivity}",
         report.file, report.tensors, report.cuts, report.windows, report.ctx, report.seconds
     ))
+}
+
+/// Measures sensitivities; says every few seconds how far it is.
+fn sensitivity(
+    execs: &[Arc<CpuExecutor>],
+    tokenizer: &Tokenizer,
+    text: &str,
+    options: &SensitivityOptions,
+) -> Result<Sensitivity, RunError> {
+    let start = Instant::now();
+    let mut said = start;
+    let mut progress = |done: usize, of: usize| {
+        if done < of && said.elapsed() < SAY_EVERY {
+            return;
+        }
+        said = Instant::now();
+        let left = start.elapsed().as_secs_f64() / done as f64 * (of - done) as f64;
+        note(&format!(
+            "sensitivities: {} %, {left:.0} s left",
+            done * 100 / of
+        ));
+    };
+    measure::sensitivity(execs, tokenizer, text, options, &mut progress)
 }
 
 /// An older importance matrix may be replaced; anything else (the model, say) stays.

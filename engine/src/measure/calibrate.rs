@@ -201,6 +201,7 @@ pub fn calibrate(
         chunk_size: options.ctx as u32,
         entries: entries(parts, &seen.inputs),
         boundary: boundary(seen.cuts, width),
+        sensitivity: None,
     };
     let bad = |e: &Entry| e.sums.iter().any(|s| !s.is_finite());
     if let Some((name, _)) = im.entries.iter().find(|(_, e)| bad(e)) {

@@ -5,6 +5,7 @@ mod bench;
 mod calibrate;
 mod distribution;
 mod eval;
+mod sensitivity;
 mod windows;
 
 pub use against::{AgainstReport, evaluate_against};
@@ -12,3 +13,4 @@ pub use bench::{BenchOptions, BenchReport, bench};
 pub use calibrate::{CalibrateOptions, calibrate};
 pub use distribution::{Comparison, compare, log_softmax};
 pub use eval::{EvalOptions, EvalReport, evaluate};
+pub use sensitivity::{SensitivityOptions, sensitivity};

@@ -9,12 +9,30 @@ use formats::model::{HParams, ModelFault};
 
 use super::load::{ModelError, read_hparams};
 
-/// A weight matrix in the map: `rows × cols`, each row whole blocks.
+/// Where the bytes of a tensor are.
+#[derive(Clone, Debug)]
+enum Bytes {
+    Mapped {
+        set: Arc<GgufSet>,
+        file: usize,
+        range: Range<usize>,
+    },
+    Owned(Arc<[u8]>),
+}
+
+impl Bytes {
+    fn len(&self) -> usize {
+        match self {
+            Self::Mapped { range, .. } => range.len(),
+            Self::Owned(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// A weight matrix, in the map unless it was changed: `rows × cols`, each row whole blocks.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    set: Arc<GgufSet>,
-    file: usize,
-    range: Range<usize>,
+    bytes: Bytes,
     /// GGUF name.
     pub name: String,
     /// Block type.
@@ -28,12 +46,27 @@ pub struct Tensor {
 impl Tensor {
     /// All bytes.
     pub fn data(&self) -> &[u8] {
-        self.set.files()[self.file].bytes(self.range.clone())
+        match &self.bytes {
+            Bytes::Mapped { set, file, range } => set.files()[*file].bytes(range.clone()),
+            Bytes::Owned(bytes) => bytes,
+        }
     }
 
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
-        self.range.len() / self.rows.max(1)
+        self.bytes.len() / self.rows.max(1)
+    }
+
+    /// The same matrix with other weights: `bytes` are its `rows × cols` values as little-endian
+    /// f32. `None` when they are not as many.
+    pub(crate) fn with_values(&self, bytes: Vec<u8>) -> Option<Self> {
+        let len = self.rows.checked_mul(self.cols)?.checked_mul(4)?;
+        (bytes.len() == len).then(|| Self {
+            bytes: Bytes::Owned(bytes.into()),
+            name: self.name.clone(),
+            block_type: BlockType::F32,
+            ..*self
+        })
     }
 }
 
@@ -152,11 +185,11 @@ impl ModelPart {
                 &b.ffn_down,
             ]
             .iter()
-            .map(|t| t.range.len())
+            .map(|t| t.bytes.len())
             .sum::<usize>()
         };
         self.blocks.iter().map(layer).sum::<usize>()
-            + self.head.as_ref().map_or(0, |(_, t)| t.range.len())
+            + self.head.as_ref().map_or(0, |(_, t)| t.bytes.len())
     }
 }
 
@@ -190,9 +223,11 @@ impl Loader<'_> {
             }));
         }
         Ok(Tensor {
-            set: Arc::clone(self.set),
-            file,
-            range: t.start..t.start + t.bytes,
+            bytes: Bytes::Mapped {
+                set: Arc::clone(self.set),
+                file,
+                range: t.start..t.start + t.bytes,
+            },
             name: name.to_owned(),
             block_type: t.block_type,
             cols: t.row_len(),

@@ -1,9 +1,9 @@
-//! llama.cpp's GGUF form, and the statistics of the boundary in it.
+//! llama.cpp's GGUF form, and the statistics of the boundary and the sensitivities in it.
 
 use std::collections::BTreeMap;
 
-use super::boundary;
 use super::{Entry, Imatrix, ImatrixError, ImatrixErrorKind as Kind, check};
+use super::{boundary, sensitivity};
 use crate::blocks::BlockType;
 use crate::gguf::{Gguf, Metadata, TensorDecl, TensorInfo, Value, WriteError, Writer};
 
@@ -45,6 +45,7 @@ fn parse(file: &Gguf) -> Result<Imatrix, Kind> {
         chunk_size: number("imatrix.chunk_size"),
         entries: BTreeMap::new(),
         boundary: boundary::read(file)?,
+        sensitivity: sensitivity::read(file)?,
     };
     for t in file.tensors() {
         if let Some(name) = t.name.strip_suffix(COUNTS)
@@ -95,6 +96,9 @@ pub(super) fn write(im: &Imatrix) -> Result<Vec<u8>, WriteError> {
     }
     if let Some(b) = &im.boundary {
         boundary::describe(b, &mut meta, &mut tensors)?;
+    }
+    if let Some(s) = &im.sensitivity {
+        sensitivity::describe(s, &mut meta, &mut tensors)?;
     }
     let decls = tensors.iter().map(|(d, _)| d.clone()).collect();
     let mut writer = Writer::new(Vec::new(), &meta, decls)?;

@@ -8,13 +8,14 @@
 //!   `imatrix.chunk_count` and `imatrix.chunk_size` in the metadata. Read and written;
 //! - the older `.dat` of llama.cpp, a plain sequence of names and numbers. Only read.
 //!
-//! Files of this project hold [`Boundary`] statistics besides, in tensors under `splitconv.`,
-//! which llama.cpp passes over.
+//! Files of this project hold [`Boundary`] statistics besides, and [`Sensitivity`] when it was
+//! measured, in tensors under `splitconv.`, which llama.cpp passes over.
 
 mod boundary;
 mod dat;
 mod error;
 mod gguf_form;
+mod sensitivity;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use std::path::Path;
 
 pub use boundary::{Boundary, NORM_QUANTILES, OUTLIER_SIGMAS};
 pub use error::{ImatrixError, ImatrixErrorKind};
+pub use sensitivity::{KINDS, Sensitivity};
 
 use crate::gguf::{Gguf, GgufErrorKind};
 use crate::pair::Digest;
@@ -59,6 +61,8 @@ pub struct Imatrix {
     pub entries: BTreeMap<String, Entry>,
     /// What travels between the halves, when the file says it.
     pub boundary: Option<Boundary>,
+    /// What errors in the layers' matrices cost, when the file says it.
+    pub sensitivity: Option<Sensitivity>,
 }
 
 impl Imatrix {

@@ -26,12 +26,21 @@ fn boundary() -> Boundary {
     }
 }
 
+fn sensitivity() -> Sensitivity {
+    let layer = |l: u8| [0_u8, 1, 2, 3, 4, 5, 6].map(|k| f32::from(l) + f32::from(k) * 0.25);
+    Sensitivity {
+        tokens: 256,
+        layers: vec![layer(0), layer(1), layer(2)],
+    }
+}
+
 fn sample() -> Imatrix {
     let mut im = Imatrix {
         datasets: vec!["a.txt".into(), "b.txt".into()],
         chunk_count: 3,
         chunk_size: 512,
         boundary: Some(boundary()),
+        sensitivity: Some(sensitivity()),
         ..Imatrix::default()
     };
     im.entries
@@ -84,6 +93,18 @@ fn there_and_back() {
     let want = (4..8).map(|i| f64::from(i * i) * 1.25).sum::<f64>() / 4.0;
     assert_eq!(back.boundary.as_ref().unwrap().mean_square(2), Some(want));
     assert_eq!(back.boundary.unwrap().mean_square(3), None);
+    let s = back.sensitivity.unwrap();
+    assert_eq!(s.of(1, "attn_v"), Some(1.5));
+    assert_eq!(s.of(2, "ffn_down"), Some(3.5));
+    assert_eq!((s.of(3, "attn_v"), s.of(0, "attn_norm")), (None, None));
+}
+
+#[test]
+fn without_sensitivities_there_are_none() {
+    let mut im = sample();
+    im.sensitivity = None;
+    let (_dir, path) = written(&im.to_gguf().unwrap());
+    assert_eq!(Imatrix::open(&path).unwrap(), im);
 }
 
 #[test]
@@ -138,6 +159,7 @@ fn what_is_wrong_is_named() {
     let mut im = sample();
     im.entries.clear();
     im.boundary = None;
+    im.sensitivity = None;
     refused(&im.to_gguf().unwrap(), &["no tensor"]);
     for bad in [f32::NAN, f32::INFINITY, -1.0] {
         let mut im = sample();
@@ -150,6 +172,26 @@ fn what_is_wrong_is_named() {
             refused(&im.to_gguf().unwrap(), &["splitconv.boundary.sigma"]);
         }
     }
+    for bad in [f32::NAN, f32::INFINITY, -1.0] {
+        let mut im = sample();
+        im.sensitivity.as_mut().unwrap().layers[1][6] = bad;
+        refused(&im.to_gguf().unwrap(), &["`splitconv.sensitivity`"]);
+    }
+    // Another order of the kinds would give each matrix its neighbour's number.
+    let mut bytes = sample().to_gguf().unwrap();
+    let at = bytes.windows(6).position(|w| w == b"attn_q").unwrap();
+    bytes[at + 5] = b'k';
+    refused(&bytes, &["`splitconv.sensitivity`", "attn_q, attn_k"]);
+    // [7, 3] becomes [3, 7] behind the last mention of the name, and the number of dimensions.
+    let mut bytes = sample().to_gguf().unwrap();
+    let name = b"splitconv.sensitivity";
+    let at = bytes.windows(name.len()).rposition(|w| w == name).unwrap() + name.len() + 4;
+    assert_eq!((bytes[at], bytes[at + 8]), (7, 3));
+    bytes.swap(at, at + 8);
+    refused(
+        &bytes,
+        &["`splitconv.sensitivity`", "[3, 7]", "[7, layers]"],
+    );
     // A name changed in place: its counts stand alone.
     let mut bytes = sample().to_gguf().unwrap();
     let at = bytes.windows(7).position(|w| w == b"in_sum2").unwrap();

@@ -8,6 +8,7 @@ use super::matmul::{ActBuf, Out, matmul};
 use super::observe::{Observer, Rows, Site};
 use super::pool::Session;
 use super::{CpuExecutor, KvCache};
+use crate::model::LayerTensors;
 
 /// Buffers of a pass, kept for the next.
 #[derive(Debug, Default)]
@@ -57,9 +58,18 @@ pub(super) fn norm(
     });
 }
 
-/// Runs all layers of `exec` over `rows` in place and advances `cache`; `seen` looks on.
+/// Layers to run: `blocks` are layers `first..` of the model.
+#[derive(Clone, Copy)]
+pub(super) struct Span<'a> {
+    pub(super) first: usize,
+    pub(super) blocks: &'a [LayerTensors],
+}
+
+/// Runs the layers of `span` over `rows` in place and advances `cache`, which covers just them;
+/// `seen` looks on.
 pub(super) fn run(
     exec: &CpuExecutor,
+    span: Span<'_>,
     session: &Session<'_>,
     s: &mut Scratch,
     cache: &mut KvCache,
@@ -76,8 +86,8 @@ pub(super) fn run(
         exec.rope.fill(p, &mut s.turns);
     }
     let pairs = s.turns.len() / n.max(1);
-    for (l, w) in exec.part.blocks.iter().enumerate() {
-        let layer = exec.part.layers.start + l;
+    for (l, w) in span.blocks.iter().enumerate() {
+        let layer = span.first + l;
         norm(
             session,
             isa,

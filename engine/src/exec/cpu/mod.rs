@@ -25,13 +25,13 @@ use formats::blocks;
 pub use isa::{Isa, IsaError};
 pub use observe::{Observer, Rows, Site};
 
-use self::forward::Scratch;
+use self::forward::{Scratch, Span};
 use self::matmul::matmul;
 use self::pool::Pool;
 use self::rope::RopeTable;
 use super::{ExecError, Executor};
 use crate::cache::KvCache;
-use crate::model::{HParams, ModelPart};
+use crate::model::{HParams, LayerTensors, ModelPart};
 
 /// Rows that go through the layers at once; a longer chunk is run in pieces, so that scratch
 /// memory is bounded and activations stay in cache.
@@ -100,6 +100,39 @@ impl CpuExecutor {
         rows: &mut [f32],
         seen: &mut impl Observer,
     ) -> Result<(), ExecError> {
+        let span = Span {
+            first: self.part.layers.start,
+            blocks: &self.part.blocks,
+        };
+        self.run(span, cache, rows, seen)
+    }
+
+    /// Runs one layer in place over `rows`, with weights that need not be the model's own but
+    /// have the shapes of it. `cache` covers this layer only.
+    ///
+    /// # Errors
+    /// As [`Executor::forward`].
+    pub(crate) fn forward_layer(
+        &self,
+        layer: usize,
+        weights: &LayerTensors,
+        cache: &mut KvCache,
+        rows: &mut [f32],
+    ) -> Result<(), ExecError> {
+        let span = Span {
+            first: layer,
+            blocks: std::slice::from_ref(weights),
+        };
+        self.run(span, cache, rows, &mut ())
+    }
+
+    fn run(
+        &self,
+        span: Span<'_>,
+        cache: &mut KvCache,
+        rows: &mut [f32],
+        seen: &mut impl Observer,
+    ) -> Result<(), ExecError> {
         let n = self.rows(rows.len())?;
         if cache.len() + n > cache.n_ctx() {
             return Err(ExecError::ContextFull {
@@ -112,7 +145,7 @@ impl CpuExecutor {
         self.with_scratch(|scratch| {
             for rows in rows.chunks_mut(MAX_ROWS * width) {
                 let session = self.pool.session();
-                forward::run(self, &session, scratch, cache, rows, seen);
+                forward::run(self, span, &session, scratch, cache, rows, seen);
             }
         });
         Ok(())

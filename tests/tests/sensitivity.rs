@@ -1,0 +1,205 @@
+//! Sensitivities: what matters much is seen to, however often and wherever it is measured.
+
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::exec::cpu::{CpuExecutor, Isa};
+use engine::measure::{SensitivityOptions, sensitivity};
+use engine::model::ModelPart;
+use engine::role::RunError;
+use engine::text::Tokenizer;
+use fixtures::LlamaShape;
+use formats::blocks::BlockType;
+use formats::gguf::{Gguf, GgufSet};
+use formats::imatrix::{Imatrix, KINDS, Sensitivity};
+use integration::{must, must_json, run};
+
+const TEXT: &str = "What disturbs one layer is felt by all that come after it, more or less. ";
+
+fn shape() -> LlamaShape {
+    LlamaShape {
+        n_embd: 32,
+        n_ff: 64,
+        n_layer: 3,
+        n_head: 4,
+        n_head_kv: 2,
+        matrix_type: BlockType::F32,
+        ..LlamaShape::tiny()
+    }
+}
+
+/// Multiplies the weights of an F32 tensor in its file.
+fn scale(path: &Path, name: &str, factor: f32) {
+    let file = Gguf::open(path).unwrap();
+    let t = file.tensor(name).unwrap();
+    let (words, _) = file.data(t).as_chunks::<4>();
+    let scaled = words.iter().map(|w| f32::from_le_bytes(*w) * factor);
+    let bytes: Vec<u8> = scaled.flat_map(f32::to_le_bytes).collect();
+    let mut out = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    out.seek(SeekFrom::Start(t.start as u64)).unwrap();
+    out.write_all(&bytes).unwrap();
+}
+
+fn measure(
+    path: &Path,
+    cuts: &[usize],
+    threads: usize,
+    tokens: usize,
+) -> Result<Sensitivity, RunError> {
+    let set = Arc::new(GgufSet::open(path).unwrap());
+    let parts: Vec<Arc<CpuExecutor>> = cuts
+        .windows(2)
+        .map(|c| {
+            let part = ModelPart::load(&set, c[0]..c[1]).unwrap();
+            Arc::new(CpuExecutor::new(part, threads, Isa::detect()).unwrap())
+        })
+        .collect();
+    let tokenizer = Tokenizer::from_metadata(set.metadata()).unwrap();
+    let options = SensitivityOptions {
+        tokens,
+        ctx: 32,
+        chunks: None,
+    };
+    let (mut last, mut all) = (0, 0);
+    let mut progress = |done: usize, of: usize| {
+        assert!(done > last && (all == 0 || of == all), "{last} {done} {of}");
+        (last, all) = (done, of);
+    };
+    let out = sensitivity(
+        &parts,
+        &tokenizer,
+        &TEXT.repeat(20),
+        &options,
+        &mut progress,
+    )?;
+    assert_eq!(last, all, "it ends when it says so");
+    Ok(out)
+}
+
+#[test]
+fn what_carries_the_answer_is_sensitive() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    shape().write(&path).unwrap();
+    let before = measure(&path, &[0, 3], 2, 32).unwrap();
+    let values = before.layers.as_flattened();
+    assert!(
+        values.iter().all(|v| v.is_finite() && *v > 0.0),
+        "{values:?}"
+    );
+    // A block that adds next to nothing to the rows: neither do errors in it. All else does.
+    for (layer, kind, block) in [(1, "ffn_down", 4..7), (2, "attn_output", 0..4)] {
+        shape().write(&path).unwrap();
+        scale(&path, &format!("blk.{layer}.{kind}.weight"), 1e-3);
+        let after = measure(&path, &[0, 3], 2, 32).unwrap();
+        for (l, row) in after.layers.iter().enumerate() {
+            for (k, v) in row.iter().enumerate() {
+                let share = v / before.layers[l][k];
+                assert_eq!(
+                    l == layer && block.contains(&k),
+                    share < 1e-3,
+                    "{kind} of layer {layer} is small: {} of {l} went to {share}",
+                    KINDS[k]
+                );
+            }
+        }
+    }
+    // Queries that say nothing: every token looks at all others alike, whatever the keys are.
+    shape().write(&path).unwrap();
+    for l in 0..3 {
+        scale(&path, &format!("blk.{l}.attn_q.weight"), 1e-3);
+    }
+    for row in measure(&path, &[0, 3], 2, 32).unwrap().layers {
+        assert!(row[0] + row[1] < 0.01 * row[2], "{row:?}");
+    }
+}
+
+#[test]
+fn halves_and_threads_do_not_change_a_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    shape().write(&path).unwrap();
+    let one = measure(&path, &[0, 3], 1, 64).unwrap();
+    assert_eq!(one.tokens, 64);
+    assert_eq!(one, measure(&path, &[0, 3], 2, 64).unwrap());
+    assert_eq!(one, measure(&path, &[0, 1, 3], 3, 64).unwrap());
+    assert_ne!(one, measure(&path, &[0, 3], 1, 32).unwrap());
+}
+
+#[test]
+fn a_model_that_makes_no_numbers_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    shape().write(&path).unwrap();
+    scale(&path, "blk.1.ffn_up.weight", f32::NAN);
+    let said = measure(&path, &[0, 3], 1, 32).unwrap_err().to_string();
+    assert!(said.contains("not finite"), "{said}");
+}
+
+#[test]
+fn from_the_measurement_to_the_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let shape = LlamaShape {
+        n_embd: 256,
+        n_layer: 4,
+        ..LlamaShape::tiny()
+    };
+    shape.write(&dir.join("m.gguf")).unwrap();
+    std::fs::write(dir.join("t.txt"), TEXT.repeat(20)).unwrap();
+    let args = [
+        "calibrate",
+        "-m",
+        "m.gguf",
+        "--text",
+        "t.txt",
+        "--out",
+        "im.gguf",
+        "-c",
+        "64",
+    ];
+    let report = must_json(
+        dir,
+        "splitrun",
+        &[&args[..], &["--sensitivity", "40", "--json"]].concat(),
+    );
+    assert_eq!(report["sensitivity_tokens"], 40);
+    let cut = || {
+        let args = [
+            "m.gguf",
+            "--split",
+            "2",
+            "--edge-bits",
+            "3",
+            "--recipe",
+            "auto",
+            "--imatrix",
+            "im.gguf",
+            "--dry-run",
+            "--json",
+        ];
+        must_json(dir, "splitconv", &args)["notes"].to_string()
+    };
+    let measured = Imatrix::open(&dir.join("im.gguf")).unwrap();
+    assert_eq!(measured.sensitivity.as_ref().unwrap().layers.len(), 4);
+    assert!(cut().contains("measured over 40 tokens"), "{}", cut());
+    must(
+        dir,
+        "splitrun",
+        &[&args[..], &["--sensitivity", "--chunks", "4"]].concat(),
+    );
+    let said = cut();
+    assert!(said.contains("measured over 256 tokens"), "{said}");
+    must(dir, "splitrun", &args);
+    let plain = Imatrix::open(&dir.join("im.gguf")).unwrap();
+    assert_eq!(plain.sensitivity, None);
+    assert_eq!(plain.entries, measured.entries);
+    assert!(cut().contains("stated factors"));
+    let none = run(
+        dir,
+        "splitrun",
+        &[&args[..], &["--sensitivity", "0"]].concat(),
+    );
+    assert_eq!(none.status.code(), Some(2));
+}
