@@ -5,7 +5,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::{self, Levels, ScaleBlock};
-use super::fit::{Batch, encode_block, encode_row};
+use super::fit::{Batch, encode_row};
 use super::pack::{nibble, pack_nibbles};
 use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
@@ -32,6 +32,8 @@ const TRIES: [f32; 16] = [
     -82.0, -92.0, -99.0, -104.0, -108.5, -113.0, -117.0, -121.0, -126.0, -132.0, -140.0, -160.0,
     88.0, 97.0, 105.0, 114.0,
 ];
+
+const MORE_TRIES: [f32; scale::MANY] = scale::ladders([-78.0, -165.0], [80.0, 130.0]);
 
 /// Where rounding goes from one level to the next: halfway.
 const BORDERS: [f32; 15] = {
@@ -86,10 +88,6 @@ impl Block<32> for BlockIq4Nl {
         }
     }
 
-    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        encode_block(x, importance)
-    }
-
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
         encode_row::<Self>(row, importance, effort, out);
     }
@@ -112,8 +110,11 @@ impl Batch for BlockIq4Nl {
 impl ScaleBlock for BlockIq4Nl {
     type Levels = Nonlinear;
 
-    fn tries(_effort: Effort) -> &'static [f32] {
-        &TRIES
+    fn tries(effort: Effort) -> &'static [f32] {
+        match effort {
+            Effort::Normal => &TRIES,
+            Effort::High => &MORE_TRIES,
+        }
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::affine_super::{self, AffineSuper, FAR, MORE_STARTS, NEAR, STARTS, Search};
-use super::fit::{Batch, encode_block, encode_row};
+use super::fit::{Batch, encode_row};
 use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
 
@@ -135,10 +135,6 @@ impl Block<QK_K> for BlockQ2K {
                 *v = step * f32::from(q >> shift & 3) - min;
             }
         }
-    }
-
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        encode_block(x, importance)
     }
 
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {

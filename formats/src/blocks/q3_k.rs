@@ -7,7 +7,7 @@ use half::f16;
 use super::codec::{Block, assert_layout};
 use super::fit::scale::Integers;
 use super::fit::scale_super::{self, MORE_STARTS, STARTS, ScaleSuper, Search};
-use super::fit::{Batch, encode_block, encode_row};
+use super::fit::{Batch, encode_row};
 use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
 
@@ -103,10 +103,6 @@ impl Block<QK_K> for BlockQ3K {
                 *v = step * f32::from((low | high << 2) as i8 - 4);
             }
         }
-    }
-
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        encode_block(x, importance)
     }
 
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {

@@ -5,7 +5,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::{self, Integers, ScaleBlock};
-use super::fit::{Batch, encode_block, encode_row};
+use super::fit::{Batch, encode_row};
 use super::pack::{nibble, pack_nibbles};
 use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
@@ -28,6 +28,8 @@ const TRIES: [f32; 18] = [
     -9.25, -11.0, 7.75, 8.0,
 ];
 
+const MORE_TRIES: [f32; scale::MANY] = scale::ladders([-4.5, -12.0], [4.75, 10.0]);
+
 impl BlockQ4_0 {
     /// The step, decoded.
     #[inline]
@@ -44,10 +46,6 @@ impl Block<32> for BlockQ4_0 {
         for (j, v) in out.iter_mut().enumerate() {
             *v = (i32::from(nibble(&self.qs, j)) - 8) as f32 * d;
         }
-    }
-
-    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        encode_block(x, importance)
     }
 
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
@@ -72,8 +70,11 @@ impl Batch for BlockQ4_0 {
 impl ScaleBlock for BlockQ4_0 {
     type Levels = Integers<-8, 7>;
 
-    fn tries(_effort: Effort) -> &'static [f32] {
-        &TRIES
+    fn tries(effort: Effort) -> &'static [f32] {
+        match effort {
+            Effort::Normal => &TRIES,
+            Effort::High => &MORE_TRIES,
+        }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::affine::{self, AffineBlock};
-use super::fit::{Batch, encode_block, encode_row};
+use super::fit::{Batch, encode_row};
 use super::pack::{nibble, pack_nibbles};
 use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
@@ -63,6 +63,8 @@ const TRIMS: [(f32, f32); 36] = [
     (0.11, 0.11),
 ];
 
+const MORE_TRIMS: [(f32, f32); affine::MANY] = affine::grid(-0.03, 0.135);
+
 impl BlockQ4_1 {
     /// The step, decoded.
     #[inline]
@@ -87,10 +89,6 @@ impl Block<32> for BlockQ4_1 {
         }
     }
 
-    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        encode_block(x, importance)
-    }
-
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
         encode_row::<Self>(row, importance, effort, out);
     }
@@ -113,8 +111,11 @@ impl Batch for BlockQ4_1 {
 impl AffineBlock for BlockQ4_1 {
     const TOP: f32 = 15.0;
 
-    fn trims(_effort: Effort) -> &'static [(f32, f32)] {
-        &TRIMS
+    fn trims(effort: Effort) -> &'static [(f32, f32)] {
+        match effort {
+            Effort::Normal => &TRIMS,
+            Effort::High => &MORE_TRIMS,
+        }
     }
 
     #[inline(always)]

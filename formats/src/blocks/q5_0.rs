@@ -5,7 +5,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::{self, Integers, ScaleBlock};
-use super::fit::{Batch, encode_block, encode_row};
+use super::fit::{Batch, encode_row};
 use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
 use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
@@ -30,6 +30,8 @@ const TRIES: [f32; 16] = [
     -16.25, -16.5, -17.0, -20.0,
 ];
 
+const MORE_TRIES: [f32; scale::MANY] = scale::ladders([-10.0, -21.0], [11.0, 19.0]);
+
 impl BlockQ5_0 {
     /// The step, decoded.
     #[inline]
@@ -48,10 +50,6 @@ impl Block<32> for BlockQ5_0 {
             let q = i32::from(nibble(&self.qs, j)) | ((high >> j & 1) << 4) as i32;
             *v = (q - 16) as f32 * d;
         }
-    }
-
-    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        encode_block(x, importance)
     }
 
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
@@ -76,8 +74,11 @@ impl Batch for BlockQ5_0 {
 impl ScaleBlock for BlockQ5_0 {
     type Levels = Integers<-16, 15>;
 
-    fn tries(_effort: Effort) -> &'static [f32] {
-        &TRIES
+    fn tries(effort: Effort) -> &'static [f32] {
+        match effort {
+            Effort::Normal => &TRIES,
+            Effort::High => &MORE_TRIES,
+        }
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::affine_super::{self, AffineSuper, FAR, MORE_STARTS, NEAR, STARTS, Search};
-use super::fit::{Batch, encode_block, encode_row};
+use super::fit::{Batch, encode_row};
 use super::pack::{pack_scale_min, scale_min};
 use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
@@ -73,6 +73,7 @@ const MORE_TRIMS: [(f32, f32); 37] = [
     (0.0, 0.005),
     (0.005, -0.005),
     (0.0, 0.0),
+    (0.0, -1.0 / 30.0),
     (0.01, -0.015),
     (-0.005, 0.01),
     (-0.005, -0.01),
@@ -91,7 +92,6 @@ const MORE_TRIMS: [(f32, f32); 37] = [
     (0.03, 0.01),
     (0.01, 0.03),
     (0.03, 0.03),
-    (0.0, -1.0 / 30.0),
     (-0.02, 0.02),
 ];
 
@@ -141,10 +141,6 @@ impl Block<QK_K> for BlockQ5K {
                 *v = step * f32::from(q >> shift & 15 | (h >> b & 1) << 4) - min;
             }
         }
-    }
-
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        encode_block(x, importance)
     }
 
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {

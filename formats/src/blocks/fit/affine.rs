@@ -202,6 +202,23 @@ pub(in super::super) trait AffineBlock: Pod {
     fn pack(d: f16, m: f16, levels: &[u8; 32]) -> Self;
 }
 
+/// Tries of a long search.
+pub(in super::super) const MANY: usize = SIDE * SIDE;
+const SIDE: usize = 14;
+
+/// Every trimming of both ends from `least` to `most`, in even steps.
+pub(in super::super) const fn grid(least: f32, most: f32) -> [(f32, f32); MANY] {
+    let mut out = [(0.0, 0.0); MANY];
+    let step = (most - least) / (SIDE - 1) as f32;
+    let mut i = 0;
+    while i < MANY {
+        let (below, above) = ((i / SIDE) as f32, (i % SIDE) as f32);
+        out[i] = (least + step * below, least + step * above);
+        i += 1;
+    }
+    out
+}
+
 /// Encodes eight blocks.
 #[inline(always)]
 pub(in super::super) fn encode<B: AffineBlock, V: Simd, const WEIGHTED: bool>(

@@ -61,17 +61,6 @@ pub(super) fn encode_row<B: Batch>(
     });
 }
 
-/// Encodes one block.
-pub(super) fn encode_block<B: Batch, const N: usize>(
-    x: &[f32; N],
-    importance: Option<&[f32; N]>,
-) -> B {
-    let mut block = B::zeroed();
-    let w = importance.map(|w| &w[..]);
-    encode_row::<B>(x, w, Effort::Normal, bytemuck::bytes_of_mut(&mut block));
-    block
-}
-
 /// Encodes a row of any number of blocks.
 struct EncodeRow<'a, B> {
     row: &'a [f32],

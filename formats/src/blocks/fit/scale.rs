@@ -44,6 +44,23 @@ pub(in super::super) trait ScaleBlock: Pod {
     fn pack(d: f16, levels: &[u8; 32]) -> Self;
 }
 
+/// Tries of a long search.
+pub(in super::super) const MANY: usize = 128;
+
+/// Two ladders of tries, each evenly from the first number to the second.
+pub(in super::super) const fn ladders(one: [f32; 2], other: [f32; 2]) -> [f32; MANY] {
+    const RUNGS: usize = MANY / 2;
+    let mut out = [0.0; MANY];
+    let mut i = 0;
+    while i < RUNGS {
+        let part = i as f32 / (RUNGS - 1) as f32;
+        out[i] = one[0] + part * (one[1] - one[0]);
+        out[RUNGS + i] = other[0] + part * (other[1] - other[0]);
+        i += 1;
+    }
+    out
+}
+
 /// `Σ w·(x − s·l)²`, `l` the levels of `x/s`, for several steps.
 #[inline(always)]
 pub(super) fn scale_error<L, V, const N: usize, const WEIGHTED: bool, const C: usize>(
