@@ -5,10 +5,9 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::{self, Levels, ScaleBlock};
-use super::fit::{Batch, encode_row};
 use super::pack::{nibble, pack_nibbles};
 use super::simd::Simd;
-use super::{BlockType, Effort, QK_K};
+use super::{BlockType, Effort};
 
 /// The 16 levels, denser around zero, as GGML defines them.
 pub const IQ4_NL_LEVELS: [i8; 16] = [
@@ -89,21 +88,7 @@ impl Block<32> for BlockIq4Nl {
     }
 
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockIq4Nl {
-    const WEIGHTS: usize = 32;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        scale::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+        scale::encode_row::<Self>(row, importance, effort, out);
     }
 }
 

@@ -5,10 +5,8 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::affine::{self, AffineBlock};
-use super::fit::{Batch, encode_row};
 use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
-use super::simd::Simd;
-use super::{BlockType, Effort, QK_K};
+use super::{BlockType, Effort};
 
 /// 24 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -83,21 +81,7 @@ impl Block<32> for BlockQ5_1 {
     }
 
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockQ5_1 {
-    const WEIGHTS: usize = 32;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        affine::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+        affine::encode_row::<Self>(row, importance, effort, out);
     }
 }
 

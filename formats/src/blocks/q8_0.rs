@@ -5,9 +5,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::{self, Integers, ScaleBlock};
-use super::fit::{Batch, encode_row};
-use super::simd::Simd;
-use super::{BlockType, Effort, QK_K};
+use super::{BlockType, Effort};
 
 /// 34 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -45,21 +43,7 @@ impl Block<32> for BlockQ8_0 {
     }
 
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockQ8_0 {
-    const WEIGHTS: usize = 32;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        scale::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+        scale::encode_row::<Self>(row, importance, effort, out);
     }
 }
 
