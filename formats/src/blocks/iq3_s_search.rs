@@ -47,22 +47,22 @@ type Four = [f32; 4];
 /// Entries to compare for each cell.
 struct Cells {
     /// For cell `l₀ + 8·l₁ + 64·l₂ + 512·l₃`: where its entries start in `near`.
-    start: [u32; CELLS + 1],
+    start: Vec<u32>,
     near: Vec<u16>,
 }
 
 const CELLS: usize = 8 * 8 * 8 * 8;
 
 /// The lists for a quick search and for a long one.
-static CELL_ENTRIES: [LazyLock<Box<Cells>>; 2] =
+static CELL_ENTRIES: [LazyLock<Cells>; 2] =
     [LazyLock::new(|| cells(5)), LazyLock::new(|| cells(16))];
 
 /// Lists of the entries in the nearest `shells` different distances from the middle of each cell.
-fn cells(shells: usize) -> Box<Cells> {
-    let mut cells = Box::new(Cells {
-        start: [0; CELLS + 1],
+fn cells(shells: usize) -> Cells {
+    let mut cells = Cells {
+        start: vec![0; CELLS + 1],
         near: Vec::new(),
-    });
+    };
     for cell in 0..CELLS {
         let middle: [i32; 4] = std::array::from_fn(|j| 2 * (cell >> (3 * j) & 7) as i32 + 1);
         let distance = |entry: &[i8; 4]| -> u16 {
@@ -190,8 +190,8 @@ impl Integers for Scales {
 #[inline(always)]
 fn fit_inner(x: &[f32; QK_K], w: &[f32; QK_K], effort: Effort) -> Fit {
     let (search, cells) = match effort {
-        Effort::Normal => (Search::normal(&TRIES), &**CELL_ENTRIES[0]),
-        Effort::High => (Search::high(&MORE_TRIES), &**CELL_ENTRIES[1]),
+        Effort::Normal => (Search::normal(&TRIES), &*CELL_ENTRIES[0]),
+        Effort::High => (Search::high(&MORE_TRIES), &*CELL_ENTRIES[1]),
     };
     let x: &[[Four; FOURS]; SUB_BLOCKS] = bytemuck::cast_ref(x);
     let w: &[[Four; FOURS]; SUB_BLOCKS] = bytemuck::cast_ref(w);
