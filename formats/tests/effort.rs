@@ -28,11 +28,10 @@ fn row(n: usize) -> Vec<f32> {
         let bell = g.bell();
         let tail = 0.05 + g.uniform().abs();
         let x = match n % 12 {
-            0 => bell,
             1 => bell / tail,
             2 => bell / (tail * tail),
             3 if i % 97 == 5 => bell + 40.0,
-            3 => bell,
+            0 | 3 => bell,
             4 => bell * 0.1 + 1.0,
             5 => bell * (i / 16) as f32,
             6 if i % 8 == 0 => bell,
@@ -100,10 +99,13 @@ fn more_effort_never_errs_more() {
         }
         let gained = gained / rows.max(1.0);
         let least = match ty {
-            BlockType::F32 | BlockType::F16 | BlockType::BF16 => 0.0,
-            BlockType::TQ1_0 | BlockType::TQ2_0 => 0.0,
-            // Only under importances far apart.
-            BlockType::MXFP4 => 0.0,
+            // The floats and the exact searches; MXFP4 only under importances far apart.
+            BlockType::F32
+            | BlockType::F16
+            | BlockType::BF16
+            | BlockType::TQ1_0
+            | BlockType::TQ2_0
+            | BlockType::MXFP4 => 0.0,
             _ => 0.001,
         };
         if least > 0.0 {
