@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use formats::gguf::{Array, Metadata, Value, ValueType};
+use formats::model::END_TEXTS;
 
 use super::{PreTokenizer, TextError};
 
@@ -204,29 +205,6 @@ const OTHER_ROLES: [Role; 7] = [
     },
 ];
 
-/// Texts that end a generation wherever they stand in a vocabulary.
-const EOG_TEXTS: [&str; 19] = [
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|flush|>",
-    "<|calls|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<｜end▁of▁sentence｜>",
-];
-
 impl Vocab {
     /// Reads and checks the `tokenizer.ggml.*` keys.
     ///
@@ -357,7 +335,7 @@ impl Vocab {
                 self.eog.extend(id);
             }
         }
-        for text in EOG_TEXTS {
+        for text in END_TEXTS {
             if let Some(id) = self.id(text.as_bytes()) {
                 self.make_control(id);
                 self.eog.insert(id);

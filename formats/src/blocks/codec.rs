@@ -2,6 +2,7 @@
 
 use bytemuck::Pod;
 
+use super::search::sanitise;
 use super::{
     BlockIq1M, BlockIq1S, BlockIq2S, BlockIq2Xs, BlockIq2Xxs, BlockIq3S, BlockIq3Xxs, BlockIq4Nl,
     BlockIq4Xs, BlockMxfp4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0,
@@ -18,22 +19,70 @@ pub trait Block<const N: usize>: Pod {
     /// The weights, with the arithmetic of GGML's own scalar decoder: the same bits.
     fn decode(&self, out: &mut [f32; N]);
 
-    /// The block that errs least in `Σ importance·(x − decoded)²` (all importances 1 when
-    /// `None`), as far as the search finds it. Equal input gives equal bytes.
+    /// Encodes a row of whole blocks into `out`, each the one that errs least in
+    /// `Σ importance·(x − decoded)²` (all importances 1 when `None`), as far as the search finds
+    /// it. Equal input gives equal bytes, and a block those that it has alone.
     ///
     /// A NaN counts as 0, an infinity as the largest magnitude the block can hold; the result
     /// always decodes to finite weights.
-    fn encode(x: &[f32; N], importance: Option<&[f32; N]>) -> Self;
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]);
+}
 
-    /// Encodes a row of whole blocks into `out`; with [`Effort::Normal`] every block is that of
-    /// [`encode`](Self::encode). Types without a deeper search take no notice of the effort.
-    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        let _ = effort;
-        let mut importances = importance.map(|w| w.as_chunks::<N>().0.iter());
-        let blocks = row.as_chunks::<N>().0;
-        for (x, bytes) in blocks.iter().zip(out.chunks_exact_mut(size_of::<Self>())) {
-            let w = importances.as_mut().and_then(Iterator::next);
-            bytes.copy_from_slice(bytemuck::bytes_of(&Self::encode(x, w)));
+/// The weights of each block of a row, its importances and its bytes.
+pub(super) fn each_block<'a, const N: usize, B: Block<N>>(
+    row: &'a [f32],
+    importance: Option<&'a [f32]>,
+    out: &'a mut [u8],
+) -> impl Iterator<Item = (&'a [f32; N], Option<&'a [f32; N]>, &'a mut [u8])> {
+    let mut importances = importance.map(|w| w.as_chunks::<N>().0.iter());
+    let blocks = row.as_chunks::<N>().0.iter();
+    blocks
+        .zip(out.chunks_exact_mut(size_of::<B>()))
+        .map(move |(x, bytes)| (x, importances.as_mut().and_then(Iterator::next), bytes))
+}
+
+/// Encodes a row whose blocks are made one at a time, from weights and importances that can be
+/// computed with.
+pub(super) fn encode_each<const N: usize, B: Block<N>>(
+    row: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+    encode: impl Fn(&[f32; N], &[f32; N]) -> B,
+) {
+    for (x, w, bytes) in each_block::<N, B>(row, importance, out) {
+        let (x, w) = sanitise(x, w);
+        bytes.copy_from_slice(bytemuck::bytes_of(&encode(&x, &w)));
+    }
+}
+
+/// [`Block::encode_row`], with the promise that more effort never errs more: a search of more
+/// steps may end elsewhere, so every block is compared with that of a normal effort.
+fn encode_blocks<const N: usize, B: Block<N>>(
+    row: &[f32],
+    importance: Option<&[f32]>,
+    effort: Effort,
+    out: &mut [u8],
+) {
+    B::encode_row(row, importance, effort, out);
+    if effort == Effort::Normal {
+        return;
+    }
+    let mut quick = vec![0; out.len()];
+    B::encode_row(row, importance, Effort::Normal, &mut quick);
+    let quick = quick.chunks_exact(size_of::<B>());
+    for ((x, w, bytes), quick) in each_block::<N, B>(row, importance, out).zip(quick) {
+        if quick == bytes {
+            continue;
+        }
+        let (x, w) = sanitise(x, w);
+        let error = |bytes: &[u8]| -> f64 {
+            let mut y = [0.0; N];
+            bytemuck::pod_read_unaligned::<B>(bytes).decode(&mut y);
+            let square = |i: usize| (f64::from(x[i]) - f64::from(y[i])).powi(2);
+            (0..N).map(|i| f64::from(w[i]) * square(i)).sum()
+        };
+        if error(quick) < error(bytes) {
+            bytes.copy_from_slice(quick);
         }
     }
 }
@@ -175,22 +224,22 @@ pub fn quantize_row(
         BlockType::F32 => float::encode_f32(row, out),
         BlockType::F16 => float::encode_f16(row, out),
         BlockType::BF16 => float::encode_bf16(row, out),
-        BlockType::Q4_0 => BlockQ4_0::encode_row(row, importance, effort, out),
-        BlockType::Q4_1 => BlockQ4_1::encode_row(row, importance, effort, out),
-        BlockType::Q5_0 => BlockQ5_0::encode_row(row, importance, effort, out),
-        BlockType::Q5_1 => BlockQ5_1::encode_row(row, importance, effort, out),
-        BlockType::Q8_0 => BlockQ8_0::encode_row(row, importance, effort, out),
-        BlockType::IQ4_NL => BlockIq4Nl::encode_row(row, importance, effort, out),
-        BlockType::Q2_K => BlockQ2K::encode_row(row, importance, effort, out),
-        BlockType::Q3_K => BlockQ3K::encode_row(row, importance, effort, out),
-        BlockType::Q4_K => BlockQ4K::encode_row(row, importance, effort, out),
-        BlockType::Q5_K => BlockQ5K::encode_row(row, importance, effort, out),
-        BlockType::Q6_K => BlockQ6K::encode_row(row, importance, effort, out),
-        BlockType::IQ4_XS => BlockIq4Xs::encode_row(row, importance, effort, out),
-        BlockType::IQ3_S => BlockIq3S::encode_row(row, importance, effort, out),
-        BlockType::TQ1_0 => BlockTq1_0::encode_row(row, importance, effort, out),
-        BlockType::TQ2_0 => BlockTq2_0::encode_row(row, importance, effort, out),
-        BlockType::MXFP4 => BlockMxfp4::encode_row(row, importance, effort, out),
+        BlockType::Q4_0 => encode_blocks::<32, BlockQ4_0>(row, importance, effort, out),
+        BlockType::Q4_1 => encode_blocks::<32, BlockQ4_1>(row, importance, effort, out),
+        BlockType::Q5_0 => encode_blocks::<32, BlockQ5_0>(row, importance, effort, out),
+        BlockType::Q5_1 => encode_blocks::<32, BlockQ5_1>(row, importance, effort, out),
+        BlockType::Q8_0 => encode_blocks::<32, BlockQ8_0>(row, importance, effort, out),
+        BlockType::IQ4_NL => encode_blocks::<32, BlockIq4Nl>(row, importance, effort, out),
+        BlockType::Q2_K => encode_blocks::<256, BlockQ2K>(row, importance, effort, out),
+        BlockType::Q3_K => encode_blocks::<256, BlockQ3K>(row, importance, effort, out),
+        BlockType::Q4_K => encode_blocks::<256, BlockQ4K>(row, importance, effort, out),
+        BlockType::Q5_K => encode_blocks::<256, BlockQ5K>(row, importance, effort, out),
+        BlockType::Q6_K => encode_blocks::<256, BlockQ6K>(row, importance, effort, out),
+        BlockType::IQ4_XS => encode_blocks::<256, BlockIq4Xs>(row, importance, effort, out),
+        BlockType::IQ3_S => encode_blocks::<256, BlockIq3S>(row, importance, effort, out),
+        BlockType::TQ1_0 => encode_blocks::<256, BlockTq1_0>(row, importance, effort, out),
+        BlockType::TQ2_0 => encode_blocks::<256, BlockTq2_0>(row, importance, effort, out),
+        BlockType::MXFP4 => encode_blocks::<32, BlockMxfp4>(row, importance, effort, out),
         BlockType::IQ1_S
         | BlockType::IQ1_M
         | BlockType::IQ2_XXS

@@ -9,7 +9,13 @@ pub enum Effort {
     /// A fraction of the time that llama-quantize takes, and less error.
     #[default]
     Normal,
-    /// Several times longer, and less error still.
+    /// Several times longer, and never more error in any block.
+    ///
+    /// Without importances `Q8_0` gains 5 %, `Q5_K` and `Q6_K` 1 %, `Q4_K`, `Q5_1`, `IQ4_NL`,
+    /// `Q4_1` and `Q2_K` 0.4 to 0.2 %, `Q4_0`, `Q5_0`, `Q3_K`, `IQ3_S` and `IQ4_XS` at most 0.1 %:
+    /// a quick search ends there where a long one does. Importances leave more to be found.
+    /// `MXFP4` has another exponent only under importances far apart; `TQ1_0` and `TQ2_0`, whose
+    /// search is exact, and the float types stay as they are.
     High,
 }
 

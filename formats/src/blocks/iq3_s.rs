@@ -6,12 +6,11 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::codec::{Block, assert_layout};
+use super::codec::{Block, assert_layout, encode_each};
 use super::grids::IQ3_S_GRID;
 use super::groups::{self, Grouped, signed};
 use super::iq3_s_search;
-use super::search::sanitise;
-use super::{BlockType, QK_K};
+use super::{BlockType, Effort, QK_K};
 
 /// 110 bytes for 256 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -73,9 +72,14 @@ impl Block<QK_K> for BlockIq3S {
         groups::decode(self, out);
     }
 
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let fit = iq3_s_search::fit(&x.map(f32::abs), &w);
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_each(row, importance, out, |x, w| Self::fitted(x, w, effort));
+    }
+}
+
+impl BlockIq3S {
+    fn fitted(x: &[f32; QK_K], w: &[f32; QK_K], effort: Effort) -> Self {
+        let fit = iq3_s_search::fit(&x.map(f32::abs), w, effort);
         let mut out = Self {
             d: fit.d.to_le_bytes(),
             ..Self::zeroed()

@@ -14,22 +14,26 @@ use std::sync::LazyLock;
 
 use half::f16;
 
-use super::QK_K;
 use super::grids::IQ3_S_GRID;
 use super::search::inverse;
-use super::shared_scale::{Ideal, Sums, ideal, share, wider};
+use super::shared_scale::{Integers, Kept, Search, Sums, ideal, share, wider};
+use super::{Effort, QK_K};
 
 const SUB_BLOCKS: usize = 8;
 /// Fours in a sub-block.
 const FOURS: usize = 8;
-/// The largest scale: `2s + 1` for `s` of four bits.
-const LIMIT: f32 = 31.0;
 
-/// Levels the largest magnitude of a sub-block is tried at. The smallest are for sub-blocks of
-/// almost equal magnitudes.
+/// Levels that the largest magnitude of a sub-block is tried at. The smallest are for sub-blocks
+/// of almost equal magnitudes.
 const TRIES: [f32; 11] = [
     1.0, 3.0, 7.0, 10.2, 12.0, 13.2, 14.4, 15.6, 17.0, 19.0, 22.0,
 ];
+
+const MORE_TRIES: [f32; 28] = [
+    1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.6, 10.2, 10.8, 11.4, 12.0, 12.6, 13.2, 13.8,
+    14.4, 15.0, 15.6, 16.2, 17.0, 18.0, 19.0, 20.5, 22.0, 24.0, 27.0,
+];
+
 /// What a block stores.
 pub(super) struct Fit {
     pub(super) d: f16,
@@ -43,19 +47,22 @@ type Four = [f32; 4];
 /// Entries to compare for each cell.
 struct Cells {
     /// For cell `l₀ + 8·l₁ + 64·l₂ + 512·l₃`: where its entries start in `near`.
-    start: [u32; CELLS + 1],
+    start: Vec<u32>,
     near: Vec<u16>,
 }
 
 const CELLS: usize = 8 * 8 * 8 * 8;
-/// An entry as far as this many different distances from the middle of a cell is compared.
-const SHELLS: usize = 5;
 
-static CELL_ENTRIES: LazyLock<Box<Cells>> = LazyLock::new(|| {
-    let mut cells = Box::new(Cells {
-        start: [0; CELLS + 1],
+/// The lists for a quick search and for a long one.
+static CELL_ENTRIES: [LazyLock<Cells>; 2] =
+    [LazyLock::new(|| cells(5)), LazyLock::new(|| cells(16))];
+
+/// Lists of the entries in the nearest `shells` different distances from the middle of each cell.
+fn cells(shells: usize) -> Cells {
+    let mut cells = Cells {
+        start: vec![0; CELLS + 1],
         near: Vec::new(),
-    });
+    };
     for cell in 0..CELLS {
         let middle: [i32; 4] = std::array::from_fn(|j| 2 * (cell >> (3 * j) & 7) as i32 + 1);
         let distance = |entry: &[i8; 4]| -> u16 {
@@ -67,7 +74,7 @@ static CELL_ENTRIES: LazyLock<Box<Cells>> = LazyLock::new(|| {
             .map(|(n, e)| (distance(e), n))
             .collect();
         all.sort_unstable();
-        let shells = if all[0].0 == 0 { 1 } else { SHELLS };
+        let shells = if all[0].0 == 0 { 1 } else { shells };
         let (mut seen, mut last) = (0, u16::MAX);
         for (distance, entry) in all {
             if distance != last {
@@ -81,7 +88,7 @@ static CELL_ENTRIES: LazyLock<Box<Cells>> = LazyLock::new(|| {
         cells.start[cell + 1] = cells.near.len() as u32;
     }
     cells
-});
+}
 
 /// The codebook as floats.
 static LEVELS: [Four; 512] = {
@@ -164,25 +171,36 @@ impl Cells {
     }
 }
 
-/// The two scales `2s + 1` around `v`.
-#[inline(always)]
-fn around(v: f32) -> [i8; 2] {
-    // The cast takes the whole part.
-    let s = ((v - 1.0) * 0.5).clamp(0.0, 14.0) as i8;
-    [2 * s + 1, 2 * s + 3]
+/// Scales are `2s + 1`, `s` of four bits.
+struct Scales;
+
+impl Integers for Scales {
+    const LEAST: i8 = 1;
+    const MOST: i8 = 31;
+    const STRIDE: i8 = 2;
+
+    #[inline(always)]
+    fn below(v: f32) -> i8 {
+        // The cast takes the whole part.
+        let s = ((v - 1.0) * 0.5).clamp(0.0, 14.0) as i8;
+        2 * s + 1
+    }
 }
 
 #[inline(always)]
-fn fit_inner(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fit {
-    let cells = &**CELL_ENTRIES;
+fn fit_inner(x: &[f32; QK_K], w: &[f32; QK_K], effort: Effort) -> Fit {
+    let (search, cells) = match effort {
+        Effort::Normal => (Search::normal(&TRIES), &*CELL_ENTRIES[0]),
+        Effort::High => (Search::high(&MORE_TRIES), &*CELL_ENTRIES[1]),
+    };
     let x: &[[Four; FOURS]; SUB_BLOCKS] = bytemuck::cast_ref(x);
     let w: &[[Four; FOURS]; SUB_BLOCKS] = bytemuck::cast_ref(w);
-    let mut ideals = [Ideal::default(); SUB_BLOCKS];
-    for ((x, w), out) in x.iter().zip(w).zip(&mut ideals) {
+    let mut kept = [Kept::default(); SUB_BLOCKS];
+    for ((x, w), out) in x.iter().zip(w).zip(&mut kept) {
         let largest = x.iter().flatten().fold(0.0f32, |a, &v| a.max(v));
-        *out = ideal(largest, &TRIES, |step| cells.sums(x, w, step));
+        *out = ideal(largest, &search, |step| cells.sums(x, w, step));
     }
-    let (d, scales) = share(&ideals, LIMIT, false, around, |b, step| {
+    let (d, scales) = share::<Scales, SUB_BLOCKS>(&kept, &search, false, |b, step| {
         cells.sums(&x[b], &w[b], step)
     });
     let mut entries = [0; QK_K / 4];
@@ -198,7 +216,7 @@ fn fit_inner(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fit {
 
 wider! {
     /// The best scales and entries for magnitudes `x` of importances `w`.
-    fn fit(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fit = fit_inner
+    fn fit(x: &[f32; QK_K], w: &[f32; QK_K], effort: Effort) -> Fit = fit_inner
 }
 
 #[cfg(test)]
@@ -213,10 +231,11 @@ mod tests {
             (state >> 8) as f32 / (1 << 24) as f32
         };
         let (mut ours, mut least) = (0.0, 0.0);
-        for _ in 0..20 {
+        for i in 0..20 {
             let x: [f32; QK_K] = std::array::from_fn(|_| next() * next());
             let w: [f32; QK_K] = std::array::from_fn(|_| next() + 0.01);
-            let (wide, narrow) = (fit(&x, &w), super::wider::narrow(&x, &w));
+            let effort = Effort::ALL[i % 2];
+            let (wide, narrow) = (fit(&x, &w, effort), super::wider::narrow(&x, &w, effort));
             assert_eq!((wide.d, wide.scales), (narrow.d, narrow.scales));
             assert_eq!(wide.entries, narrow.entries);
             for (e, entry) in wide.entries.iter().enumerate() {

@@ -5,10 +5,9 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::{self, Levels, ScaleBlock};
-use super::fit::{Batch, encode_block, encode_row};
 use super::pack::{nibble, pack_nibbles};
 use super::simd::Simd;
-use super::{BlockType, Effort, QK_K};
+use super::{BlockType, Effort};
 
 /// The 16 levels, denser around zero, as GGML defines them.
 pub const IQ4_NL_LEVELS: [i8; 16] = [
@@ -32,6 +31,8 @@ const TRIES: [f32; 16] = [
     -82.0, -92.0, -99.0, -104.0, -108.5, -113.0, -117.0, -121.0, -126.0, -132.0, -140.0, -160.0,
     88.0, 97.0, 105.0, 114.0,
 ];
+
+const MORE_TRIES: [f32; scale::MANY] = scale::ladders([-78.0, -165.0], [80.0, 130.0]);
 
 /// Where rounding goes from one level to the next: halfway.
 const BORDERS: [f32; 15] = {
@@ -86,34 +87,19 @@ impl Block<32> for BlockIq4Nl {
         }
     }
 
-    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        encode_block(x, importance)
-    }
-
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockIq4Nl {
-    const WEIGHTS: usize = 32;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        scale::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+        scale::encode_row::<Self>(row, importance, effort, out);
     }
 }
 
 impl ScaleBlock for BlockIq4Nl {
     type Levels = Nonlinear;
 
-    fn tries(_effort: Effort) -> &'static [f32] {
-        &TRIES
+    fn tries(effort: Effort) -> &'static [f32] {
+        match effort {
+            Effort::Normal => &TRIES,
+            Effort::High => &MORE_TRIES,
+        }
     }
 
     #[inline(always)]

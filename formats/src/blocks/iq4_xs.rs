@@ -6,13 +6,12 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::codec::{Block, assert_layout};
+use super::codec::{Block, assert_layout, encode_each};
 use super::groups::{self, Grouped};
 use super::iq4_nl::IQ4_NL_LEVELS;
 use super::iq4_xs_search;
 use super::pack::{nibble, pack_nibbles};
-use super::search::sanitise;
-use super::{BlockType, QK_K};
+use super::{BlockType, Effort, QK_K};
 
 /// 136 bytes for 256 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -68,9 +67,14 @@ impl Block<QK_K> for BlockIq4Xs {
         groups::decode(self, out);
     }
 
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let fit = iq4_xs_search::fit(&x, &w);
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        encode_each(row, importance, out, |x, w| Self::fitted(x, w, effort));
+    }
+}
+
+impl BlockIq4Xs {
+    fn fitted(x: &[f32; QK_K], w: &[f32; QK_K], effort: Effort) -> Self {
+        let fit = iq4_xs_search::fit(x, w, effort);
         let (mut low, mut high) = ([0; 4], 0);
         for (b, scale) in fit.scales.iter().enumerate() {
             let s = (scale + 32) as u8;

@@ -5,10 +5,10 @@
 
 use half::f16;
 
-use super::QK_K;
 use super::iq4_nl::IQ4_NL_LEVELS;
 use super::search::inverse;
-use super::shared_scale::{Ideal, Sums, ideal, share, wider};
+use super::shared_scale::{Integers, Kept, Search, Sums, ideal, share, wider};
+use super::{Effort, QK_K};
 
 const SUB_BLOCKS: usize = 8;
 
@@ -18,6 +18,17 @@ const TRIES: [f32; 22] = [
     82.0, 90.0, 97.0, 102.0, 107.0, 111.0, 115.0, 119.0, 125.0, 133.0, 148.0, //
     -82.0, -92.0, -100.0, -107.0, -113.0, -118.0, -123.0, -127.0, -132.0, -140.0, -155.0,
 ];
+
+const MORE_TRIES: [f32; 80] = {
+    let mut out = [0.0; 80];
+    let mut i = 0;
+    while i < 40 {
+        out[i] = 76.0 + 2.0 * i as f32;
+        out[i + 40] = -80.0 - 2.0 * i as f32;
+        i += 1;
+    }
+    out
+};
 
 /// The borders between the levels, and the steps there.
 const STEPS: [(f32, f32); 15] = {
@@ -73,27 +84,36 @@ fn sums(x: &Sub, w: &Sub, step: f32) -> Sums {
     }
 }
 
-/// The two integers around `v`, of those a scale can be.
-#[inline(always)]
-fn around(v: f32) -> [i8; 2] {
-    let low = v.clamp(-32.0, 30.0).floor() as i8;
-    [low, low + 1]
+struct Scales;
+
+impl Integers for Scales {
+    const LEAST: i8 = -32;
+    const MOST: i8 = 31;
+    const STRIDE: i8 = 1;
+
+    #[inline(always)]
+    fn below(v: f32) -> i8 {
+        v.clamp(-32.0, 30.0).floor() as i8
+    }
 }
 
 #[inline(always)]
-fn fit_inner(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fit {
+fn fit_inner(x: &[f32; QK_K], w: &[f32; QK_K], effort: Effort) -> Fit {
+    let search = match effort {
+        Effort::Normal => Search::normal(&TRIES),
+        Effort::High => Search::high(&MORE_TRIES),
+    };
     let x: &[Sub; SUB_BLOCKS] = bytemuck::cast_ref(x);
     let w: &[Sub; SUB_BLOCKS] = bytemuck::cast_ref(w);
-    let mut ideals = [Ideal::default(); SUB_BLOCKS];
-    for ((x, w), out) in x.iter().zip(w).zip(&mut ideals) {
+    let mut kept = [Kept::default(); SUB_BLOCKS];
+    for ((x, w), out) in x.iter().zip(w).zip(&mut kept) {
         let largest = x
             .iter()
             .fold(0.0f32, |a, &v| if v.abs() > a.abs() { v } else { a });
-        *out = ideal(largest, &TRIES, |step| sums(x, w, step));
+        *out = ideal(largest, &search, |step| sums(x, w, step));
     }
-    let (d, scales) = share(&ideals, 31.0, true, around, |b, step| {
-        sums(&x[b], &w[b], step)
-    });
+    let (d, scales) =
+        share::<Scales, SUB_BLOCKS>(&kept, &search, true, |b, step| sums(&x[b], &w[b], step));
     let mut codes = [[0; 32]; SUB_BLOCKS];
     for b in 0..SUB_BLOCKS {
         let inv = inverse(d.to_f32() * f32::from(scales[b]));
@@ -107,7 +127,7 @@ fn fit_inner(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fit {
 
 wider! {
     /// The best scales and codes for weights `x` of importances `w`.
-    fn fit(x: &[f32; QK_K], w: &[f32; QK_K]) -> Fit = fit_inner
+    fn fit(x: &[f32; QK_K], w: &[f32; QK_K], effort: Effort) -> Fit = fit_inner
 }
 
 #[cfg(test)]
@@ -121,10 +141,11 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as f32 / (1 << 23) as f32 - 1.0
         };
-        for _ in 0..20 {
+        for i in 0..20 {
             let x: [f32; QK_K] = std::array::from_fn(|_| next() * next());
             let w: [f32; QK_K] = std::array::from_fn(|_| next().abs() + 0.01);
-            let (wide, narrow) = (fit(&x, &w), super::wider::narrow(&x, &w));
+            let effort = Effort::ALL[i % 2];
+            let (wide, narrow) = (fit(&x, &w, effort), super::wider::narrow(&x, &w, effort));
             assert_eq!((wide.d, wide.scales), (narrow.d, narrow.scales));
             assert_eq!(wide.codes, narrow.codes);
             for b in 0..SUB_BLOCKS {

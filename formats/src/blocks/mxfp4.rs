@@ -2,11 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::BlockType;
-use super::codec::{Block, assert_layout};
+use super::codec::{Block, assert_layout, encode_each};
 use super::groups::{self, Grouped};
 use super::pack::{nibble, pack_nibbles};
-use super::search::sanitise;
+use super::{BlockType, Effort};
 
 /// The levels of E2M1, doubled so that they are whole numbers.
 pub const MXFP4_LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
@@ -67,14 +66,25 @@ impl Block<32> for BlockMxfp4 {
         groups::decode(self, out);
     }
 
-    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        let (x, w) = sanitise(x, importance);
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
+        let octaves = match effort {
+            Effort::Normal => 4,
+            // Where a small weight is thousands of times more important than the largest.
+            Effort::High => 14,
+        };
+        encode_each(row, importance, out, |x, w| Self::fitted(x, w, octaves));
+    }
+}
+
+impl BlockMxfp4 {
+    /// The best of so many exponents, of which the highest puts the largest value into the last
+    /// octave of the levels: with a higher one no weight has a level that it had not before, and
+    /// with a lower one, cutting off the largest may gain more than it loses.
+    fn fitted(x: &[f32; 32], w: &[f32; 32], octaves: i32) -> Self {
         let largest = x.iter().fold(0.0f32, |a, v| a.max(v.abs()));
-        // The exponent that puts the largest value into the last octave of the levels, and those
-        // around it: cutting off the largest may gain more than it loses.
         let octave = (largest.to_bits() >> 23) as i32 - 127;
         let mut best = (Self::zeroed(), f32::INFINITY);
-        for e in (octave - 3..=octave).map(|e| (e + 126).clamp(2, 250) as u8) {
+        for e in (octave + 1 - octaves..=octave).map(|e| (e + 126).clamp(2, 250) as u8) {
             let (step, inv) = (power(e), 1.0 / power(e));
             let levels = x.map(|v| nearest(v * inv));
             let error = (0..32).fold(0.0, |sum, i| {

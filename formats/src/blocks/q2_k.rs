@@ -5,9 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::codec::{Block, assert_layout};
-use super::fit::affine_super::{self, AffineSuper, FAR, MORE_STARTS, NEAR, STARTS, Search};
-use super::fit::{Batch, encode_block, encode_row};
-use super::simd::Simd;
+use super::fit::affine_super::{self, AffineSuper, Search};
 use super::{BlockType, Effort, QK_K};
 
 /// 84 bytes for 256 weights.
@@ -27,29 +25,8 @@ pub struct BlockQ2K {
 assert_layout!(BlockQ2K, BlockType::Q2_K);
 
 /// Chosen one after the other, each the one that then lowered the error most, on weights of a
-/// trained table, a normal distribution and one of heavier tails; last, no trimming.
-const TRIMS: [(f32, f32); 17] = [
-    (0.09, 0.09),
-    (0.0, 0.15),
-    (0.15, 0.03),
-    (0.06, 0.12),
-    (0.18, -0.03),
-    (0.12, 0.06),
-    (-0.03, 0.18),
-    (-0.03, -0.03),
-    (0.09, 0.18),
-    (0.18, 0.15),
-    (0.09, -0.06),
-    (-0.06, 0.06),
-    (0.25, 0.09),
-    (0.03, 0.21),
-    (0.03, 0.0),
-    (0.21, -0.06),
-    (0.0, 0.0),
-];
-
-/// The same, continued.
-const MORE_TRIMS: [(f32, f32); 37] = [
+/// trained table, a normal distribution and one of heavier tails. A quick search tries the first 17.
+const TRIMS: &[(f32, f32)] = &[
     (0.09, 0.09),
     (0.0, 0.15),
     (0.15, 0.03),
@@ -89,24 +66,6 @@ const MORE_TRIMS: [(f32, f32); 37] = [
     (0.3, -0.05),
 ];
 
-const NORMAL: Search = Search {
-    trims: &TRIMS,
-    keep: 3,
-    starts: &STARTS,
-    finalists: 1,
-    reach: &NEAR,
-    rounds: 3,
-};
-
-const HIGH: Search = Search {
-    trims: &MORE_TRIMS,
-    keep: 3,
-    starts: &MORE_STARTS,
-    finalists: 4,
-    reach: &FAR,
-    rounds: 4,
-};
-
 impl BlockQ2K {
     /// Factor of the scales, decoded.
     #[inline]
@@ -137,26 +96,8 @@ impl Block<QK_K> for BlockQ2K {
         }
     }
 
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        encode_block(x, importance)
-    }
-
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockQ2K {
-    const WEIGHTS: usize = QK_K;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        affine_super::encode::<Self, V, WEIGHTED, 16, 2, 16>(x, w, effort, out);
+        affine_super::encode_row::<Self, 16, 2, 16>(row, importance, effort, out);
     }
 }
 
@@ -164,12 +105,8 @@ impl AffineSuper<16> for BlockQ2K {
     const TOP: f32 = 3.0;
     const LIMIT: f32 = 15.0;
 
-    fn search(effort: Effort) -> &'static Search {
-        match effort {
-            Effort::Normal => &NORMAL,
-            Effort::High => &HIGH,
-        }
-    }
+    const NORMAL: Search = Search::normal(TRIMS.split_at(17).0, 3);
+    const HIGH: Search = Search::high(TRIMS);
 
     #[inline(always)]
     fn pack(d: f16, dmin: f16, scales: [u8; 16], mins: [u8; 16], levels: &[u8; QK_K]) -> Self {

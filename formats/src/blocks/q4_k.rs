@@ -5,10 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::codec::{Block, assert_layout};
-use super::fit::affine_super::{self, AffineSuper, FAR, MORE_STARTS, NEAR, STARTS, Search};
-use super::fit::{Batch, encode_block, encode_row};
+use super::fit::affine_super::{self, AffineSuper, Search};
 use super::pack::{pack_scale_min, scale_min};
-use super::simd::Simd;
 use super::{BlockType, Effort, QK_K};
 
 /// 144 bytes for 256 weights.
@@ -28,29 +26,8 @@ pub struct BlockQ4K {
 assert_layout!(BlockQ4K, BlockType::Q4_K);
 
 /// Chosen one after the other, each the one that then lowered the error most, on weights of a
-/// trained table, a normal distribution and one of heavier tails; last, no trimming.
-const TRIMS: [(f32, f32); 17] = [
-    (0.01, 0.01),
-    (-0.015, 0.03),
-    (0.03, 0.0),
-    (0.0, 0.02),
-    (0.03, -0.015),
-    (0.02, 0.0),
-    (-0.015, 0.0),
-    (0.01, 0.04),
-    (0.0, -0.015),
-    (0.03, 0.03),
-    (-0.03, 0.01),
-    (0.01, -0.03),
-    (-0.015, 0.04),
-    (0.04, 0.02),
-    (0.01, 0.02),
-    (0.04, -0.015),
-    (0.0, 0.0),
-];
-
-/// The same, continued.
-const MORE_TRIMS: [(f32, f32); 38] = [
+/// trained table, a normal distribution and one of heavier tails. A quick search tries the first 17.
+const TRIMS: &[(f32, f32)] = &[
     (0.01, 0.01),
     (-0.015, 0.03),
     (0.03, 0.0),
@@ -91,24 +68,6 @@ const MORE_TRIMS: [(f32, f32); 38] = [
     (0.1, 0.1),
 ];
 
-const NORMAL: Search = Search {
-    trims: &TRIMS,
-    keep: 2,
-    starts: &STARTS,
-    finalists: 1,
-    reach: &NEAR,
-    rounds: 3,
-};
-
-const HIGH: Search = Search {
-    trims: &MORE_TRIMS,
-    keep: 3,
-    starts: &MORE_STARTS,
-    finalists: 4,
-    reach: &FAR,
-    rounds: 4,
-};
-
 impl BlockQ4K {
     /// Factor of the scales, decoded.
     #[inline]
@@ -138,26 +97,8 @@ impl Block<QK_K> for BlockQ4K {
         }
     }
 
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        encode_block(x, importance)
-    }
-
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockQ4K {
-    const WEIGHTS: usize = QK_K;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        affine_super::encode::<Self, V, WEIGHTED, 32, 1, 8>(x, w, effort, out);
+        affine_super::encode_row::<Self, 32, 1, 8>(row, importance, effort, out);
     }
 }
 
@@ -165,12 +106,8 @@ impl AffineSuper<8> for BlockQ4K {
     const TOP: f32 = 15.0;
     const LIMIT: f32 = 63.0;
 
-    fn search(effort: Effort) -> &'static Search {
-        match effort {
-            Effort::Normal => &NORMAL,
-            Effort::High => &HIGH,
-        }
-    }
+    const NORMAL: Search = Search::normal(TRIMS.split_at(17).0, 2);
+    const HIGH: Search = Search::high(TRIMS);
 
     #[inline(always)]
     fn pack(d: f16, dmin: f16, scales: [u8; 8], mins: [u8; 8], levels: &[u8; QK_K]) -> Self {

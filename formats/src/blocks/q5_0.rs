@@ -5,10 +5,8 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::{self, Integers, ScaleBlock};
-use super::fit::{Batch, encode_block, encode_row};
 use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
-use super::simd::Simd;
-use super::{BlockType, Effort, QK_K};
+use super::{BlockType, Effort};
 
 /// 22 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -30,6 +28,8 @@ const TRIES: [f32; 16] = [
     -16.25, -16.5, -17.0, -20.0,
 ];
 
+const MORE_TRIES: [f32; scale::MANY] = scale::ladders([-10.0, -21.0], [11.0, 19.0]);
+
 impl BlockQ5_0 {
     /// The step, decoded.
     #[inline]
@@ -50,34 +50,19 @@ impl Block<32> for BlockQ5_0 {
         }
     }
 
-    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        encode_block(x, importance)
-    }
-
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockQ5_0 {
-    const WEIGHTS: usize = 32;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        scale::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+        scale::encode_row::<Self>(row, importance, effort, out);
     }
 }
 
 impl ScaleBlock for BlockQ5_0 {
     type Levels = Integers<-16, 15>;
 
-    fn tries(_effort: Effort) -> &'static [f32] {
-        &TRIES
+    fn tries(effort: Effort) -> &'static [f32] {
+        match effort {
+            Effort::Normal => &TRIES,
+            Effort::High => &MORE_TRIES,
+        }
     }
 
     #[inline(always)]

@@ -5,10 +5,8 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::affine::{self, AffineBlock};
-use super::fit::{Batch, encode_block, encode_row};
 use super::pack::{nibble, pack_fifth_bits, pack_nibbles};
-use super::simd::Simd;
-use super::{BlockType, Effort, QK_K};
+use super::{BlockType, Effort};
 
 /// 24 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -54,6 +52,8 @@ const TRIMS: [(f32, f32); 25] = [
     (0.05, 0.05),
 ];
 
+const MORE_TRIMS: [(f32, f32); affine::MANY] = affine::grid(-0.015, 0.06);
+
 impl BlockQ5_1 {
     /// The step, decoded.
     #[inline]
@@ -80,34 +80,19 @@ impl Block<32> for BlockQ5_1 {
         }
     }
 
-    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        encode_block(x, importance)
-    }
-
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockQ5_1 {
-    const WEIGHTS: usize = 32;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        affine::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+        affine::encode_row::<Self>(row, importance, effort, out);
     }
 }
 
 impl AffineBlock for BlockQ5_1 {
     const TOP: f32 = 31.0;
 
-    fn trims(_effort: Effort) -> &'static [(f32, f32)] {
-        &TRIMS
+    fn trims(effort: Effort) -> &'static [(f32, f32)] {
+        match effort {
+            Effort::Normal => &TRIMS,
+            Effort::High => &MORE_TRIMS,
+        }
     }
 
     #[inline(always)]

@@ -5,9 +5,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::Integers;
-use super::fit::scale_super::{self, MORE_STARTS, STARTS, ScaleSuper, Search};
-use super::fit::{Batch, encode_block, encode_row};
-use super::simd::Simd;
+use super::fit::scale_super::{self, ScaleSuper, Search};
 use super::{BlockType, Effort, QK_K};
 
 /// 210 bytes for 256 weights.
@@ -37,24 +35,6 @@ const MORE_TRIES: [f32; 33] = [
     -31.23, -31.4, -31.57, -31.74, -31.91, -32.08, -32.25, -32.42, -32.59,
 ];
 
-const NORMAL: Search = Search {
-    tries: &TRIES,
-    keep: 3,
-    starts: &STARTS,
-    finalists: 1,
-    reach: &[0, -1, 1],
-    rounds: 2,
-};
-
-const HIGH: Search = Search {
-    tries: &MORE_TRIES,
-    keep: 6,
-    starts: &MORE_STARTS,
-    finalists: 4,
-    reach: &[0, -1, 1, -2, 2, 3],
-    rounds: 4,
-};
-
 impl BlockQ6K {
     /// Factor of the scales, decoded.
     #[inline]
@@ -79,26 +59,8 @@ impl Block<QK_K> for BlockQ6K {
         }
     }
 
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        encode_block(x, importance)
-    }
-
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockQ6K {
-    const WEIGHTS: usize = QK_K;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        scale_super::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+        scale_super::encode_row::<Self>(row, importance, effort, out);
     }
 }
 
@@ -107,12 +69,8 @@ impl ScaleSuper for BlockQ6K {
     const LIMIT: f32 = 128.0;
     const BOTTOM: f32 = -32.0;
 
-    fn search(effort: Effort) -> &'static Search {
-        match effort {
-            Effort::Normal => &NORMAL,
-            Effort::High => &HIGH,
-        }
-    }
+    const NORMAL: Search = Search::normal(&TRIES);
+    const HIGH: Search = Search::high(&MORE_TRIES);
 
     #[inline(always)]
     fn pack(d: f16, scales: [i8; 16], levels: &[u8; QK_K]) -> Self {

@@ -5,9 +5,7 @@ use half::f16;
 
 use super::codec::{Block, assert_layout};
 use super::fit::scale::{self, Integers, ScaleBlock};
-use super::fit::{Batch, encode_block, encode_row};
-use super::simd::Simd;
-use super::{BlockType, Effort, QK_K};
+use super::{BlockType, Effort};
 
 /// 34 bytes for 32 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -23,6 +21,8 @@ assert_layout!(BlockQ8_0, BlockType::Q8_0);
 
 /// Levels the largest magnitude is tried at; the range is −127..=127.
 const TRIES: [f32; 6] = [127.0, 126.7, 126.4, 126.0, 125.5, 125.0];
+
+const MORE_TRIES: [f32; scale::MANY] = scale::ladders([127.49, 119.0], [118.8, 100.0]);
 
 impl BlockQ8_0 {
     /// The step, decoded.
@@ -42,34 +42,19 @@ impl Block<32> for BlockQ8_0 {
         }
     }
 
-    fn encode(x: &[f32; 32], importance: Option<&[f32; 32]>) -> Self {
-        encode_block(x, importance)
-    }
-
     fn encode_row(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
-        encode_row::<Self>(row, importance, effort, out);
-    }
-}
-
-impl Batch for BlockQ8_0 {
-    const WEIGHTS: usize = 32;
-
-    #[inline(always)]
-    fn encode<V: Simd, const WEIGHTED: bool>(
-        x: &[f32; QK_K],
-        w: &[f32; QK_K],
-        effort: Effort,
-        out: &mut [u8],
-    ) {
-        scale::encode::<Self, V, WEIGHTED>(x, w, effort, out);
+        scale::encode_row::<Self>(row, importance, effort, out);
     }
 }
 
 impl ScaleBlock for BlockQ8_0 {
     type Levels = Integers<-127, 127>;
 
-    fn tries(_effort: Effort) -> &'static [f32] {
-        &TRIES
+    fn tries(effort: Effort) -> &'static [f32] {
+        match effort {
+            Effort::Normal => &TRIES,
+            Effort::High => &MORE_TRIES,
+        }
     }
 
     #[inline(always)]

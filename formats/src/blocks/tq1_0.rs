@@ -3,11 +3,10 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::codec::{Block, assert_layout};
+use super::codec::{Block, assert_layout, encode_each};
 use super::groups::{self, Grouped};
 use super::half_scale::saturate;
-use super::search::sanitise;
-use super::{BlockType, QK_K};
+use super::{BlockType, Effort, QK_K};
 
 /// 54 bytes for 256 weights.
 ///
@@ -79,9 +78,15 @@ impl Block<QK_K> for BlockTq1_0 {
         groups::decode(self, out);
     }
 
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let (d, codes) = fit_ternary(&x, &w);
+    /// The search is exact, so there is no longer one.
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, _: Effort, out: &mut [u8]) {
+        encode_each(row, importance, out, Self::fitted);
+    }
+}
+
+impl BlockTq1_0 {
+    fn fitted(x: &[f32; QK_K], w: &[f32; QK_K]) -> Self {
+        let (d, codes) = fit_ternary(x, w);
         let mut numbers = [0u16; 52];
         for (i, code) in codes.into_iter().enumerate() {
             let (byte, digit) = place(i);
@@ -143,7 +148,7 @@ mod tests {
                 let digits = (n + byte) % 243 / 3usize.pow(4 - digit as u32);
                 (digits % 3) as f32 - 1.0
             });
-            let block = BlockTq1_0::encode(&x, None);
+            let block = BlockTq1_0::fitted(&x, &[1.0; QK_K]);
             let mut y = [0.0; QK_K];
             block.decode(&mut y);
             assert_eq!(x, y, "{n}");

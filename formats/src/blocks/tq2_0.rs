@@ -3,11 +3,10 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::codec::{Block, assert_layout};
+use super::codec::{Block, assert_layout, encode_each};
 use super::groups::{self, Grouped};
-use super::search::sanitise;
 use super::tq1_0::fit_ternary;
-use super::{BlockType, QK_K};
+use super::{BlockType, Effort, QK_K};
 
 /// 66 bytes for 256 weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -51,9 +50,15 @@ impl Block<QK_K> for BlockTq2_0 {
         groups::decode(self, out);
     }
 
-    fn encode(x: &[f32; QK_K], importance: Option<&[f32; QK_K]>) -> Self {
-        let (x, w) = sanitise(x, importance);
-        let (d, codes) = fit_ternary(&x, &w);
+    /// The search is exact, so there is no longer one.
+    fn encode_row(row: &[f32], importance: Option<&[f32]>, _: Effort, out: &mut [u8]) {
+        encode_each(row, importance, out, Self::fitted);
+    }
+}
+
+impl BlockTq2_0 {
+    fn fitted(x: &[f32; QK_K], w: &[f32; QK_K]) -> Self {
+        let (d, codes) = fit_ternary(x, w);
         let mut qs = [0; 64];
         for (i, code) in codes.into_iter().enumerate() {
             qs[i / 128 * 32 + i % 32] |= ((code + 1) as u8) << (2 * (i % 128 / 32));

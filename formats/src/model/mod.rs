@@ -16,6 +16,7 @@
 
 mod architecture;
 mod directory;
+mod end_texts;
 mod error;
 mod hparams;
 mod read;
@@ -26,6 +27,7 @@ mod tests;
 
 pub use architecture::Architecture;
 pub use directory::TensorDirectory;
+pub use end_texts::END_TEXTS;
 pub use error::ModelFault;
 pub use hparams::{HParams, Rope, RopeStyle};
 pub use tensors::{LAYER_BIASES, Place, TensorSpec, check_tensors};

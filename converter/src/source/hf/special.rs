@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use formats::gguf::{Metadata, Value};
+use formats::model::END_TEXTS;
 use serde_json::{Map, Value as Json};
 
 use super::HfError;
@@ -15,29 +16,6 @@ use super::tokenizer_json::{PostProcessor, TokenizerJson};
 
 /// Roles in the order in which they are written; `eot` and `eom` join when an end is replaced.
 const ROLES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
-
-/// Texts that end a generation in splitrun and llama.cpp without any key.
-const ENDS: [&str; 19] = [
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|flush|>",
-    "<|calls|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<｜end▁of▁sentence｜>",
-];
 
 /// What the files say about special tokens.
 pub(super) struct Special {
@@ -246,7 +224,7 @@ impl Special {
             let ends = ["eos", "eot", "eom"]
                 .iter()
                 .any(|r| role(r).is_some_and(|(_, i)| *i == id));
-            if ends || ENDS.iter().any(|e| e.as_bytes() == text.as_slice()) {
+            if ends || END_TEXTS.iter().any(|e| e.as_bytes() == text.as_slice()) {
                 continue;
             }
             // GGUF has no list of ends; these roles end a generation as well.

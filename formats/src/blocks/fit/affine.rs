@@ -1,12 +1,14 @@
 //! Groups with a step and an offset, `x ≈ s·l + o`; blocks of 32 weights that store both as half
 //! floats.
 
+use std::marker::PhantomData;
+
 use bytemuck::Pod;
 use half::f16;
 
 use super::super::simd::{LANES, Simd};
 use super::super::{Effort, QK_K};
-use super::{WORST, gather, half_neighbour, inverse, put};
+use super::{Batch, WORST, gather, half_neighbour, inverse, put};
 
 /// Eight groups, as deviations from their means: sums over them lose nothing to a large common
 /// offset. All offsets here are relative to the mean too.
@@ -202,68 +204,102 @@ pub(in super::super) trait AffineBlock: Pod {
     fn pack(d: f16, m: f16, levels: &[u8; 32]) -> Self;
 }
 
-/// Encodes eight blocks.
-#[inline(always)]
-pub(in super::super) fn encode<B: AffineBlock, V: Simd, const WEIGHTED: bool>(
-    values: &[f32; QK_K],
-    importances: &[f32; QK_K],
+/// Tries of a long search.
+pub(in super::super) const MANY: usize = SIDE * SIDE;
+const SIDE: usize = 14;
+
+/// Every trimming of both ends from `least` to `most`, in even steps.
+pub(in super::super) const fn grid(least: f32, most: f32) -> [(f32, f32); MANY] {
+    let mut out = [(0.0, 0.0); MANY];
+    let step = (most - least) / (SIDE - 1) as f32;
+    let mut i = 0;
+    while i < MANY {
+        let (below, above) = ((i / SIDE) as f32, (i % SIDE) as f32);
+        out[i] = (least + step * below, least + step * above);
+        i += 1;
+    }
+    out
+}
+
+/// Encodes a row of whole blocks.
+pub(in super::super) fn encode_row<B: AffineBlock>(
+    row: &[f32],
+    importance: Option<&[f32]>,
     effort: Effort,
     out: &mut [u8],
 ) {
-    let x: [V; 32] = gather(values, 0);
-    let w: [V; 32] = if WEIGHTED {
-        gather(importances, 0)
-    } else {
-        [V::zero(); 32]
-    };
-    let g = Group::<V, 32>::new::<WEIGHTED, false>(&x, &w);
-    let top = B::TOP;
-    let ceiling = V::splat(f32::MAX);
-    let mut best = Fit {
-        scale: V::zero(),
-        offset: V::zero(),
-        error: V::splat(WORST),
-    };
-    let trims = B::trims(effort);
-    for i in 0..trims.len() + 2 {
-        let (offset, inv) = match trims.get(i) {
-            Some(&(below, above)) => (
-                g.low + g.play * V::splat(below),
-                inverse(g.width) * V::splat(top / (1.0 - below - above)),
-            ),
-            None => (best.offset, inverse(best.scale)),
+    super::encode_row::<Batches<B>>(row, importance, effort, out);
+}
+
+/// Eight blocks at a time.
+pub(super) struct Batches<B>(PhantomData<B>);
+
+impl<B: AffineBlock> Batch for Batches<B> {
+    type Block = B;
+    const WEIGHTS: usize = 32;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        values: &[f32; QK_K],
+        importances: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        let x: [V; 32] = gather(values, 0);
+        let w: [V; 32] = if WEIGHTED {
+            gather(importances, 0)
+        } else {
+            [V::zero(); 32]
         };
-        let fit = g.fit(&g.moments::<WEIGHTED, 1>([offset], [inv], top)[0], ceiling);
-        best.scale = fit.error.if_less(best.error, fit.scale, best.scale);
-        best.offset = fit.error.if_less(best.error, fit.offset, best.offset);
-        best.error = fit.error.min(best.error);
-    }
-    let (mut d, mut m, mut least) = (V::zero(), V::zero(), V::splat(WORST));
-    // The offset is fitted again because the rounded step moved every level.
-    for step in [0, -1, 1] {
-        let scale = half_neighbour(best.scale, step);
-        let [sums] = g.moments::<WEIGHTED, 1>([best.offset], [inverse(scale)], top);
-        let ideal = g.mean - scale * sums.l / g.sw;
-        for step in [0, -1, 1] {
-            let offset = half_neighbour(ideal, step);
-            let [e] = g.error::<WEIGHTED, 1>([offset - g.mean], [scale], top);
-            d = e.if_less(least, scale, d);
-            m = e.if_less(least, offset, m);
-            least = e.min(least);
+        let g = Group::<V, 32>::new::<WEIGHTED, false>(&x, &w);
+        let top = B::TOP;
+        let ceiling = V::splat(f32::MAX);
+        let mut best = Fit {
+            scale: V::zero(),
+            offset: V::zero(),
+            error: V::splat(WORST),
+        };
+        let trims = B::trims(effort);
+        for i in 0..trims.len() + 2 {
+            let (offset, inv) = match trims.get(i) {
+                Some(&(below, above)) => (
+                    g.low + g.play * V::splat(below),
+                    inverse(g.width) * V::splat(top / (1.0 - below - above)),
+                ),
+                None => (best.offset, inverse(best.scale)),
+            };
+            let fit = g.fit(&g.moments::<WEIGHTED, 1>([offset], [inv], top)[0], ceiling);
+            best.scale = fit.error.if_less(best.error, fit.scale, best.scale);
+            best.offset = fit.error.if_less(best.error, fit.offset, best.offset);
+            best.error = fit.error.min(best.error);
         }
-    }
-    // The plain range, which is exact for few values.
-    let scale = (g.width * V::splat(1.0 / top)).to_half();
-    let offset = (g.low + g.mean).to_half();
-    let [e] = g.error::<WEIGHTED, 1>([offset - g.mean], [scale], top);
-    let scales = e.if_less(least, scale, d);
-    let offsets = e.if_less(least, offset, m);
-    let (d, m) = (scales.half_bits(), offsets.half_bits());
-    let (scales, offsets) = (scales.store(), offsets.store());
-    for (lane, x) in values.as_chunks::<32>().0.iter().enumerate().take(LANES) {
-        let levels = levels::<V, 32>(x, scales[lane], offsets[lane], top);
-        let block = B::pack(f16::from_bits(d[lane]), f16::from_bits(m[lane]), &levels);
-        put(&block, out, lane);
+        let (mut d, mut m, mut least) = (V::zero(), V::zero(), V::splat(WORST));
+        // The offset is fitted again because the rounded step moved every level.
+        for step in [0, -1, 1] {
+            let scale = half_neighbour(best.scale, step);
+            let [sums] = g.moments::<WEIGHTED, 1>([best.offset], [inverse(scale)], top);
+            let ideal = g.mean - scale * sums.l / g.sw;
+            for step in [0, -1, 1] {
+                let offset = half_neighbour(ideal, step);
+                let [e] = g.error::<WEIGHTED, 1>([offset - g.mean], [scale], top);
+                d = e.if_less(least, scale, d);
+                m = e.if_less(least, offset, m);
+                least = e.min(least);
+            }
+        }
+        // The plain range, which is exact for few values.
+        let scale = (g.width * V::splat(1.0 / top)).to_half();
+        let offset = (g.low + g.mean).to_half();
+        let [e] = g.error::<WEIGHTED, 1>([offset - g.mean], [scale], top);
+        let scales = e.if_less(least, scale, d);
+        let offsets = e.if_less(least, offset, m);
+        let (d, m) = (scales.half_bits(), offsets.half_bits());
+        let (scales, offsets) = (scales.store(), offsets.store());
+        for (lane, x) in values.as_chunks::<32>().0.iter().enumerate().take(LANES) {
+            let levels = levels::<V, 32>(x, scales[lane], offsets[lane], top);
+            let block = B::pack(f16::from_bits(d[lane]), f16::from_bits(m[lane]), &levels);
+            put(&block, out, lane);
+        }
     }
 }
 

@@ -6,30 +6,58 @@
 //! are tried, and the best go through rounds of *rounding again* under neighbouring integers and
 //! least squares for `d` and `dmin`.
 
+use std::marker::PhantomData;
+
 use bytemuck::Pod;
 use half::f16;
 
 use super::super::simd::{LANES, Simd};
 use super::super::{Effort, QK_K};
 use super::affine::{Fit, Group, Moments, levels};
-use super::{WORST, gather, inverse, nearest_half, put, sum};
+use super::{Batch, WORST, gather, inverse, nearest_half, put, sum};
 
 /// What the search tries.
 pub(in super::super) struct Search {
     /// Parts of a sub-block's range cut off at the lower and the upper end, one try each.
-    pub(in super::super) trims: &'static [(f32, f32)],
+    trims: &'static [(f32, f32)],
     /// How many of the levels tried a sub-block keeps, at most [`MOST_KEPT`].
-    pub(in super::super) keep: usize,
+    keep: usize,
     /// `d` and `dmin`, relative to those that give the largest scale and minimum the largest
     /// integers.
-    pub(in super::super) starts: &'static [(f32, f32)],
+    starts: &'static [(f32, f32)],
     /// How many of the pairs are refined.
-    pub(in super::super) finalists: usize,
+    finalists: usize,
     /// How far from the integers chosen others are looked at, scale and minimum, in every round
     /// of the refinement.
-    pub(in super::super) reach: &'static [(i8, i8)],
+    reach: &'static [(i8, i8)],
     /// Rounds of the refinement, at most.
-    pub(in super::super) rounds: usize,
+    rounds: usize,
+}
+
+impl Search {
+    /// A quick one.
+    pub(in super::super) const fn normal(trims: &'static [(f32, f32)], keep: usize) -> Self {
+        Self {
+            trims,
+            keep,
+            starts: &STARTS,
+            finalists: 1,
+            reach: &NEAR,
+            rounds: 3,
+        }
+    }
+
+    /// A long one.
+    pub(in super::super) const fn high(trims: &'static [(f32, f32)]) -> Self {
+        Self {
+            trims,
+            keep: 3,
+            starts: &MORE_STARTS,
+            finalists: FINALISTS,
+            reach: &FAR,
+            rounds: 4,
+        }
+    }
 }
 
 /// A block type of this kind, of `B` sub-blocks.
@@ -39,13 +67,16 @@ pub(in super::super) trait AffineSuper<const B: usize>: Pod {
     /// The highest integer for scales and minima.
     const LIMIT: f32;
 
-    fn search(effort: Effort) -> &'static Search;
+    /// What a quick search tries.
+    const NORMAL: Search;
+    /// What a long one tries.
+    const HIGH: Search;
 
     fn pack(d: f16, dmin: f16, scales: [u8; B], mins: [u8; B], levels: &[u8; QK_K]) -> Self;
 }
 
 /// Room for the levels that a sub-block keeps.
-pub(in super::super) const MOST_KEPT: usize = 12;
+const MOST_KEPT: usize = 12;
 
 /// Room for tries, and for the polish that follows them.
 const MOST_TRIED: usize = 56;
@@ -110,63 +141,78 @@ struct Shared {
     dmin: f32,
 }
 
-/// Encodes a super-block of `8·G` sub-blocks of `N` weights.
-#[inline(always)]
-pub(in super::super) fn encode<
-    F,
-    V,
-    const WEIGHTED: bool,
-    const N: usize,
-    const G: usize,
-    const B: usize,
->(
-    values: &[f32; QK_K],
-    importances: &[f32; QK_K],
+/// Encodes a row of whole blocks, super-blocks of `B = 8·G` sub-blocks of `N` weights.
+pub(in super::super) fn encode_row<F, const N: usize, const G: usize, const B: usize>(
+    row: &[f32],
+    importance: Option<&[f32]>,
     effort: Effort,
     out: &mut [u8],
 ) where
     F: AffineSuper<B>,
-    V: Simd,
 {
-    let search = F::search(effort);
-    let mut groups = [Group::<V, N>::none(); G];
-    let mut kept = [Kept::<V>::none(); G];
-    for part in 0..G {
-        let x = gather(values, part);
-        let w = if WEIGHTED {
-            gather(importances, part)
-        } else {
-            [V::zero(); N]
+    super::encode_row::<Batches<F, N, G, B>>(row, importance, effort, out);
+}
+
+/// A super-block at a time.
+pub(super) struct Batches<F, const N: usize, const G: usize, const B: usize>(PhantomData<F>);
+
+impl<F: AffineSuper<B>, const N: usize, const G: usize, const B: usize> Batch
+    for Batches<F, N, G, B>
+{
+    type Block = F;
+    const WEIGHTS: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        values: &[f32; QK_K],
+        importances: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        let search = &match effort {
+            Effort::Normal => F::NORMAL,
+            Effort::High => F::HIGH,
         };
-        groups[part] = Group::new::<WEIGHTED, true>(&x, &w);
-        kept[part] = try_levels::<V, WEIGHTED, N>(&groups[part], search, F::TOP);
-    }
-    let finalists = first_choice::<V, N, G>(&groups, &kept, search, F::TOP, F::LIMIT);
-    let mut best = (finalists[0].1, [Choice::none(); G], f32::INFINITY);
-    for &(_, start) in finalists.iter().take(search.finalists) {
-        let found = refine::<V, WEIGHTED, N, G>(&groups, &kept, start, search, F::TOP, F::LIMIT);
-        if found.2 < best.2 {
-            best = found;
+        let mut groups = [Group::<V, N>::none(); G];
+        let mut kept = [Kept::<V>::none(); G];
+        for part in 0..G {
+            let x = gather(values, part);
+            let w = if WEIGHTED {
+                gather(importances, part)
+            } else {
+                [V::zero(); N]
+            };
+            groups[part] = Group::new::<WEIGHTED, true>(&x, &w);
+            kept[part] = try_levels::<V, WEIGHTED, N>(&groups[part], search, F::TOP);
         }
+        let finalists = first_choice::<V, N, G>(&groups, &kept, search, F::TOP, F::LIMIT);
+        let mut best = (finalists[0].1, [Choice::none(); G], f32::INFINITY);
+        for &(_, start) in finalists.iter().take(search.finalists) {
+            let found =
+                refine::<V, WEIGHTED, N, G>(&groups, &kept, start, search, F::TOP, F::LIMIT);
+            if found.2 < best.2 {
+                best = found;
+            }
+        }
+        let (shared, choices, _) = best;
+        let (d, dmin) = (shared.d, shared.dmin);
+        let (mut scales, mut mins) = ([0; B], [0; B]);
+        for (g, c) in choices.iter().enumerate() {
+            scales[g * LANES..][..LANES].copy_from_slice(&c.scale.low_bytes());
+            mins[g * LANES..][..LANES].copy_from_slice(&c.min.low_bytes());
+        }
+        let mut all = [0; QK_K];
+        let subs = values.as_chunks::<N>().0.iter();
+        for (b, (x, l)) in subs.zip(all.as_chunks_mut::<N>().0).enumerate() {
+            let (scale, offset) = (d * f32::from(scales[b]), -(dmin * f32::from(mins[b])));
+            *l = levels::<V, N>(x, scale, offset, F::TOP);
+        }
+        put(
+            &F::pack(f16::from_f32(d), f16::from_f32(dmin), scales, mins, &all),
+            out,
+            0,
+        );
     }
-    let (shared, choices, _) = best;
-    let (d, dmin) = (shared.d, shared.dmin);
-    let (mut scales, mut mins) = ([0; B], [0; B]);
-    for (g, c) in choices.iter().enumerate() {
-        scales[g * LANES..][..LANES].copy_from_slice(&c.scale.low_bytes());
-        mins[g * LANES..][..LANES].copy_from_slice(&c.min.low_bytes());
-    }
-    let mut all = [0; QK_K];
-    let subs = values.as_chunks::<N>().0.iter();
-    for (b, (x, l)) in subs.zip(all.as_chunks_mut::<N>().0).enumerate() {
-        let (scale, offset) = (d * f32::from(scales[b]), -(dmin * f32::from(mins[b])));
-        *l = levels::<V, N>(x, scale, offset, F::TOP);
-    }
-    put(
-        &F::pack(f16::from_f32(d), f16::from_f32(dmin), scales, mins, &all),
-        out,
-        0,
-    );
 }
 
 /// The best levels for each lane of `g`, without regard to its neighbours.
@@ -440,7 +486,7 @@ fn largest<V: Simd>(v: V) -> f32 {
 }
 
 /// Shared scales for a quick search.
-pub(in super::super) const STARTS: [(f32, f32); 5] = [
+const STARTS: [(f32, f32); 5] = [
     (1.0, 1.0),
     (1.03, 1.01),
     (1.01, 1.04),
@@ -449,7 +495,7 @@ pub(in super::super) const STARTS: [(f32, f32); 5] = [
 ];
 
 /// Shared scales for a long one: a grid.
-pub(in super::super) const MORE_STARTS: [(f32, f32); 36] = {
+const MORE_STARTS: [(f32, f32); 36] = {
     let mut out = [(0.0, 0.0); 36];
     let mut i = 0;
     while i < 36 {
@@ -461,7 +507,7 @@ pub(in super::super) const MORE_STARTS: [(f32, f32); 36] = {
 };
 
 /// The integers chosen, and those beside them.
-pub(in super::super) const NEAR: [(i8, i8); 9] = [
+const NEAR: [(i8, i8); 9] = [
     (0, 0),
     (1, 1),
     (-1, -1),
@@ -474,7 +520,7 @@ pub(in super::super) const NEAR: [(i8, i8); 9] = [
 ];
 
 /// All integers not far away.
-pub(in super::super) const FAR: [(i8, i8); 27] = {
+const FAR: [(i8, i8); 27] = {
     let mut out = [(0, 0); 27];
     let mut i = 0;
     while i < 25 {

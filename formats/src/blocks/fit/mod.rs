@@ -31,7 +31,9 @@ const MIN_RELATIVE_IMPORTANCE: f32 = 1e-6;
 const WORST: f32 = f32::MAX;
 
 /// A batch of 256 weights, be they eight blocks or one super-block, to bytes.
-pub(super) trait Batch: Pod {
+trait Batch {
+    /// Its blocks.
+    type Block: Pod;
     /// Weights of a block.
     const WEIGHTS: usize;
 
@@ -46,12 +48,7 @@ pub(super) trait Batch: Pod {
 }
 
 /// Encodes a row of whole blocks; what [`Block::encode_row`](super::Block::encode_row) does.
-pub(super) fn encode_row<B: Batch>(
-    row: &[f32],
-    importance: Option<&[f32]>,
-    effort: Effort,
-    out: &mut [u8],
-) {
+fn encode_row<B: Batch>(row: &[f32], importance: Option<&[f32]>, effort: Effort, out: &mut [u8]) {
     dispatch(EncodeRow::<B> {
         row,
         importance,
@@ -59,17 +56,6 @@ pub(super) fn encode_row<B: Batch>(
         out,
         format: PhantomData,
     });
-}
-
-/// Encodes one block.
-pub(super) fn encode_block<B: Batch, const N: usize>(
-    x: &[f32; N],
-    importance: Option<&[f32; N]>,
-) -> B {
-    let mut block = B::zeroed();
-    let w = importance.map(|w| &w[..]);
-    encode_row::<B>(x, w, Effort::Normal, bytemuck::bytes_of_mut(&mut block));
-    block
 }
 
 /// Encodes a row of any number of blocks.
@@ -108,7 +94,7 @@ impl<B: Batch> Kernel for EncodeRow<'_, B> {
 }
 
 const fn batch_bytes<B: Batch>() -> usize {
-    QK_K / B::WEIGHTS * size_of::<B>()
+    QK_K / B::WEIGHTS * size_of::<B::Block>()
 }
 
 /// The values, and zeros in place of blocks that are not there.
@@ -268,7 +254,7 @@ mod tests {
                     let whole = if B::WEIGHTS == QK_K { 512 } else { 512 - 96 };
                     let row = &row[..whole];
                     let importance = importance.map(|w| &w[..whole]);
-                    let bytes = whole / B::WEIGHTS * size_of::<B>();
+                    let bytes = whole / B::WEIGHTS * size_of::<B::Block>();
                     let (mut widest, mut scalar) = (vec![0; bytes], vec![0; bytes]);
                     encode_row::<B>(row, importance, effort, &mut widest);
                     dispatch_scalar(EncodeRow::<B> {
@@ -286,16 +272,16 @@ mod tests {
 
     #[test]
     fn every_instruction_set_writes_the_same_bytes() {
-        assert_twins::<BlockQ2K>("Q2_K");
-        assert_twins::<BlockQ3K>("Q3_K");
-        assert_twins::<BlockQ4K>("Q4_K");
-        assert_twins::<BlockQ5K>("Q5_K");
-        assert_twins::<BlockQ6K>("Q6_K");
-        assert_twins::<BlockQ4_0>("Q4_0");
-        assert_twins::<BlockQ4_1>("Q4_1");
-        assert_twins::<BlockQ5_0>("Q5_0");
-        assert_twins::<BlockQ5_1>("Q5_1");
-        assert_twins::<BlockQ8_0>("Q8_0");
-        assert_twins::<BlockIq4Nl>("IQ4_NL");
+        assert_twins::<affine_super::Batches<BlockQ2K, 16, 2, 16>>("Q2_K");
+        assert_twins::<scale_super::Batches<BlockQ3K>>("Q3_K");
+        assert_twins::<affine_super::Batches<BlockQ4K, 32, 1, 8>>("Q4_K");
+        assert_twins::<affine_super::Batches<BlockQ5K, 32, 1, 8>>("Q5_K");
+        assert_twins::<scale_super::Batches<BlockQ6K>>("Q6_K");
+        assert_twins::<scale::Batches<BlockQ4_0>>("Q4_0");
+        assert_twins::<affine::Batches<BlockQ4_1>>("Q4_1");
+        assert_twins::<scale::Batches<BlockQ5_0>>("Q5_0");
+        assert_twins::<affine::Batches<BlockQ5_1>>("Q5_1");
+        assert_twins::<scale::Batches<BlockQ8_0>>("Q8_0");
+        assert_twins::<scale::Batches<BlockIq4Nl>>("IQ4_NL");
     }
 }

@@ -1,10 +1,12 @@
 //! Blocks of 32 weights with one half float: `x ≈ d·l`.
 
+use std::marker::PhantomData;
+
 use half::f16;
 
 use super::super::simd::{LANES, Simd};
 use super::super::{Effort, QK_K};
-use super::{WORST, gather, half_neighbour, inverse, put};
+use super::{Batch, WORST, gather, half_neighbour, inverse, put};
 use bytemuck::Pod;
 
 /// The levels of a type, in units of its step.
@@ -42,6 +44,23 @@ pub(in super::super) trait ScaleBlock: Pod {
 
     /// The block of a step and the numbers of the levels.
     fn pack(d: f16, levels: &[u8; 32]) -> Self;
+}
+
+/// Tries of a long search.
+pub(in super::super) const MANY: usize = 128;
+
+/// Two ladders of tries, each evenly from the first number to the second.
+pub(in super::super) const fn ladders(one: [f32; 2], other: [f32; 2]) -> [f32; MANY] {
+    const RUNGS: usize = MANY / 2;
+    let mut out = [0.0; MANY];
+    let mut i = 0;
+    while i < RUNGS {
+        let part = i as f32 / (RUNGS - 1) as f32;
+        out[i] = one[0] + part * (one[1] - one[0]);
+        out[RUNGS + i] = other[0] + part * (other[1] - other[0]);
+        i += 1;
+    }
+    out
 }
 
 /// `Σ w·(x − s·l)²`, `l` the levels of `x/s`, for several steps.
@@ -115,28 +134,45 @@ pub(super) fn extreme<V: Simd, const N: usize>(x: &[V; N]) -> V {
     out
 }
 
-/// Encodes eight blocks.
-#[inline(always)]
-pub(in super::super) fn encode<B: ScaleBlock, V: Simd, const WEIGHTED: bool>(
-    values: &[f32; QK_K],
-    importances: &[f32; QK_K],
+/// Encodes a row of whole blocks.
+pub(in super::super) fn encode_row<B: ScaleBlock>(
+    row: &[f32],
+    importance: Option<&[f32]>,
     effort: Effort,
     out: &mut [u8],
 ) {
-    let x: [V; 32] = gather(values, 0);
-    let w: [V; 32] = if WEIGHTED {
-        gather(importances, 0)
-    } else {
-        [V::zero(); 32]
-    };
-    let d = best_step::<B::Levels, V, WEIGHTED>(&x, &w, B::tries(effort));
-    let bits = d.half_bits();
-    let steps = d.store();
-    let chunks = values.as_chunks::<32>().0;
-    for lane in 0..LANES {
-        let inv = inverse(V::splat(steps[lane]));
-        let levels = indices::<B::Levels, V, 32>(&chunks[lane], inv);
-        put(&B::pack(f16::from_bits(bits[lane]), &levels), out, lane);
+    super::encode_row::<Batches<B>>(row, importance, effort, out);
+}
+
+/// Eight blocks at a time.
+pub(super) struct Batches<B>(PhantomData<B>);
+
+impl<B: ScaleBlock> Batch for Batches<B> {
+    type Block = B;
+    const WEIGHTS: usize = 32;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        values: &[f32; QK_K],
+        importances: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        let x: [V; 32] = gather(values, 0);
+        let w: [V; 32] = if WEIGHTED {
+            gather(importances, 0)
+        } else {
+            [V::zero(); 32]
+        };
+        let d = best_step::<B::Levels, V, WEIGHTED>(&x, &w, B::tries(effort));
+        let bits = d.half_bits();
+        let steps = d.store();
+        let chunks = values.as_chunks::<32>().0;
+        for lane in 0..LANES {
+            let inv = inverse(V::splat(steps[lane]));
+            let levels = indices::<B::Levels, V, 32>(&chunks[lane], inv);
+            put(&B::pack(f16::from_bits(bits[lane]), &levels), out, lane);
+        }
     }
 }
 

@@ -4,29 +4,57 @@
 //! As in [`affine_super`](super::affine_super): every sub-block keeps its few best levels, a
 //! formula gives their error under any `d`, and the best `d` go through rounds of rounding again.
 
+use std::marker::PhantomData;
+
 use bytemuck::Pod;
 use half::f16;
 
 use super::super::simd::{LANES, Simd};
 use super::super::{Effort, QK_K};
 use super::scale::{Levels, Moments, extreme, indices, scale_error, scale_moments};
-use super::{WORST, gather, inverse, nearest_half, put, sum};
+use super::{Batch, WORST, gather, inverse, nearest_half, put, sum};
 
 /// What the search tries.
 pub(in super::super) struct Search {
     /// The levels that the value of largest magnitude is scaled to, one try each; negative ones
     /// mean that the step has the sign of that value.
-    pub(in super::super) tries: &'static [f32],
+    tries: &'static [f32],
     /// How many of the levels tried a sub-block keeps, at most [`MOST_KEPT`].
-    pub(in super::super) keep: usize,
+    keep: usize,
     /// `d` relative to the one that gives the largest step the largest integer.
-    pub(in super::super) starts: &'static [f32],
+    starts: &'static [f32],
     /// How many of them are refined.
-    pub(in super::super) finalists: usize,
+    finalists: usize,
     /// How far from the integers chosen others are looked at in every round of the refinement.
-    pub(in super::super) reach: &'static [i8],
+    reach: &'static [i8],
     /// Rounds of the refinement, at most.
-    pub(in super::super) rounds: usize,
+    rounds: usize,
+}
+
+impl Search {
+    /// A quick one.
+    pub(in super::super) const fn normal(tries: &'static [f32]) -> Self {
+        Self {
+            tries,
+            keep: 3,
+            starts: &STARTS,
+            finalists: 1,
+            reach: &[0, -1, 1],
+            rounds: 2,
+        }
+    }
+
+    /// A long one.
+    pub(in super::super) const fn high(tries: &'static [f32]) -> Self {
+        Self {
+            tries,
+            keep: 6,
+            starts: &MORE_STARTS,
+            finalists: FINALISTS,
+            reach: &[0, -1, 1, -2, 2, 3],
+            rounds: 4,
+        }
+    }
 }
 
 /// A block type of this kind: 16 sub-blocks of 16.
@@ -38,14 +66,17 @@ pub(in super::super) trait ScaleSuper: Pod {
     /// The lowest level, below zero.
     const BOTTOM: f32;
 
-    fn search(effort: Effort) -> &'static Search;
+    /// What a quick search tries.
+    const NORMAL: Search;
+    /// What a long one tries.
+    const HIGH: Search;
 
     /// The block; levels are counted from the lowest.
     fn pack(d: f16, scales: [i8; 16], levels: &[u8; QK_K]) -> Self;
 }
 
 /// Room for the levels that a sub-block keeps.
-pub(in super::super) const MOST_KEPT: usize = 12;
+const MOST_KEPT: usize = 12;
 
 /// Room for tries, and for the polish that follows them.
 const MOST_TRIED: usize = 40;
@@ -95,50 +126,70 @@ struct Group<V> {
     w: [V; N],
 }
 
-/// Encodes a super-block.
-#[inline(always)]
-pub(in super::super) fn encode<F: ScaleSuper, V: Simd, const WEIGHTED: bool>(
-    values: &[f32; QK_K],
-    importances: &[f32; QK_K],
+/// Encodes a row of whole blocks.
+pub(in super::super) fn encode_row<B: ScaleSuper>(
+    row: &[f32],
+    importance: Option<&[f32]>,
     effort: Effort,
     out: &mut [u8],
 ) {
-    let search = F::search(effort);
-    let zero = V::zero();
-    let mut groups = [Group {
-        x: [zero; N],
-        w: [zero; N],
-    }; G];
-    for (part, g) in groups.iter_mut().enumerate() {
-        g.x = gather(values, part);
-        if WEIGHTED {
-            g.w = gather(importances, part);
+    super::encode_row::<Batches<B>>(row, importance, effort, out);
+}
+
+/// A super-block at a time.
+pub(super) struct Batches<B>(PhantomData<B>);
+
+impl<B: ScaleSuper> Batch for Batches<B> {
+    type Block = B;
+    const WEIGHTS: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<V: Simd, const WEIGHTED: bool>(
+        values: &[f32; QK_K],
+        importances: &[f32; QK_K],
+        effort: Effort,
+        out: &mut [u8],
+    ) {
+        let search = &match effort {
+            Effort::Normal => B::NORMAL,
+            Effort::High => B::HIGH,
+        };
+        let zero = V::zero();
+        let mut groups = [Group {
+            x: [zero; N],
+            w: [zero; N],
+        }; G];
+        for (part, g) in groups.iter_mut().enumerate() {
+            g.x = gather(values, part);
+            if WEIGHTED {
+                g.w = gather(importances, part);
+            }
         }
-    }
-    let kept = [
-        try_levels::<F, V, WEIGHTED>(&groups[0], search),
-        try_levels::<F, V, WEIGHTED>(&groups[1], search),
-    ];
-    let finalists = first_choice::<F, V>(&groups, &kept, search);
-    let mut best = (finalists[0].1, [Choice::none(); G], f32::INFINITY);
-    for &(_, start) in finalists.iter().take(search.finalists) {
-        let found = refine::<F, V, WEIGHTED>(&groups, &kept, start, search);
-        if found.2 < best.2 {
-            best = found;
+        let kept = [
+            try_levels::<B, V, WEIGHTED>(&groups[0], search),
+            try_levels::<B, V, WEIGHTED>(&groups[1], search),
+        ];
+        let finalists = first_choice::<B, V>(&groups, &kept, search);
+        let mut best = (finalists[0].1, [Choice::none(); G], f32::INFINITY);
+        for &(_, start) in finalists.iter().take(search.finalists) {
+            let found = refine::<B, V, WEIGHTED>(&groups, &kept, start, search);
+            if found.2 < best.2 {
+                best = found;
+            }
         }
+        let (d, choices, _) = best;
+        let mut scales = [0; 16];
+        for (c, scales) in choices.iter().zip(scales.as_chunks_mut::<LANES>().0) {
+            *scales = c.scale.low_bytes().map(|b| b as i8);
+        }
+        let mut all = [0; QK_K];
+        let subs = values.as_chunks::<N>().0.iter();
+        for (b, (x, levels)) in subs.zip(all.as_chunks_mut::<N>().0).enumerate() {
+            let inv = inverse(V::splat(d * f32::from(scales[b])));
+            *levels = indices::<B::Levels, V, N>(x, inv);
+        }
+        put(&B::pack(f16::from_f32(d), scales, &all), out, 0);
     }
-    let (d, choices, _) = best;
-    let mut scales = [0; 16];
-    for (c, scales) in choices.iter().zip(scales.as_chunks_mut::<LANES>().0) {
-        *scales = c.scale.low_bytes().map(|b| b as i8);
-    }
-    let mut all = [0; QK_K];
-    let subs = values.as_chunks::<N>().0.iter();
-    for (b, (x, levels)) in subs.zip(all.as_chunks_mut::<N>().0).enumerate() {
-        let inv = inverse(V::splat(d * f32::from(scales[b])));
-        *levels = indices::<F::Levels, V, N>(x, inv);
-    }
-    put(&F::pack(f16::from_f32(d), scales, &all), out, 0);
 }
 
 /// The best levels for each lane of `g`, without regard to its neighbours.
@@ -236,10 +287,10 @@ fn first_choice<F: ScaleSuper, V: Simd>(
 }
 
 /// Shared scales for a quick search.
-pub(in super::super) const STARTS: [f32; 6] = [1.0, 1.015, 1.03, 1.05, 1.075, 0.97];
+const STARTS: [f32; 6] = [1.0, 1.015, 1.03, 1.05, 1.075, 0.97];
 
 /// Shared scales for a long one.
-pub(in super::super) const MORE_STARTS: [f32; 40] = {
+const MORE_STARTS: [f32; 40] = {
     let mut out = [0.0; 40];
     let mut i = 0;
     while i < 40 {
