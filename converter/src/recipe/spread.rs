@@ -11,10 +11,9 @@ use crate::source::Source;
 
 /// Types that a matrix may get beside its own, cheapest first. Of those that cost the same, what
 /// they spoil decides.
-const TYPES: [BlockType; 10] = [
+const TYPES: [BlockType; 9] = [
     BlockType::Q2_K,
     BlockType::Q3_K,
-    BlockType::IQ3_S,
     BlockType::IQ4_XS,
     BlockType::Q4_K,
     BlockType::IQ4_NL,
