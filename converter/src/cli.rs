@@ -69,9 +69,9 @@ pub struct ConvertArgs {
     /// Importance matrix: of `splitrun calibrate`, or of llama-imatrix (GGUF or .dat)
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
-    /// How a half's bits are spent: `flat` gives all matrices the same type, `auto` gives those
-    /// that need it more, and others less
-    #[arg(long, value_enum, value_name = "RECIPE", default_value_t = Spending::Flat)]
+    /// How a half's bits are spent: `auto` gives matrices that need it more, and others less;
+    /// `flat` gives all the same type
+    #[arg(long, value_enum, value_name = "RECIPE", default_value_t)]
     pub recipe: Spending,
     /// Bits per weight that the edge's layers may cost together, instead of those of the type
     /// that --edge-bits names

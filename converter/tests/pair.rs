@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::{Bench, cloud, edge, weights};
 use fixtures::LlamaShape;
 use formats::blocks::BlockType;
@@ -40,7 +42,9 @@ fn the_line_as_typed() {
     for file in [&e, &c] {
         file.second_opinion().unwrap();
     }
-    // Every tensor stands in exactly one file, of the type its bits stand for.
+    // Every tensor stands in exactly one file. What an edge's matrices may cost together is what
+    // they would cost in the type that the bits stand for.
+    let (mut weights, mut bytes, mut types) = (0, 0, BTreeSet::new());
     assert_eq!(
         e.tensors().len() + c.tensors().len(),
         source.tensors().len()
@@ -58,13 +62,33 @@ fn the_line_as_typed() {
             None => t.name == "token_embd.weight",
         };
         assert_eq!(on_edge.is_some(), first, "{}", t.name);
-        let want = match (t.dims.len(), layer, first) {
-            (1, ..) => BlockType::F32,
-            (_, Some(_), true) => BlockType::Q3_K,
-            _ => BlockType::Q8_0,
-        };
-        assert_eq!(there.block_type, want, "{}", t.name);
+        match (t.dims.len(), layer, first) {
+            (1, ..) => assert_eq!(there.block_type, BlockType::F32, "{}", t.name),
+            (_, Some(_), true) => {
+                weights += t.dims.iter().product::<u64>();
+                bytes += there.bytes;
+                types.insert(there.block_type);
+            }
+            _ => assert_eq!(there.block_type, BlockType::Q8_0, "{}", t.name),
+        }
     }
+    let bits = bytes as f64 * 8.0 / weights as f64;
+    assert!((3.4..=3.4375).contains(&bits), "{bits} in {types:?}");
+    assert!(
+        types.len() > 1 && types.contains(&BlockType::Q3_K),
+        "{types:?}"
+    );
+    // And all the same where that is wanted.
+    let flat = "llama2-13b.gguf --split 10 --edge-bits 3 --recipe flat --dry-run --json";
+    let json = bench.run(&flat.split(' ').collect::<Vec<_>>()).ok().json();
+    let on_edge = |t: &&serde_json::Value| {
+        t["role"] == "edge"
+            && t["name"].as_str().unwrap().starts_with("blk")
+            && t["shape"][1].is_u64()
+    };
+    let tensors = json["tensors"].as_array().unwrap();
+    assert!(tensors.iter().filter(on_edge).all(|t| t["to"] == "Q3_K"));
+    assert_eq!(tensors.iter().filter(on_edge).count(), 70);
 }
 
 #[test]
@@ -287,7 +311,7 @@ fn narrow_rows_fall_back_and_it_is_said() {
     ] {
         let args = ["m.gguf", "--split", "3", "--edge-bits", bits];
         let run = bench
-            .run(&[&args[..], &["--dry-run", "--json"]].concat())
+            .run(&[&args[..], &["--recipe", "flat", "--dry-run", "--json"]].concat())
             .ok();
         assert!(run.stderr.contains("rows of 64"), "{}", run.stderr);
         assert!(run.stderr.contains(narrow) && run.stderr.contains(wide));
@@ -361,7 +385,8 @@ fn a_dry_run_tells_the_truth_and_writes_nothing() {
     let done = bench.run(&args).ok().json();
     assert_eq!(plan["tensors"], done["tensors"]);
     assert_eq!(plan["edge_file"], done["edge_file"]);
-    assert_eq!(plan["edge_bits_per_weight"], 3.4375);
+    let edge_bits = plan["edge_bits_per_weight"].as_f64().unwrap();
+    assert!((3.4..=3.4375).contains(&edge_bits), "{edge_bits}");
     assert_eq!(plan["cloud_bits_per_weight"], 8.5);
     assert!(plan["pair_id"].is_null() && done["pair_id"].is_string());
     let size = |json: &serde_json::Value, k: &str| json[k].as_u64().unwrap();
@@ -381,7 +406,7 @@ fn a_dry_run_tells_the_truth_and_writes_nothing() {
     let table = bench.run(&["m.gguf", "--split", "3", "--dry-run"]).ok();
     for word in [
         "blk.2.ffn_down.weight",
-        "Q4_K",
+        "IQ4_XS",
         "bits per weight",
         "m-s3e4c8-00002",
     ] {

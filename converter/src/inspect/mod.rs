@@ -363,8 +363,7 @@ fn with_recipe(inspection: &mut Inspection, args: &InspectArgs) -> Result<(), Bo
                 edge_type: None,
                 cloud_type: None,
                 tensor_types: Vec::new(),
-                // Another spending of the same budget weighs the same but for a crumb.
-                spending: Spending::Flat,
+                spending: Spending::default(),
                 edge_budget: None,
             },
             None,

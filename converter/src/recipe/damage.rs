@@ -1,10 +1,14 @@
 //! What a type is expected to spoil in a tensor.
 //!
-//! Damage is the squared error of the matrix relative to its size, its columns weighed by their
-//! importances, times what such an error costs there. The error is measured on a sample of rows,
-//! encoded and decoded; without an importance matrix it is the type's typical one. The cost is
-//! measured too if the importance matrix has sensitivities, and else a figure for the kind of
-//! matrix.
+//! Damage is the squared error of the matrix relative to its size, its columns weighed by the
+//! square roots of their importances, times what such an error costs there. The error is measured
+//! on a sample of rows, encoded (under the importances themselves) and decoded; without an
+//! importance matrix it is the type's typical one. The cost is measured too if the importance
+//! matrix has sensitivities, and else a figure for the kind of matrix.
+//!
+//! Square roots, because importances are dominated by few columns that meet huge values at few
+//! tokens: weighed by them as they are, a matrix looks nearly unharmed while ordinary tokens
+//! suffer. `docs/importance.md` has the figures.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -51,7 +55,7 @@ pub(super) fn measure(source: &Source, trials: &[Trial<'_>], threads: usize) -> 
     results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `Σ c·(x − x̂)² / Σ c·x²` over a sample of rows, evenly spaced.
+/// `Σ √c·(x − x̂)² / Σ √c·x²` over a sample of rows, evenly spaced.
 fn relative_error(source: &Source, trial: &Trial<'_>) -> f64 {
     let Some(columns) = trial.columns else {
         return typical(trial.to);
@@ -63,6 +67,7 @@ fn relative_error(source: &Source, trial: &Trial<'_>) -> f64 {
     let Some(bytes) = trial.to.row_bytes(n) else {
         return f64::INFINITY;
     };
+    let tempered: Vec<f64> = columns.iter().map(|c| f64::from(*c).sqrt()).collect();
     let (mut x, mut back) = (vec![0.0; n], vec![0.0; n]);
     let (mut from, mut encoded) = (Vec::new(), vec![0; bytes]);
     let (mut error, mut energy) = (0.0_f64, 0.0_f64);
@@ -77,8 +82,8 @@ fn relative_error(source: &Source, trial: &Trial<'_>) -> f64 {
         if !done {
             return typical(trial.to);
         }
-        for ((x, b), c) in x.iter().zip(&back).zip(columns) {
-            let (x, b, c) = (f64::from(*x), f64::from(*b), f64::from(*c));
+        for ((x, b), c) in x.iter().zip(&back).zip(&tempered) {
+            let (x, b) = (f64::from(*x), f64::from(*b));
             error += c * (x - b) * (x - b);
             energy += c * x * x;
         }

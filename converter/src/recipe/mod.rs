@@ -6,7 +6,8 @@
 //! bits per weight already: then they are copied byte for byte. A forced type always re-encodes.
 //!
 //! With [`Spending::Auto`], or a budget in figures, the matrices of the layers whose type nobody
-//! named are chosen for again: together within the budget, each by what it is expected to spoil.
+//! named are then chosen for again: together within the budget, each by what it is expected to
+//! spoil.
 
 mod budget;
 mod damage;
@@ -14,7 +15,6 @@ mod spread;
 mod types;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use formats::blocks::{BlockType, Effort};
 use formats::gguf::{TensorDecl, TensorInfo};
@@ -23,7 +23,7 @@ use regex::Regex;
 
 pub use types::{BadBits, Bits, file_type, fits, half_float};
 
-use crate::importance::{Importance, ImportanceError};
+use crate::importance::{Importance, ImportanceError, Weighing};
 use crate::source::{Place, Source, SourceError};
 
 /// `--tensor-type RE=T`.
@@ -39,9 +39,9 @@ pub struct TensorRule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Spending {
     /// More on those that need it, less on others, the same in all.
+    #[default]
     Auto,
     /// The same type for all.
-    #[default]
     Flat,
 }
 
@@ -153,8 +153,8 @@ pub struct TensorPlan {
     pub layer_matrix: bool,
     /// Whether an option named its type.
     pub forced: bool,
-    /// What an error in each column costs, for the encoder.
-    pub importance: Option<Arc<[f32]>>,
+    /// What an error in a weight costs, for the encoder.
+    pub weighing: Weighing,
 }
 
 impl TensorPlan {
@@ -225,7 +225,7 @@ impl Plan {
         let used = self
             .tensors
             .iter()
-            .any(|t| t.encode && t.importance.is_some());
+            .any(|t| t.encode && t.weighing.columns().is_some());
         self.importance.filter(|_| used)
     }
 
@@ -369,11 +369,12 @@ impl Chooser<'_> {
             bytes: 0,
             layer_matrix: is_matrix && matches!(place, Place::Layer(_)),
             forced: is_forced,
-            importance: match place {
+            weighing: match place {
                 // A tied head's numbers are not the embedding's: rows are looked up, not summed.
-                Place::Embedding => None,
-                _ if !is_matrix => None,
-                _ => self.importance.and_then(|i| i.of(&tensor.name)).cloned(),
+                Place::Embedding => Weighing::Even,
+                _ if !is_matrix => Weighing::Even,
+                _ => (self.importance.and_then(|i| i.of(&tensor.name)))
+                    .map_or(Weighing::Size, |c| Weighing::Columns(c.clone())),
             },
         };
         let bytes = plan.decl().bytes().ok_or_else(|| RecipeError::RowLength {
@@ -493,10 +494,8 @@ fn fallbacks(request: &Request, plan: &Plan) -> Vec<String> {
 
 /// One line when some encoders have to do without importances.
 fn without_importance(plan: &Plan, importance: &Importance) -> Option<String> {
-    let without = |t: &&TensorPlan| {
-        let embedding = Place::of(&t.name) == Some(Place::Embedding);
-        t.encode && t.dims.len() > 1 && t.to.block_len() > 1 && t.importance.is_none() && !embedding
-    };
+    let without =
+        |t: &&TensorPlan| t.encode && t.to.block_len() > 1 && t.weighing == Weighing::Size;
     let names: Vec<&str> = plan
         .tensors
         .iter()

@@ -29,8 +29,8 @@ const FINE: u32 = 8;
 /// Chooses again for the matrices of the layers in `half` whose type no option has named.
 ///
 /// They may cost together what the flat type would cost, or the budget that was asked for; a
-/// tensor may also stay as it is in the source, which spoils nothing. Returns whether there was
-/// anything to choose.
+/// tensor may also stay as it is in the source, which spoils nothing. Returns whether any type is
+/// another one now.
 pub(super) fn spread(
     source: &Source,
     request: &Request,
@@ -66,11 +66,10 @@ pub(super) fn spread(
             types.iter().filter(|ty| **ty != t.from).map(|to| Trial {
                 tensor: &t.source,
                 to: *to,
-                columns: t.importance.as_deref(),
+                columns: t.weighing.columns(),
             })
         })
         .collect();
-    let chosen = !trials.is_empty();
     let mut errors = measure(source, &trials, threads).into_iter();
     let offers: Vec<Vec<Offer>> = free
         .iter()
@@ -90,13 +89,15 @@ pub(super) fn spread(
         })
         .collect();
     let picked = spend(&offers, allowed);
+    let mut changed = false;
     for ((t, types), pick) in free.iter_mut().zip(&choices).zip(picked) {
         let to = types[pick];
+        changed |= to != t.to;
         t.bytes = bytes(t, to);
         t.encode = to != t.from;
         t.to = to;
     }
-    chosen
+    changed
 }
 
 /// The types that `t` could have, its own included; never one that costs as much as its own.

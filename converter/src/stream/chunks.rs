@@ -14,6 +14,7 @@ use formats::pair::Digest;
 use super::StreamError;
 use super::tree::{self, Tree};
 use crate::at;
+use crate::importance::Weighing;
 use crate::source::Rows;
 
 /// Weights in a piece, unless one row has more. In all its forms it fits a core's own cache.
@@ -37,8 +38,8 @@ pub(super) struct Job<'a> {
     pub(super) start: u64,
     pub(super) bytes: usize,
     pub(super) effort: Effort,
-    /// What an error in each column costs.
-    pub(super) importance: Option<&'a [f32]>,
+    /// What an error in a weight costs.
+    pub(super) weighing: &'a Weighing,
 }
 
 impl Job<'_> {
@@ -219,13 +220,15 @@ fn encode(
 ) -> Result<(), StreamError> {
     let internal = |_| StreamError::Internal("a row of another size");
     floats.resize(job.row_len, 0.0);
+    let mut weights = Vec::new();
     let pairs = source
         .chunks_exact(job.source_row_bytes())
         .zip(out.chunks_exact_mut(job.row_bytes()));
     for (row, (from, to)) in rows.zip(pairs) {
         dequantize_row(job.from, from, floats).map_err(internal)?;
         check(job, row, floats)?;
-        quantize_row(job.to, floats, job.importance, job.effort, to).map_err(internal)?;
+        let weights = job.weighing.of(floats, &mut weights);
+        quantize_row(job.to, floats, weights, job.effort, to).map_err(internal)?;
     }
     Ok(())
 }

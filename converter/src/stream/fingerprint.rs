@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StreamError;
 use super::headers::{Headers, Known};
+use crate::importance::Weighing;
 use crate::recipe::Plan;
 use crate::source::{Source, Stamp};
 
@@ -93,21 +94,23 @@ fn encoders(plan: &Plan) -> Result<Digest, StreamError> {
             (draw() + draw() + draw()) * 0.05
         })
         .collect();
-    let types: BTreeSet<BlockType> = plan
-        .tensors
-        .iter()
-        .filter(|t| t.encode)
-        .map(|t| t.to)
-        .collect();
     // Importances may take another way through a search.
-    let importance: Vec<f32> = row.iter().map(|v| v.abs()).collect();
-    let columns = plan.imatrix_digest().map(|_| &importance[..]);
-    let mut all = Vec::new();
-    for ty in types {
+    let columns = Weighing::Columns(row.iter().map(|v| v.abs()).collect());
+    let ways = [Weighing::Even, Weighing::Size, columns];
+    let used: BTreeSet<(BlockType, usize)> = (plan.tensors.iter().filter(|t| t.encode))
+        .map(|t| match t.weighing {
+            Weighing::Even => (t.to, 0),
+            Weighing::Size => (t.to, 1),
+            Weighing::Columns(_) => (t.to, 2),
+        })
+        .collect();
+    let (mut all, mut room) = (Vec::new(), Vec::new());
+    for (ty, way) in used {
         let bytes = ty.row_bytes(WEIGHTS);
         let bytes = bytes.ok_or(StreamError::Internal("a row of broken blocks"))?;
         let mut out = vec![0; bytes];
-        quantize_row(ty, &row, columns, plan.effort, &mut out)
+        let weights = ways[way].of(&row, &mut room);
+        quantize_row(ty, &row, weights, plan.effort, &mut out)
             .map_err(|_| StreamError::Internal("a row of another size"))?;
         all.extend(out);
     }

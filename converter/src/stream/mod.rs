@@ -256,7 +256,7 @@ fn jobs<'a>(
             start: start.ok_or(StreamError::Internal("a tensor without a place"))?,
             bytes: t.bytes as usize,
             effort: plan.effort,
-            importance: t.importance.as_deref(),
+            weighing: &t.weighing,
         });
     }
     Ok(jobs)

@@ -86,7 +86,7 @@ impl<B: Batch> Kernel for EncodeRow<'_, B> {
             let first = i * QK_K;
             let mut w = padded(&w[first..w.len().min(first + QK_K)]);
             for block in w.chunks_exact_mut(B::WEIGHTS) {
-                relative(block);
+                relative::<V>(block);
             }
             B::encode::<V, true>(&x, &w, self.effort, out);
         }
@@ -118,23 +118,30 @@ fn finite<V: Simd>(x: &[f32; QK_K]) -> [f32; QK_K] {
     out
 }
 
-/// Scales the importances of a block to at most 1. Negative or non-finite ones count as 0, and
-/// all of them are 1 when none is positive.
-fn relative(w: &mut [f32]) {
-    let mut largest = 0.0f32;
+/// Scales the importances of a block, whole vectors of them, to at most 1. Negative or non-finite
+/// ones count as 0, and all of them are 1 when none is positive.
+#[inline(always)]
+fn relative<V: Simd>(w: &mut [f32]) {
+    let (zero, most) = (V::zero(), V::splat(f32::MAX));
+    let w = w.as_chunks_mut::<LANES>().0;
+    let mut largest = zero;
     for w in &mut *w {
-        if !(w.is_finite() && *w > 0.0) {
-            *w = 0.0;
-        }
-        largest = largest.max(*w);
+        let v = V::load(w);
+        // A NaN is not more than anything.
+        let v = zero.if_less(v, v, zero);
+        let v = most.if_less(v, zero, v);
+        largest = largest.max(v);
+        *w = v.store();
     }
+    let largest = largest.store().into_iter().fold(0.0, f32::max);
     for w in w {
-        // Division, not a reciprocal: 1/w overflows for subnormal importances.
-        *w = if largest == 0.0 {
-            1.0
+        let v = if largest == 0.0 {
+            V::splat(1.0)
         } else {
-            (*w / largest).max(MIN_RELATIVE_IMPORTANCE)
+            // Division, not a reciprocal: 1/w overflows for subnormal importances.
+            (V::load(w) / V::splat(largest)).max(V::splat(MIN_RELATIVE_IMPORTANCE))
         };
+        *w = v.store();
     }
 }
 
