@@ -86,15 +86,14 @@ fn llama_cpp_agrees_about_every_block_type_on_the_edge() {
                 "{flags:?}, {key}: {got} after {windows} windows, llama.cpp has {want}"
             );
         };
-        let four = eval(4);
+        // The K-quants are on the widest rows, where rounding activations costs llama.cpp up to
+        // 1.3 % after four windows; over the whole text that evens out.
+        let windows = case["windows"].as_u64().unwrap_or(4) as usize;
+        let got = eval(windows);
         // The same weights as floats: nothing is rounded on either side.
-        near("perplexity_f32", 4, four, 1e-3);
-        // The file itself: llama.cpp rounds activations to eight bits there. In two cases that
-        // alone moves four windows by a hair more than the bound, so the whole text is scored.
-        match case["windows"].as_u64() {
-            Some(all) => near("perplexity", all as usize, eval(all as usize), 0.01),
-            None => near("perplexity", 4, four, 0.01),
-        }
+        near("perplexity_f32", windows, got, 1e-3);
+        // The file itself: llama.cpp rounds activations to eight bits there.
+        near("perplexity", windows, got, 0.01);
     }
 }
 

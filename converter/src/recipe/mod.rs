@@ -373,8 +373,13 @@ impl Chooser<'_> {
                 // A tied head's numbers are not the embedding's: rows are looked up, not summed.
                 Place::Embedding => Weighing::Even,
                 _ if !is_matrix => Weighing::Even,
-                _ => (self.importance.and_then(|i| i.of(&tensor.name)))
-                    .map_or(Weighing::Size, |c| Weighing::Columns(c.clone())),
+                _ => match self.importance.and_then(|i| i.of(&tensor.name)) {
+                    Some(columns) => Weighing::Columns(columns.clone()),
+                    // Measured: as good as `Size` on one model, 3 % of perplexity better on another
+                    // (docs/importance.md).
+                    None if name.contains("ffn_down") => Weighing::Even,
+                    None => Weighing::Size,
+                },
             },
         };
         let bytes = plan.decl().bytes().ok_or_else(|| RecipeError::RowLength {
