@@ -499,8 +499,11 @@ fn fallbacks(request: &Request, plan: &Plan) -> Vec<String> {
 
 /// One line when some encoders have to do without importances.
 fn without_importance(plan: &Plan, importance: &Importance) -> Option<String> {
-    let without =
-        |t: &&TensorPlan| t.encode && t.to.block_len() > 1 && t.weighing == Weighing::Size;
+    // `ffn_down` is weighed evenly where it has no columns; the embedding always is, by intent.
+    let wants = |t: &TensorPlan| t.layer_matrix || t.weighing == Weighing::Size;
+    let without = |t: &&TensorPlan| {
+        t.encode && t.to.block_len() > 1 && wants(t) && t.weighing.columns().is_none()
+    };
     let names: Vec<&str> = plan
         .tensors
         .iter()
