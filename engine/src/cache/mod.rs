@@ -1,32 +1,77 @@
 //! Keys and values of the positions seen so far.
 
+use std::any::Any;
+use std::fmt;
+
 use half::f16;
 
-/// The f16 KV cache of one sequence over one layer range.
-///
-/// Layout per layer: keys then values, each `n_ctx × kv_width`, position after position.
-#[derive(Clone, Debug)]
+/// The KV cache of one sequence over one layer range: how many positions are held, and where.
+#[derive(Debug)]
 pub struct KvCache {
     layers: usize,
     n_ctx: usize,
-    kv_width: usize,
     len: usize,
+    store: Store,
+}
+
+/// Where keys and values are.
+#[derive(Debug)]
+enum Store {
+    Host(HostKv),
+    /// In the memory of a device, whose executor alone can read them.
+    Device(Box<dyn DeviceKv>),
+}
+
+/// Keys and values that a device keeps.
+pub trait DeviceKv: Any + Send + Sync + fmt::Debug {
+    /// Bytes of keys and values.
+    fn bytes(&self) -> usize;
+
+    /// The same, as what it is.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+/// Keys and values in f16. Layout per layer: keys then values, each `n_ctx × kv_width`, position
+/// after position.
+struct HostKv {
+    per_layer: usize,
     keys: Vec<f16>,
     values: Vec<f16>,
 }
 
+impl fmt::Debug for HostKv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostKv")
+            .field("values", &self.values.len())
+            .finish_non_exhaustive()
+    }
+}
+
 impl KvCache {
-    /// An empty cache, or `None` when the memory cannot be had.
+    /// An empty cache in this process's memory, or `None` when the memory cannot be had.
     pub fn new(layers: usize, n_ctx: usize, kv_width: usize) -> Option<Self> {
-        let n = layers.checked_mul(n_ctx)?.checked_mul(kv_width)?;
-        Some(Self {
-            layers,
-            n_ctx,
-            kv_width,
-            len: 0,
+        let per_layer = n_ctx.checked_mul(kv_width)?;
+        let n = layers.checked_mul(per_layer)?;
+        let host = HostKv {
+            per_layer,
             keys: zeroed(n)?,
             values: zeroed(n)?,
-        })
+        };
+        Some(Self::with(layers, n_ctx, Store::Host(host)))
+    }
+
+    /// An empty cache of `n_ctx` positions in the memory of a device.
+    pub(crate) fn on_device(layers: usize, n_ctx: usize, kv: Box<dyn DeviceKv>) -> Self {
+        Self::with(layers, n_ctx, Store::Device(kv))
+    }
+
+    fn with(layers: usize, n_ctx: usize, store: Store) -> Self {
+        Self {
+            layers,
+            n_ctx,
+            len: 0,
+            store,
+        }
     }
 
     /// Positions held.
@@ -51,7 +96,10 @@ impl KvCache {
 
     /// Bytes of keys and values.
     pub fn bytes(&self) -> usize {
-        2 * (self.keys.len() + self.values.len())
+        match &self.store {
+            Store::Host(kv) => 2 * (kv.keys.len() + kv.values.len()),
+            Store::Device(kv) => kv.bytes(),
+        }
     }
 
     /// Forgets every position from `len` on (a rollback); no effect when fewer are held.
@@ -65,13 +113,29 @@ impl KvCache {
         debug_assert!(self.len <= self.n_ctx);
     }
 
-    /// Keys and values of a layer (counted from the range's first), each `n_ctx × kv_width`.
+    /// Whether keys and values are in this process's memory.
+    pub(crate) fn is_host(&self) -> bool {
+        matches!(self.store, Store::Host(_))
+    }
+
+    /// Keys and values of a layer (counted from the range's first), each `n_ctx × kv_width`; empty
+    /// when a device has them.
     pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut [f16], &mut [f16]) {
-        let n = self.n_ctx * self.kv_width;
-        (
-            &mut self.keys[layer * n..(layer + 1) * n],
-            &mut self.values[layer * n..(layer + 1) * n],
-        )
+        match &mut self.store {
+            Store::Host(kv) => {
+                let at = layer * kv.per_layer..(layer + 1) * kv.per_layer;
+                (&mut kv.keys[at.clone()], &mut kv.values[at])
+            }
+            Store::Device(_) => (&mut [], &mut []),
+        }
+    }
+
+    /// What a device keeps, if it is a `T`.
+    pub(crate) fn device_mut<T: DeviceKv>(&mut self) -> Option<&mut T> {
+        match &mut self.store {
+            Store::Host(_) => None,
+            Store::Device(kv) => kv.as_any_mut().downcast_mut(),
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::args::Calibrate;
 use super::measure::{parts, read_text};
-use super::{executor, note, print_json, print_line};
+use super::device::observable;
+use super::{note, print_json, print_line};
 use crate::exec::cpu::CpuExecutor;
 use crate::measure;
 use crate::measure::{CalibrateOptions, SensitivityOptions};
@@ -44,7 +45,7 @@ pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
     let execs = parts(model)
         .into_iter()
-        .map(|p| executor(p, &args.compute))
+        .map(|p| observable(p, &args.compute))
         .collect::<Result<Vec<_>, _>>()?;
     let dataset = args.text.file_name().unwrap_or_default();
     let options = CalibrateOptions {

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::args::{Bench, Compute, Devices, Eval, Tokenize};
-use super::{executor, note, print_json, print_line, threads};
+use super::args::{Bench, Devices, Eval, Tokenize};
+use super::device::Place;
+use super::{note, print_json, print_line};
 use crate::exec::Executor;
 use crate::exec::cpu::Isa;
+use crate::exec::gpu::{Adapter, AdapterKind};
 use crate::measure::{BenchOptions, EvalOptions, evaluate, evaluate_against};
 use crate::model::ModelPart;
 use crate::role::{OpenedModel, RunError, open_model, read_metadata};
@@ -31,9 +33,11 @@ pub(super) fn read_text(path: &Path) -> Result<String, RunError> {
 }
 
 /// Executors of all parts of a model.
-fn executors(model: OpenedModel, compute: &Compute) -> Result<Vec<Arc<dyn Executor>>, RunError> {
-    let one = |p| executor(p, compute).map(|e| e as Arc<dyn Executor>);
-    parts(model).into_iter().map(one).collect()
+fn executors(model: OpenedModel, place: &Place) -> Result<Vec<Arc<dyn Executor>>, RunError> {
+    parts(model)
+        .into_iter()
+        .map(|p| place.executor(p))
+        .collect()
 }
 
 /// `eval --against`.
@@ -42,10 +46,8 @@ fn eval_against(args: &Eval, source: &Path) -> Result<(), RunError> {
     let model = open_model(args.model.model.as_deref())?;
     let source = open_model(Some(source))?;
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
-    let (model, source) = (
-        executors(model, &args.compute)?,
-        executors(source, &args.compute)?,
-    );
+    let place = Place::open(&args.compute)?;
+    let (model, source) = (executors(model, &place)?, executors(source, &place)?);
     let mut progress = |done: usize, of: usize, kl: f64| {
         note(&format!("window {done} of {of}: KL {kl:.5}"));
     };
@@ -88,7 +90,7 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
     if matches!(model, OpenedModel::Whole { .. }) && args.codec.is_some() {
         note("an unsplit model has no boundary: the codec is ignored");
     }
-    let execs = executors(model, &args.compute)?;
+    let execs = executors(model, &Place::open(&args.compute)?)?;
     let options = EvalOptions {
         ctx: args.ctx.get(),
         chunks: args.chunks.map(usize::from),
@@ -137,25 +139,22 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
     }
     let parts = parts(open_model(args.model.model.as_deref())?);
     let weight_bytes = parts.iter().map(ModelPart::weight_bytes).sum();
+    let place = Place::open(&args.compute)?;
     let execs: Vec<Arc<dyn Executor>> = parts
         .into_iter()
-        .map(|p| executor(p, &args.compute).map(|e| e as Arc<dyn Executor>))
+        .map(|p| place.executor(p))
         .collect::<Result<_, _>>()?;
     let options = BenchOptions {
         prompt: args.prompt,
         decode: args.predict,
         runs: args.runs.get(),
     };
-    let kernels = match args.compute.kernels.as_str() {
-        "auto" => Isa::detect().to_string(),
-        named => named.to_owned(),
-    };
     let report = crate::measure::bench(
         &execs,
         options,
         weight_bytes,
-        threads(&args.compute),
-        &kernels,
+        place.threads(),
+        &place.kernels(),
     )?;
     if args.json {
         return print_json(&report);
@@ -198,14 +197,34 @@ pub(super) fn tokenize(args: &Tokenize) -> Result<(), RunError> {
 pub(super) fn devices(args: &Devices) -> Result<(), RunError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let kernels: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
+    let arch = std::env::consts::ARCH;
+    let adapters: Vec<_> = Adapter::all().into_iter().map(|a| a.report).collect();
     if args.json {
-        return print_json(&json!({
-            "devices": [{ "kind": "cpu", "arch": std::env::consts::ARCH, "cores": cores, "kernels": kernels }],
-        }));
+        let cpu = json!({ "kind": "cpu", "arch": arch, "cores": cores, "kernels": kernels });
+        return print_json(&json!({ "devices": [cpu], "adapters": adapters }));
     }
     print_line(&format!(
-        "cpu: {}, {cores} cores, kernels {}",
-        std::env::consts::ARCH,
+        "cpu: {arch}, {cores} cores, kernels {}",
         kernels.join(", ")
-    ))
+    ))?;
+    for a in &adapters {
+        let gib = |n: u64| format!("{:.1} GiB", n as f64 / f64::from(1 << 30));
+        print_line(&format!(
+            "gpu: {} ({}, {}), {}, {} a binding; {}{}; {}",
+            a.name,
+            a.kind,
+            a.backend,
+            a.memory_bytes
+                .map_or("memory unknown".to_owned(), |n| gib(n) + " of memory"),
+            gib(a.max_binding_bytes),
+            a.features.join(", "),
+            a.subgroup_size
+                .map_or(String::new(), |n| format!(" of {n}")),
+            a.variants.join(", "),
+        ))?;
+    }
+    if adapters.iter().all(|a| a.kind == AdapterKind::Software) {
+        print_line("--device auto computes on the CPU: there is no graphics card")?;
+    }
+    Ok(())
 }

@@ -2,18 +2,16 @@
 
 mod args;
 mod calibrate;
+mod device;
 mod measure;
 mod roles;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::Parser as _;
 
-use self::args::{Cli, Command, Device, Role};
+use self::args::{Cli, Command, Role};
 use crate::exec::Executor;
-use crate::exec::cpu::{CpuExecutor, Isa};
-use crate::model::ModelPart;
 use crate::role::RunError;
 
 /// Parses the arguments, runs, and says what went wrong. 0 done, 1 failed, 2 wrong usage.
@@ -69,27 +67,6 @@ fn one_line(error: &dyn std::error::Error) -> String {
         cause = e.source();
     }
     line.replace('\n', " ")
-}
-
-/// An executor for `part` as the flags say.
-fn executor(part: ModelPart, compute: &args::Compute) -> Result<Arc<CpuExecutor>, RunError> {
-    if compute.device == Device::Gpu {
-        return Err(RunError::Usage(
-            "--device gpu: this version computes on the CPU only; use --device cpu".into(),
-        ));
-    }
-    let isa: Isa = compute
-        .kernels
-        .parse()
-        .map_err(|e| RunError::Usage(format!("--kernels: {e}")))?;
-    CpuExecutor::new(part, threads(compute), isa)
-        .map(Arc::new)
-        .map_err(RunError::io("starting threads"))
-}
-
-fn threads(compute: &args::Compute) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    compute.threads.map_or_else(cores, usize::from)
 }
 
 /// The context to reserve: what was asked for, else what the model was trained for, within reason.

@@ -11,7 +11,8 @@ use formats::pair::HalfRole;
 use formats::wire::Codec;
 
 use super::args::{LinkArgs, Run};
-use super::{context, executor, note, print_json, print_line};
+use super::device::Place;
+use super::{context, note, print_json, print_line};
 use crate::exec::Executor;
 use crate::link::{
     EdgeLink, EdgeOptions, EdgeTls, Interrupt, LinkError, Server, ServerOptions, ServerTls, Token,
@@ -52,15 +53,17 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
     };
     let server = Server::bind(&link.listen, options)?;
     let contract = half.contract;
-    let exec = executor(half.part, &run.compute)?;
+    let place = Place::open(&run.compute)?;
+    let exec = place.executor(half.part)?;
     let n_ctx = context(run.ctx, &*exec);
     note(&format!(
-        "{}: layers {}..{} of pair {}, {} threads",
+        "{}: layers {}..{} of pair {}, on {}, {} threads",
         half.path.display(),
         exec.layers().start,
         exec.layers().end,
         contract.pair_id,
-        exec.threads()
+        place.kernels(),
+        place.threads()
     ));
     note(&format!("listening on {}", server.local_addr()));
     Ok(server.run(Arc::new(CloudBackend::new(exec, contract, n_ctx)))?)
@@ -78,7 +81,7 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
     let half = open_half(run.model.model.as_deref(), HalfRole::Edge)?;
     let text = TextSide::new(half.set.metadata(), run)?;
     let contract = half.contract;
-    let exec = executor(half.part, &run.compute)?;
+    let exec = Place::open(&run.compute)?.executor(half.part)?;
     let n_ctx = context(run.ctx, &*exec);
     let link = &run.link;
     note_codec(&link.codec);
@@ -102,8 +105,7 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
         let session = session(run, prompt)?;
         let link = EdgeLink::connect(options.clone())?;
         let back = RemoteBack::open(link, contract, &run.link.codec, n_ctx, session)?;
-        let front: Arc<dyn Executor> = Arc::clone(&exec) as _;
-        Ok(Generator::new(front, back, n_ctx)?)
+        Ok(Generator::new(Arc::clone(&exec), back, n_ctx)?)
     };
     match text.work(run)? {
         Work::Chat(template) => chat(run, &text.tokenizer, template, &mut open),
@@ -121,12 +123,13 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
 pub(super) fn both(run: &Run) -> Result<(), RunError> {
     let model = open_model(run.model.model.as_deref())?;
     let text = TextSide::new(model.metadata(), run)?;
+    let place = Place::open(&run.compute)?;
     let (front, back): (Arc<dyn Executor>, Option<Arc<dyn Executor>>) = match model {
-        OpenedModel::Whole { part, .. } => (executor(*part, &run.compute)?, None),
+        OpenedModel::Whole { part, .. } => (place.executor(*part)?, None),
         OpenedModel::Pair { edge, cloud } => {
             note_codec(&run.link.codec);
-            let back = executor(cloud.part, &run.compute)?;
-            (executor(edge.part, &run.compute)?, Some(back))
+            let back = place.executor(cloud.part)?;
+            (place.executor(edge.part)?, Some(back))
         }
     };
     let n_ctx = context(run.ctx, &*front);

@@ -4,11 +4,14 @@
 //! cache. Edge, cloud and whole model are the same executor over another range.
 
 pub mod cpu;
+mod embed;
+pub mod gpu;
+mod rope;
 
 use std::ops::Range;
 
 use crate::cache::KvCache;
-use crate::model::HParams;
+use crate::model::{HParams, ModelPart};
 
 /// Runs one range of layers of one model. Shared by all sequences; each sequence brings its own
 /// [`KvCache`].
@@ -38,11 +41,48 @@ pub trait Executor: Send + Sync {
     /// When the context is full or `rows` is not whole rows; the cache is then unchanged.
     fn forward(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<(), ExecError>;
 
+    /// [`forward`](Self::forward) for several sequences, in one pass where the device can: weights
+    /// are then read once for all. A sequence's result does not depend on the others.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), at the first sequence that fails.
+    fn forward_batch(&self, sequences: &mut [Sequence<'_>]) -> Result<(), ExecError> {
+        sequences
+            .iter_mut()
+            .try_for_each(|s| self.forward(s.cache, s.rows))
+    }
+
     /// Final norm and head: `rows` (`n × n_embd`) to `logits` (`n × n_vocab`).
     ///
     /// # Errors
     /// When this half holds no head.
     fn logits(&self, rows: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError>;
+
+    /// [`forward`](Self::forward), then the [`logits`](Self::logits) of the last `last` rows. What
+    /// `rows` holds afterwards is of no use: a device need not send it back.
+    ///
+    /// # Errors
+    /// As both.
+    fn forward_logits(
+        &self,
+        cache: &mut KvCache,
+        rows: &mut [f32],
+        last: usize,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ExecError> {
+        self.forward(cache, rows)?;
+        let from = rows.len().saturating_sub(last * self.hparams().n_embd);
+        self.logits(&rows[from..], logits)
+    }
+}
+
+/// Rows of one sequence, and its cache.
+#[derive(Debug)]
+pub struct Sequence<'a> {
+    /// The cache.
+    pub cache: &'a mut KvCache,
+    /// The rows (`n × n_embd`), changed in place.
+    pub rows: &'a mut [f32],
 }
 
 /// Why a half could not run.
@@ -95,4 +135,24 @@ pub enum ExecError {
         /// Bytes they need.
         bytes: usize,
     },
+    /// A cache that another kind of executor made.
+    #[error("this cache belongs to another device than the layers {first}..{end}")]
+    OtherCache {
+        /// First layer here.
+        first: usize,
+        /// End layer here.
+        end: usize,
+    },
+    /// The graphics processor cannot do it, or failed.
+    #[error(transparent)]
+    Gpu(#[from] gpu::GpuError),
+}
+
+/// The error of a half without `what`.
+fn missing(part: &ModelPart, what: &'static str) -> ExecError {
+    ExecError::Missing {
+        what,
+        first: part.layers.start,
+        end: part.layers.end,
+    }
 }

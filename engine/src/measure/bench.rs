@@ -112,12 +112,13 @@ fn pass(
     if let Some(front) = parts.first() {
         front.embed(ids, &mut rows)?;
     }
-    for (p, c) in parts.iter().zip(caches) {
-        p.forward(c, &mut rows)?;
-    }
-    if let (true, Some(back)) = (head, parts.last()) {
-        let width = back.hparams().n_embd;
-        back.logits(&rows[rows.len() - width..], &mut logits)?;
+    let last = parts.len().saturating_sub(1);
+    for (i, (p, c)) in parts.iter().zip(caches).enumerate() {
+        if head && i == last {
+            p.forward_logits(c, &mut rows, 1, &mut logits)?;
+        } else {
+            p.forward(c, &mut rows)?;
+        }
     }
     Ok(argmax(&logits))
 }

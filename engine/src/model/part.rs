@@ -52,6 +52,14 @@ impl Tensor {
         }
     }
 
+    /// Lets the system drop the pages of rows `rows` of a mapped matrix.
+    pub(crate) fn release(&self, rows: Range<usize>) {
+        if let Bytes::Mapped { set, file, range } = &self.bytes {
+            let at = |row: usize| range.start + row.min(self.rows) * self.row_bytes();
+            set.files()[*file].release(at(rows.start)..at(rows.end));
+        }
+    }
+
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
         self.bytes.len() / self.rows.max(1)
@@ -172,9 +180,9 @@ impl ModelPart {
         })
     }
 
-    /// Bytes of weights that one decoded token reads (embedding rows apart).
-    pub fn weight_bytes(&self) -> usize {
-        let layer = |b: &LayerTensors| {
+    /// The matrices that one decoded token meets: those of the layers, and the head.
+    pub fn matrices(&self) -> impl Iterator<Item = &Tensor> {
+        let layers = self.blocks.iter().flat_map(|b| {
             [
                 &b.attn_q,
                 &b.attn_k,
@@ -184,12 +192,13 @@ impl ModelPart {
                 &b.ffn_up,
                 &b.ffn_down,
             ]
-            .iter()
-            .map(|t| t.bytes.len())
-            .sum::<usize>()
-        };
-        self.blocks.iter().map(layer).sum::<usize>()
-            + self.head.as_ref().map_or(0, |(_, t)| t.bytes.len())
+        });
+        layers.chain(self.head.iter().map(|(_, t)| t))
+    }
+
+    /// Bytes of weights that one decoded token reads (embedding rows apart).
+    pub fn weight_bytes(&self) -> usize {
+        self.matrices().map(|t| t.bytes.len()).sum()
     }
 }
 

@@ -123,15 +123,23 @@ impl BackSession {
         want_token: bool,
     ) -> Result<Option<Sampled>, ExecError> {
         let width = self.exec.hparams().n_embd;
-        if let Some(cache) = &mut self.cache {
-            self.exec.forward(cache, rows)?;
+        let want_token = want_token && rows.len() >= width;
+        match (&mut self.cache, want_token) {
+            (Some(cache), true) => {
+                self.exec
+                    .forward_logits(cache, rows, 1, &mut self.logits)?;
+            }
+            (Some(cache), false) => self.exec.forward(cache, rows)?,
+            (None, true) => {
+                let last = &rows[rows.len() - width..];
+                self.exec.logits(last, &mut self.logits)?;
+            }
+            (None, false) => {}
         }
         self.len += rows.len() / width;
-        if !want_token || rows.len() < width {
+        if !want_token {
             return Ok(None);
         }
-        self.exec
-            .logits(&rows[rows.len() - width..], &mut self.logits)?;
         let id = self
             .sampler
             .sample(&self.logits, self.len as u64, &self.recent);

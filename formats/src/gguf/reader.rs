@@ -113,6 +113,27 @@ impl Gguf {
         self.map.get(range).unwrap_or(&[])
     }
 
+    /// Tells the system that the pages of `range` are not needed: who has copied them elsewhere (to
+    /// a device, say) does not hold them twice. They are read again if somebody looks.
+    pub fn release(&self, range: std::ops::Range<usize>) {
+        #[cfg(unix)]
+        if range.start < range.end && range.end <= self.map.len() {
+            // SAFETY: the map is read-only and of a file, so a page that was dropped comes back
+            // with the same bytes.
+            let done = unsafe {
+                self.map.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    range.start,
+                    range.len(),
+                )
+            };
+            // It is advice: a system that does not take it holds the pages a while longer.
+            let _ = done;
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// Size of the file in bytes.
     pub fn file_bytes(&self) -> usize {
         self.map.len()

@@ -12,7 +12,6 @@ mod lanes;
 mod matmul;
 mod observe;
 mod pool;
-mod rope;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -20,16 +19,14 @@ mod tests;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use formats::blocks;
-
 pub use isa::{Isa, IsaError};
 pub use observe::{Observer, Rows, Site};
 
 use self::forward::{Scratch, Span};
 use self::matmul::matmul;
 use self::pool::Pool;
-use self::rope::RopeTable;
-use super::{ExecError, Executor};
+use super::rope::RopeTable;
+use super::{ExecError, Executor, embed, missing};
 use crate::cache::KvCache;
 use crate::model::{HParams, LayerTensors, ModelPart};
 
@@ -71,14 +68,6 @@ impl CpuExecutor {
     /// Threads that compute.
     pub fn threads(&self) -> usize {
         self.pool.threads()
-    }
-
-    fn missing(&self, what: &'static str) -> ExecError {
-        ExecError::Missing {
-            what,
-            first: self.part.layers.start,
-            end: self.part.layers.end,
-        }
     }
 
     /// The number of rows in `len` values.
@@ -134,6 +123,12 @@ impl CpuExecutor {
         seen: &mut impl Observer,
     ) -> Result<(), ExecError> {
         let n = self.rows(rows.len())?;
+        if !cache.is_host() {
+            return Err(ExecError::OtherCache {
+                first: self.part.layers.start,
+                end: self.part.layers.end,
+            });
+        }
         if cache.len() + n > cache.n_ctx() {
             return Err(ExecError::ContextFull {
                 used: cache.len(),
@@ -160,7 +155,7 @@ impl CpuExecutor {
             .part
             .head
             .as_ref()
-            .ok_or_else(|| self.missing("head"))?;
+            .ok_or_else(|| missing(&self.part, "head"))?;
         self.rows(rows.len())?;
         let hp = &self.part.hparams;
         let (width, eps) = (hp.n_embd, hp.rms_eps);
@@ -210,24 +205,7 @@ impl Executor for CpuExecutor {
     }
 
     fn embed(&self, ids: &[u32], rows: &mut Vec<f32>) -> Result<(), ExecError> {
-        let t = self
-            .part
-            .token_embd
-            .as_ref()
-            .ok_or_else(|| self.missing("token embedding"))?;
-        let (data, row_bytes) = (t.data(), t.row_bytes());
-        rows.clear();
-        rows.resize(ids.len() * t.cols, 0.0);
-        for (id, row) in ids.iter().zip(rows.chunks_exact_mut(t.cols)) {
-            let at = *id as usize * row_bytes;
-            let bad = ExecError::BadToken {
-                id: *id,
-                n_vocab: t.rows,
-            };
-            let bytes = data.get(at..at + row_bytes).ok_or_else(|| bad.clone())?;
-            blocks::dequantize_row(t.block_type, bytes, row).map_err(|_| bad)?;
-        }
-        Ok(())
+        embed::rows(&self.part, ids, rows)
     }
 
     fn forward(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<(), ExecError> {
@@ -239,7 +217,7 @@ impl Executor for CpuExecutor {
             .part
             .head
             .as_ref()
-            .ok_or_else(|| self.missing("head"))?;
+            .ok_or_else(|| missing(&self.part, "head"))?;
         let n = self.rows(rows.len())?;
         logits.clear();
         logits.resize(n * head.rows, 0.0);

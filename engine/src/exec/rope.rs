@@ -7,14 +7,15 @@
 use crate::model::{Rope, RopeStyle};
 
 /// Frequencies of the pairs.
-pub(super) struct RopeTable {
+#[derive(Debug)]
+pub(in crate::exec) struct RopeTable {
     freqs: Vec<f64>,
     style: RopeStyle,
 }
 
 impl RopeTable {
     /// `base^(−2i/dims)`, divided by the factor of the pair and the linear scale.
-    pub(super) fn new(rope: &Rope) -> Self {
+    pub(in crate::exec) fn new(rope: &Rope) -> Self {
         let freqs = (0..rope.dims / 2)
             .map(|i| {
                 let exponent = -2.0 * i as f64 / rope.dims as f64;
@@ -30,7 +31,7 @@ impl RopeTable {
     }
 
     /// Appends cosine and sine of every pair at `position`.
-    pub(super) fn fill(&self, position: usize, out: &mut Vec<(f32, f32)>) {
+    pub(in crate::exec) fn fill(&self, position: usize, out: &mut Vec<(f32, f32)>) {
         out.extend(self.freqs.iter().map(|f| {
             let angle = position as f64 * f;
             (libm::cos(angle) as f32, libm::sin(angle) as f32)
@@ -39,7 +40,7 @@ impl RopeTable {
 
     /// Turns every head of `row` (heads of `head_dim`) by what [`Self::fill`] gave for its
     /// position; dimensions past the table stay.
-    pub(super) fn rotate(&self, row: &mut [f32], head_dim: usize, turns: &[(f32, f32)]) {
+    pub(in crate::exec) fn rotate(&self, row: &mut [f32], head_dim: usize, turns: &[(f32, f32)]) {
         let turn = |a: f32, b: f32, (cos, sin): (f32, f32)| (a * cos - b * sin, a * sin + b * cos);
         for head in row.chunks_exact_mut(head_dim) {
             match self.style {

@@ -1,0 +1,126 @@
+//! `--device`: which executor runs a part of a model.
+
+use std::sync::Arc;
+
+use super::args::{Compute, Device};
+use super::note;
+use crate::exec::cpu::{CpuExecutor, Isa};
+use crate::exec::gpu::{Adapter, Gpu, GpuError, GpuExecutor};
+use crate::exec::{ExecError, Executor};
+use crate::model::ModelPart;
+use crate::role::RunError;
+
+/// Where to compute, decided once per run.
+pub(super) struct Place {
+    threads: usize,
+    isa: Isa,
+    gpu: Option<Arc<Gpu>>,
+    /// Whether the processor will do when the device has too little memory.
+    fall_back: bool,
+}
+
+/// An executor, and the same as one on a device if it is.
+pub(super) struct Opened {
+    pub(super) exec: Arc<dyn Executor>,
+    pub(super) gpu: Option<Arc<GpuExecutor>>,
+}
+
+fn gpu_error(e: GpuError) -> RunError {
+    RunError::Exec(ExecError::Gpu(e))
+}
+
+impl Place {
+    /// Follows the flags: `gpu` takes any adapter, `auto` a real one if there is one.
+    pub(super) fn open(compute: &Compute) -> Result<Self, RunError> {
+        let isa: Isa = compute
+            .kernels
+            .parse()
+            .map_err(|e| RunError::Usage(format!("--kernels: {e}")))?;
+        let open = |a: &Adapter| Gpu::open(a).map(Arc::new).map_err(gpu_error);
+        let gpu = match compute.device {
+            Device::Cpu => None,
+            Device::Gpu => Some(open(&Adapter::best(true).map_err(gpu_error)?)?),
+            Device::Auto => match Adapter::best(false) {
+                Ok(adapter) => Some(open(&adapter)?),
+                Err(_) => None,
+            },
+        };
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            threads: compute.threads.map_or_else(cores, usize::from),
+            isa,
+            gpu,
+            fall_back: compute.device == Device::Auto,
+        })
+    }
+
+    /// An executor for `part`.
+    pub(super) fn executor(&self, part: ModelPart) -> Result<Arc<dyn Executor>, RunError> {
+        Ok(self.opened(part)?.exec)
+    }
+
+    /// An executor for `part`, which may be asked about the device.
+    pub(super) fn opened(&self, part: ModelPart) -> Result<Opened, RunError> {
+        if let Some(gpu) = &self.gpu {
+            let spare = self.fall_back.then(|| part.clone());
+            match (GpuExecutor::new(part, Arc::clone(gpu)), spare) {
+                (Ok(exec), _) => {
+                    let gpu = Arc::new(exec);
+                    return Ok(Opened {
+                        exec: Arc::clone(&gpu) as Arc<dyn Executor>,
+                        gpu: Some(gpu),
+                    });
+                }
+                (
+                    Err(e @ (GpuError::Weights { .. } | GpuError::Unsupported { .. })),
+                    Some(part),
+                ) => {
+                    note(&format!("computing on the CPU: {e}"));
+                    return self.on_cpu(part);
+                }
+                (Err(e), _) => return Err(gpu_error(e)),
+            }
+        }
+        self.on_cpu(part)
+    }
+
+    fn on_cpu(&self, part: ModelPart) -> Result<Opened, RunError> {
+        Ok(Opened {
+            exec: Arc::new(cpu(part, self.threads, self.isa)?),
+            gpu: None,
+        })
+    }
+
+    /// Threads of the processor.
+    pub(super) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Instruction set, or the name of the adapter.
+    pub(super) fn kernels(&self) -> String {
+        match &self.gpu {
+            Some(gpu) => gpu.report().name.clone(),
+            None => self.isa.to_string(),
+        }
+    }
+}
+
+fn cpu(part: ModelPart, threads: usize, isa: Isa) -> Result<CpuExecutor, RunError> {
+    CpuExecutor::new(part, threads, isa).map_err(RunError::io("starting threads"))
+}
+
+/// An executor on the processor, for what looks on while it computes.
+pub(super) fn observable(part: ModelPart, compute: &Compute) -> Result<Arc<CpuExecutor>, RunError> {
+    if compute.device == Device::Gpu {
+        return Err(RunError::Usage(
+            "--device gpu: calibration looks into every layer and computes on the CPU; use --device cpu"
+                .into(),
+        ));
+    }
+    let compute = Compute {
+        device: Device::Cpu,
+        ..compute.clone()
+    };
+    let place = Place::open(&compute)?;
+    Ok(Arc::new(cpu(part, place.threads, place.isa)?))
+}

@@ -1,0 +1,169 @@
+//! The graphics adapters of this machine.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::error::GpuError;
+
+/// What an adapter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterKind {
+    /// A card with memory of its own.
+    Discrete,
+    /// Shares the processor's memory.
+    Integrated,
+    /// Given to a virtual machine, or of a kind the driver does not tell.
+    Virtual,
+    /// Computes on the processor (llvmpipe): never chosen unless asked for.
+    Software,
+}
+
+impl fmt::Display for AdapterKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Discrete => "discrete",
+            Self::Integrated => "integrated",
+            Self::Virtual => "virtual",
+            Self::Software => "software",
+        })
+    }
+}
+
+/// What an adapter can do, and which variants of the kernels it gets for that.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterReport {
+    /// As the driver calls it.
+    pub name: String,
+    /// What it is.
+    pub kind: AdapterKind,
+    /// `vulkan`, `metal` or `dx12`.
+    pub backend: String,
+    /// The driver, with its version.
+    pub driver: String,
+    /// Bytes of the memory it computes from, where the driver tells.
+    pub memory_bytes: Option<u64>,
+    /// Bytes that a kernel can see of one buffer.
+    pub max_binding_bytes: u64,
+    /// Threads of a subgroup, where all have this many.
+    pub subgroup_size: Option<u32>,
+    /// Optional features it has that matter here.
+    pub features: Vec<&'static str>,
+    /// Variants of the kernels it gets.
+    pub variants: Vec<&'static str>,
+}
+
+/// An adapter that can be opened.
+#[derive(Debug)]
+pub struct Adapter {
+    pub(super) raw: wgpu::Adapter,
+    /// What it can do.
+    pub report: AdapterReport,
+}
+
+impl Adapter {
+    /// All adapters, best first.
+    pub fn all() -> Vec<Self> {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = wgpu::Backends::PRIMARY;
+        descriptor.flags = wgpu::InstanceFlags::empty();
+        // An allocation that would fill the card is refused as out of memory; without this some
+        // drivers page to the host's memory or lose the device.
+        descriptor.memory_budget_thresholds.for_resource_creation = Some(97);
+        let instance = wgpu::Instance::new(descriptor);
+        let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+        let mut all: Vec<Self> = found
+            .into_iter()
+            .map(|raw| Self {
+                report: report(&raw),
+                raw,
+            })
+            .collect();
+        all.sort_by_key(|a| a.report.kind);
+        all
+    }
+
+    /// The best adapter; `software` says whether one that computes on the processor will do.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn best(software: bool) -> Result<Self, GpuError> {
+        let fits = |a: &Self| software || a.report.kind != AdapterKind::Software;
+        Self::all()
+            .into_iter()
+            .find(fits)
+            .ok_or(GpuError::NoAdapter)
+    }
+}
+
+fn report(raw: &wgpu::Adapter) -> AdapterReport {
+    let (info, limits, features) = (raw.get_info(), raw.limits(), raw.features());
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+        wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
+        wgpu::DeviceType::Cpu => AdapterKind::Software,
+        wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => AdapterKind::Virtual,
+    };
+    let subgroup_size = subgroup_size(&info, features);
+    let named = [
+        (wgpu::Features::SUBGROUP, "subgroups"),
+        (wgpu::Features::SHADER_F16, "f16"),
+        (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
+        (wgpu::Features::PIPELINE_CACHE, "pipeline_cache"),
+        (
+            wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+            "cooperative_matrices",
+        ),
+    ];
+    AdapterReport {
+        name: info.name.clone(),
+        kind,
+        backend: info.backend.to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info)
+            .trim()
+            .to_owned(),
+        memory_bytes: memory(raw),
+        max_binding_bytes: limits.max_storage_buffer_binding_size,
+        subgroup_size,
+        features: named
+            .into_iter()
+            .filter(|(f, _)| features.contains(*f))
+            .map(|(_, name)| name)
+            .collect(),
+        variants: vec![match subgroup_size {
+            Some(_) => "matvec: sums over subgroups",
+            None => "matvec: sums in workgroup memory",
+        }],
+    }
+}
+
+/// The size of all subgroups, when kernels may count on it.
+pub(super) fn subgroup_size(info: &wgpu::AdapterInfo, features: wgpu::Features) -> Option<u32> {
+    let size = info.subgroup_min_size;
+    let fixed = features.contains(wgpu::Features::SUBGROUP) && size == info.subgroup_max_size;
+    (fixed && (8..=64).contains(&size) && size.is_power_of_two()).then_some(size)
+}
+
+/// Bytes of the largest heap that is the device's own.
+#[cfg(not(target_vendor = "apple"))]
+fn memory(raw: &wgpu::Adapter) -> Option<u64> {
+    // VK_MEMORY_HEAP_DEVICE_LOCAL_BIT
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: the adapter is only asked about its memory; nothing is destroyed or changed.
+    let vulkan = unsafe { raw.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = vulkan.shared_instance().raw_instance();
+    // SAFETY: the handle is of this living instance.
+    let properties =
+        unsafe { instance.get_physical_device_memory_properties(vulkan.raw_physical_device()) };
+    properties.memory_heaps[..properties.memory_heap_count as usize]
+        .iter()
+        .filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0)
+        .map(|heap| heap.size)
+        .max()
+}
+
+#[cfg(target_vendor = "apple")]
+fn memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
+}

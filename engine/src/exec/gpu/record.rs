@@ -1,0 +1,211 @@
+//! Recording the dispatches of one pass, with times when somebody asks for them.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use shaders::Kernel;
+use wgpu::BufferUsages as Usage;
+
+use super::device::{Gpu, Pipeline, SLOT};
+use super::error::GpuError;
+
+/// The rows that a dispatch is about, as shaders know it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pass {
+    pub(super) rows: u32,
+    /// Position of the first of them.
+    pub(super) start: u32,
+    /// Where they begin among all rows.
+    pub(super) first: u32,
+}
+
+/// The passes of a submission: slot 0 is all rows, 1 the rows of the head, then one a sequence.
+#[derive(Debug)]
+pub(super) struct Slots {
+    buffer: wgpu::Buffer,
+    group: wgpu::BindGroup,
+    passes: Vec<Pass>,
+    bytes: Vec<u8>,
+}
+
+impl Slots {
+    pub(super) fn new(gpu: &Gpu, slots: usize) -> Result<Self, GpuError> {
+        let buffer = gpu.buffer("passes", slots as u64 * SLOT, Usage::UNIFORM | Usage::COPY_DST)?;
+        let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("pass"),
+            layout: &gpu.pass_layout,
+            entries: &[wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &buffer,
+                    offset: 0,
+                    size: std::num::NonZeroU64::new(16),
+                }),
+            }],
+        });
+        Ok(Self {
+            buffer,
+            group,
+            passes: Vec::with_capacity(slots),
+            bytes: vec![0; slots * SLOT as usize],
+        })
+    }
+
+    /// Sets the passes of the next submission.
+    pub(super) fn set(&mut self, gpu: &Gpu, passes: impl IntoIterator<Item = Pass>) {
+        self.passes.clear();
+        self.passes.extend(passes);
+        for (pass, slot) in self.passes.iter().zip(self.bytes.chunks_mut(SLOT as usize)) {
+            let words = [pass.rows, pass.start, pass.first, 0];
+            slot[..16].copy_from_slice(bytemuck::cast_slice(&words));
+        }
+        let bytes = self.passes.len() * SLOT as usize;
+        gpu.queue
+            .write_buffer(&self.buffer, 0, &self.bytes[..bytes]);
+    }
+}
+
+/// Where dispatches go.
+pub(super) struct Recorder<'a> {
+    pass: wgpu::ComputePass<'a>,
+    slots: &'a Slots,
+    clock: Option<&'a mut Clock>,
+}
+
+impl<'a> Recorder<'a> {
+    pub(super) fn new(
+        encoder: &'a mut wgpu::CommandEncoder,
+        slots: &'a Slots,
+        clock: Option<&'a mut Clock>,
+    ) -> Self {
+        let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        Self { pass, slots, clock }
+    }
+
+    /// Rows of the pass in `slot`.
+    pub(super) fn rows(&self, slot: usize) -> u32 {
+        self.slots.passes[slot].rows
+    }
+
+    /// Records one dispatch that reads `bytes` of weights or cache.
+    pub(super) fn dispatch(
+        &mut self,
+        pipeline: &Pipeline,
+        group: &wgpu::BindGroup,
+        slot: Option<usize>,
+        [x, y, z]: [u32; 3],
+        bytes: u64,
+    ) {
+        self.pass.set_pipeline(&pipeline.raw);
+        self.pass.set_bind_group(0, group, &[]);
+        if let Some(slot) = slot {
+            let offset = slot as u32 * SLOT as u32;
+            self.pass.set_bind_group(1, &self.slots.group, &[offset]);
+        }
+        let at = self
+            .clock
+            .as_mut()
+            .and_then(|c| c.begin(pipeline.kernel, bytes));
+        if let (Some(at), Some(c)) = (at, &self.clock) {
+            self.pass.write_timestamp(&c.queries, at);
+        }
+        self.pass.dispatch_workgroups(x, y, z);
+        if let (Some(at), Some(c)) = (at, &self.clock) {
+            self.pass.write_timestamp(&c.queries, at + 1);
+        }
+    }
+}
+
+/// What a kernel has cost since the clock was started.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelTime {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// Dispatches.
+    pub dispatches: u64,
+    /// Time on the device.
+    pub ms: f64,
+    /// Bytes of weights, keys and values that it read.
+    pub bytes: u64,
+    /// The same by time.
+    pub gb_per_s: f64,
+}
+
+/// Timestamps around every dispatch.
+#[derive(Debug)]
+pub(super) struct Clock {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+    staging: wgpu::Buffer,
+    /// Nanoseconds of a tick.
+    period: f64,
+    pending: Vec<(Kernel, u64)>,
+    sums: BTreeMap<Kernel, (u64, f64, u64)>,
+}
+
+/// Timestamps of a query set (WebGPU's limit).
+const QUERIES: u32 = 4096;
+
+impl Clock {
+    pub(super) fn new(gpu: &Gpu) -> Result<Self, GpuError> {
+        let bytes = u64::from(QUERIES) * 8;
+        Ok(Self {
+            queries: gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("times"),
+                ty: wgpu::QueryType::Timestamp,
+                count: QUERIES,
+            }),
+            resolved: gpu.buffer("times", bytes, Usage::QUERY_RESOLVE | Usage::COPY_SRC)?,
+            staging: gpu.buffer("times", bytes, Usage::COPY_DST | Usage::MAP_READ)?,
+            period: f64::from(gpu.queue.get_timestamp_period()),
+            pending: Vec::new(),
+            sums: BTreeMap::new(),
+        })
+    }
+
+    /// The query of the next dispatch's beginning; none when the set is full.
+    fn begin(&mut self, kernel: Kernel, bytes: u64) -> Option<u32> {
+        let at = 2 * self.pending.len() as u32;
+        (at + 2 <= QUERIES).then(|| {
+            self.pending.push((kernel, bytes));
+            at
+        })
+    }
+
+    /// Records the way of this submission's timestamps to where they can be read.
+    pub(super) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+        let n = 2 * self.pending.len() as u32;
+        if n > 0 {
+            encoder.resolve_query_set(&self.queries, 0..n, &self.resolved, 0);
+            encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.staging, 0, u64::from(n) * 8);
+        }
+    }
+
+    /// Adds up the times of a submission that is done.
+    pub(super) fn collect(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
+        let pending = std::mem::take(&mut self.pending);
+        let (period, sums) = (self.period, &mut self.sums);
+        gpu.read::<u64>(&self.staging, 2 * pending.len(), &mut |ticks| {
+            for ((kernel, bytes), t) in pending.iter().zip(ticks.as_chunks::<2>().0) {
+                let sum = sums.entry(*kernel).or_default();
+                sum.0 += 1;
+                sum.1 += t[1].saturating_sub(t[0]) as f64 * period / 1e6;
+                sum.2 += bytes;
+            }
+        })
+    }
+
+    /// What has been added up, by kernel.
+    pub(super) fn times(&self) -> Vec<KernelTime> {
+        self.sums
+            .iter()
+            .map(|(kernel, &(dispatches, ms, bytes))| KernelTime {
+                kernel: kernel.name(),
+                dispatches,
+                ms,
+                bytes,
+                gb_per_s: if ms > 0.0 { bytes as f64 / ms / 1e6 } else { 0.0 },
+            })
+            .collect()
+    }
+}

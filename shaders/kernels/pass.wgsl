@@ -1,0 +1,11 @@
+/// The rows that a dispatch is about: one sequence's, or all.
+struct Pass {
+    rows: u32,
+    /// Position of the first of them in its sequence.
+    start: u32,
+    /// Where they begin among all rows of the pass.
+    first: u32,
+    pad: u32,
+}
+
+@group(1) @binding(0) var<uniform> pass_: Pass;
