@@ -1,1 +1,4 @@
 //! WGSL.
+
+pub mod blocks;
+pub mod repack;
