@@ -106,10 +106,19 @@ pub const ALL: &[BlockShader] = &[
     block!("Q4_K", 256, 144, [16..144, 0..16], None, "q4_k"),
     block!("Q5_K", 256, 176, [48..176, 16..48, 0..16], None, "q5_k"),
     block!("Q6_K", 256, 210, [0..128, 128..192, 192..208, 208..210], None, "q6_k"),
+    block!("IQ2_XXS", 256, 66, [2..66, 0..2], Some(Table::Iq2Xxs), "iq2_xxs"),
+    block!("IQ2_XS", 256, 74, [2..66, 66..74, 0..2], Some(Table::Iq2Xs), "iq2_xs"),
+    block!("IQ3_XXS", 256, 98, [2..66, 66..98, 0..2], Some(Table::Iq3Xxs), "iq3_xxs"),
+    block!("IQ1_S", 256, 50, [2..34, 34..50, 0..2], Some(Table::Iq1), "iq1_s"),
     block!("IQ4_NL", 32, 18, [2..18, 0..2], None, "iq4_nl"),
+    block!("IQ3_S", 256, 110, [2..66, 66..110, 0..2], Some(Table::Iq3S), "iq3_s"),
+    block!("IQ2_S", 256, 82, [2..66, 66..82, 0..2], Some(Table::Iq2S), "iq2_s"),
     block!("IQ4_XS", 256, 136, [8..136, 0..8], None, "iq4_xs"),
+    block!("IQ1_M", 256, 56, [0..32, 32..48, 48..56], Some(Table::Iq1), "iq1_m"),
     block!("BF16", 1, 2, [0..2], None, "bf16"),
+    block!("TQ1_0", 256, 54, [0..48, 48..52, 52..54], None, "tq1_0"),
     block!("TQ2_0", 256, 66, [0..64, 64..66], None, "tq2_0"),
+    block!("MXFP4", 32, 17, [1..17, 0..1], None, "mxfp4"),
 ];
 
 /// The block type of GGML's name, as `Q4_K`.
@@ -132,6 +141,10 @@ pub const PIECES: &[(&str, &str)] = &[
     piece!("blocks/levels.wgsl"),
     piece!("blocks/scales_k4.wgsl"),
     piece!("blocks/signed.wgsl"),
+    piece!("blocks/tables.wgsl"),
+    piece!("blocks/tables1.wgsl"),
+    piece!("blocks/tables4.wgsl"),
+    piece!("blocks/tables8.wgsl"),
 ];
 
 #[cfg(test)]

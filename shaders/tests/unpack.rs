@@ -187,6 +187,7 @@ fn every_type_decodes_as_on_the_cpu() {
 
 #[test]
 fn the_table_is_that_of_formats() {
+    assert_eq!(ALL.len(), BlockType::ALL.len());
     for block in ALL {
         let ty = type_of(block);
         assert_eq!(block.name, ty.name());
