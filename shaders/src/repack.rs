@@ -2,11 +2,11 @@
 //!
 //! A [`Layout`] says where the planes of a whole matrix lie in its buffer. They can be made at once with
 //! [`BlockShader::repack`], or in pieces of some rows: for each plane [`Layout::segment`] says where the
-//! rows' bytes go and [`BlockShader::gather`] makes them.
+//! rows' bytes go and [`Layout::gather`] makes them.
 
 use std::ops::Range;
 
-use crate::blocks::{BlockShader, MAX_PLANES};
+use crate::blocks::{BlockShader, MAX_PLANES, Plane};
 
 /// Weights of a run, to whole numbers of which rows of floats are padded.
 pub const RUN: usize = 32;
@@ -119,6 +119,46 @@ impl Layout {
             None => self.bytes..self.bytes,
         }
     }
+
+    /// The bytes of one plane of some rows: of each block of `bytes`, GGML's rows `rows` of the matrix,
+    /// its bytes that belong to the plane; `out` has the length of [`Self::segment`].
+    ///
+    /// # Errors
+    /// [`RepackError`] for a plane or rows that there are not, and slices of other lengths.
+    pub fn gather(
+        &self,
+        plane: usize,
+        rows: Range<usize>,
+        bytes: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), RepackError> {
+        let segment = self.segment(plane, rows.clone())?;
+        let block = self.block;
+        let row_bytes = block.row_bytes(self.cols as usize);
+        block.check("rows", bytes, rows.len() * row_bytes)?;
+        block.check("plane", out, segment.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        if block.block_len == 1 {
+            let padded = out.len() / rows.len();
+            for (out, row) in out
+                .chunks_exact_mut(padded)
+                .zip(bytes.chunks_exact(row_bytes))
+            {
+                let (values, padding) = out.split_at_mut(row_bytes);
+                values.copy_from_slice(row);
+                padding.fill(0);
+            }
+            return Ok(());
+        }
+        let Plane { start, end } = block.planes[plane];
+        let blocks = bytes.chunks_exact(block.block_bytes);
+        for (out, block) in out.chunks_exact_mut(end - start).zip(blocks) {
+            out.copy_from_slice(&block[start..end]);
+        }
+        Ok(())
+    }
 }
 
 impl BlockShader {
@@ -182,46 +222,6 @@ impl BlockShader {
         cols / self.block_len * self.block_bytes
     }
 
-    /// The bytes of one plane of some rows: of each block of `bytes`, GGML's rows `rows` of the matrix,
-    /// its bytes that belong to the plane; `out` has the length of [`Layout::segment`].
-    ///
-    /// # Errors
-    /// [`RepackError`] for a plane or rows that there are not, and slices of other lengths.
-    pub fn gather(
-        &self,
-        layout: &Layout,
-        plane: usize,
-        rows: Range<usize>,
-        bytes: &[u8],
-        out: &mut [u8],
-    ) -> Result<(), RepackError> {
-        let segment = layout.segment(plane, rows.clone())?;
-        let row_bytes = self.row_bytes(layout.cols as usize);
-        self.check("rows", bytes, rows.len() * row_bytes)?;
-        self.check("plane", out, segment.len())?;
-        if out.is_empty() {
-            return Ok(());
-        }
-        if self.block_len == 1 {
-            let padded = out.len() / rows.len();
-            for (out, row) in out
-                .chunks_exact_mut(padded)
-                .zip(bytes.chunks_exact(row_bytes))
-            {
-                let (values, padding) = out.split_at_mut(row_bytes);
-                values.copy_from_slice(row);
-                padding.fill(0);
-            }
-            return Ok(());
-        }
-        let Range { start, end } = self.planes[plane].start..self.planes[plane].end;
-        let blocks = bytes.chunks_exact(self.block_bytes);
-        for (out, block) in out.chunks_exact_mut(end - start).zip(blocks) {
-            out.copy_from_slice(&block[start..end]);
-        }
-        Ok(())
-    }
-
     /// The buffer of a whole matrix from GGML's rows, and the table's words for types that have
     /// one. `out` is overwritten.
     ///
@@ -249,7 +249,7 @@ impl BlockShader {
         out.resize(layout.bytes, 0);
         for plane in 0..self.planes.len() {
             let segment = layout.segment(plane, 0..rows)?;
-            self.gather(&layout, plane, 0..rows, bytes, &mut out[segment])?;
+            layout.gather(plane, 0..rows, bytes, &mut out[segment])?;
         }
         let words = out[layout.table()].as_chunks_mut::<4>().0.iter_mut();
         for (bytes, word) in words.zip(table) {

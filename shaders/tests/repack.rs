@@ -82,7 +82,7 @@ fn planes_put_together_are_the_rows() {
                     let segment = layout.segment(p, part.clone()).unwrap();
                     assert_eq!(segment.start % 4, 0, "{what}");
                     let out = &mut pieces[segment];
-                    block.gather(&layout, p, part.clone(), given, out).unwrap();
+                    layout.gather(p, part.clone(), given, out).unwrap();
                 }
             }
             pieces[layout.table()].copy_from_slice(words);
@@ -135,8 +135,8 @@ fn wrong_sizes_are_errors() {
                 block.name
             );
         }
-        assert!(block.gather(&layout, 0, 0..3, &given, &mut [0; 1]).is_err());
-        assert!(block.gather(&layout, 0, 0..1, &given, &mut []).is_err());
+        assert!(layout.gather(0, 0..3, &given, &mut [0; 1]).is_err());
+        assert!(layout.gather(0, 0..1, &given, &mut []).is_err());
         // Nothing is a matrix too.
         for (rows, cols) in [(0, len), (3, 0), (0, 0)] {
             block.repack(rows, cols, &[], &table, &mut out).unwrap();

@@ -14,7 +14,7 @@ struct Matrix { rows: u32, cols: u32, runs: u32, row0: u32, plane: vec4<u32> }
 fn word(i: u32) -> u32 { return weights[i >> 2u][i & 3u]; }
 ";
 
-/// Writes all weights of the matrix.
+/// All weights of the matrix.
 pub(crate) const UNPACK: &str = "
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -63,6 +63,7 @@ pub(crate) fn source(block: &BlockShader, kernel: &str) -> String {
 pub(crate) struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
+    pub(crate) name: String,
 }
 
 /// The device of the first adapter.
@@ -82,7 +83,11 @@ pub(crate) fn gpu() -> &'static Gpu {
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
-        Gpu { device, queue }
+        Gpu {
+            device,
+            queue,
+            name: adapter.get_info().name,
+        }
     })
 }
 
@@ -160,9 +165,11 @@ impl Gpu {
         groups: u32,
         times: u32,
     ) {
-        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let mut encoder = self
+            .device
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             pass.set_pipeline(pipeline);
             pass.set_bind_group(0, group, &[]);
             for _ in 0..times {
@@ -183,7 +190,9 @@ impl Gpu {
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let mut encoder = self
+            .device
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(buffer, 0, &copy, 0, buffer.size());
         self.queue.submit([encoder.finish()]);
         copy.map_async(wgpu::MapMode::Read, .., |mapped| mapped.unwrap());
