@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use shaders::blocks::ALL;
+use shaders::blocks::{ALL, Table};
 
 // The harness of the tests, of which this needs only a part.
 #[allow(dead_code)]
@@ -57,7 +57,7 @@ fn main() {
         let n = ROWS * COLS / block.block_len * block.block_bytes;
         let word = |i: usize| (i as u32).wrapping_mul(0x9e37_79b9).rotate_left(13);
         let bytes: Vec<u8> = (0..n).map(|i| word(i) as u8).collect();
-        let table = vec![0x0101_0101; block.table.map_or(0, |t| t.words())];
+        let table = vec![0x0101_0101; block.table.map_or(0, Table::words)];
         let mut planes = Vec::new();
         let layout = block
             .repack(ROWS, COLS, &bytes, &table, &mut planes)

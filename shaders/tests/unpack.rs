@@ -140,8 +140,9 @@ fn check(
                 let flushed = *g == 0.0 && w.abs() < FLUSHED;
                 assert!(
                     (g - w).abs() <= bound || flushed,
-                    "{} {rows} × {cols}, row {row}, run {run}, weight {i}: {g:e} instead of {w:e}",
-                    block.name
+                    "{} {rows} × {cols}, row {row}, run {run}, weight {i}: {g:e} instead of {w:e} on {}",
+                    block.name,
+                    gpu.name
                 );
             }
             assert!(
