@@ -1,7 +1,10 @@
 // Causal attention of one head over the cache, 64 positions at a time: scores are never all in
-// memory, only those of the tile at hand (a running maximum and sum rescale what was added before).
+// memory, only those of the tile at hand (a running maximum rescales what was added before; sums
+// stay with their threads until the end).
 //
-// A workgroup is one row and one head. Constant: HEAD4 = head_dim / 4, at most 64.
+// A workgroup is one head and QUERIES rows, which share what is read of the cache.
+// Constants: HEAD4 = head_dim / 4, at most 64; QUERIES; GROUPS, the parts of 64 threads whose
+// maxima are put together (with feature `subgroups`: the subgroups; else 8).
 struct Attention {
     /// Vectors from one row of Q to the next, of keys, of outputs.
     q_stride: u32,
@@ -23,11 +26,12 @@ struct Attention {
 //#include pass
 
 const TILE: u32 = 64u;
+const LOWEST: f32 = -3.0e38;
 /// Threads that add up the values of a tile: PARTS of them for each vector of the head.
 const PARTS: u32 = TILE / HEAD4;
-var<workgroup> q: array<vec4<f32>, HEAD4>;
-var<workgroup> scores: array<f32, TILE>;
-var<workgroup> partial: array<f32, TILE>;
+var<workgroup> q: array<vec4<f32>, QUERIES * HEAD4>;
+var<workgroup> weights: array<f32, QUERIES * TILE>;
+var<workgroup> most: array<f32, QUERIES * GROUPS>;
 var<workgroup> sums: array<vec4<f32>, TILE>;
 
 fn floats(h: vec2<u32>) -> vec4<f32> {
@@ -38,77 +42,118 @@ fn floats(h: vec2<u32>) -> vec4<f32> {
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
+//#if subgroups
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_id) group: u32,
+//#end
 ) {
     let head = workgroup.x;
-    let row = pass_.first + workgroup.y;
-    let len = pass_.start + workgroup.y + 1u;
+    let first = workgroup.y * QUERIES;
+    let row = pass_.first + first;
+    // Positions that the first row sees; each further one sees one more.
+    let sees = pass_.start + first + 1u;
+    let end = pass_.start + min(first + QUERIES, pass_.rows);
     let kv = head / attention.group * HEAD4;
-    if thread < HEAD4 {
-        q[thread] = queries[row * attention.q_stride + head * HEAD4 + thread] * attention.scale;
+    for (var i = thread; i < QUERIES * HEAD4; i += TILE) {
+        let r = i / HEAD4;
+        if first + r < pass_.rows {
+            q[i] = queries[(row + r) * attention.q_stride + head * HEAD4 + i % HEAD4] * attention.scale;
+        } else {
+            q[i] = vec4<f32>(0.0);
+        }
     }
     workgroupBarrier();
     let part = thread / HEAD4;
     let dim = thread % HEAD4;
-    var most = -3.0e38;
-    var total = 0.0;
-    var mixed = vec4<f32>(0.0);
-    for (var begin = 0u; begin < len; begin += TILE) {
+//#repeat r QUERIES
+    var most_$r = LOWEST;
+    var total_$r = 0.0;
+    var mixed_$r = vec4<f32>(0.0);
+//#end
+    for (var begin = 0u; begin < end; begin += TILE) {
         let position = begin + thread;
-        var score = -3.0e38;
-        if position < len {
-            let at = position * attention.kv_stride + kv;
-            var sum = vec4<f32>(0.0);
-            for (var d = 0u; d < HEAD4; d += 1u) {
-                sum = fma(q[d], floats(keys[at + d]), sum);
-            }
-            score = (sum.x + sum.z) + (sum.y + sum.w);
+//#repeat r QUERIES
+        var dot_$r = vec4<f32>(0.0);
+//#end
+        let at = min(position, end - 1u) * attention.kv_stride + kv;
+        for (var d = 0u; d < HEAD4; d += 1u) {
+            let key = floats(keys[at + d]);
+//#repeat r QUERIES
+            dot_$r = fma(q[$ru * HEAD4 + d], key, dot_$r);
+//#end
         }
-        partial[thread] = score;
+//#repeat r QUERIES
+        var score_$r = LOWEST;
+        if position < sees + $ru {
+            score_$r = (dot_$r.x + dot_$r.z) + (dot_$r.y + dot_$r.w);
+        }
+//#if subgroups
+        let top_$r = subgroupMax(score_$r);
+        if lane == 0u {
+            most[$ru * GROUPS + group] = top_$r;
+        }
+//#else
+        weights[$ru * TILE + thread] = score_$r;
+//#end
+//#end
         workgroupBarrier();
-        for (var n = TILE / 2u; n > 0u; n /= 2u) {
-            if thread < n {
-                partial[thread] = max(partial[thread], partial[thread + n]);
+//#if subgroups
+//#else
+        for (var i = thread; i < QUERIES * GROUPS; i += TILE) {
+            var top = LOWEST;
+            for (var j = 0u; j < TILE / GROUPS; j += 1u) {
+                top = max(top, weights[i * (TILE / GROUPS) + j]);
             }
-            workgroupBarrier();
+            most[i] = top;
         }
-        let now = max(most, partial[0]);
         workgroupBarrier();
-        var weight = 0.0;
-        if position < len {
-            weight = exp(score - now);
+//#end
+//#repeat r QUERIES
+        var now_$r = most_$r;
+        for (var g = 0u; g < GROUPS; g += 1u) {
+            now_$r = max(now_$r, most[$ru * GROUPS + g]);
         }
-        scores[thread] = weight;
-        partial[thread] = weight;
+        let before_$r = exp(most_$r - now_$r);
+        most_$r = now_$r;
+        var weight_$r = 0.0;
+        if position < sees + $ru {
+            weight_$r = exp(score_$r - now_$r);
+        }
+        weights[$ru * TILE + thread] = weight_$r;
+        total_$r = fma(total_$r, before_$r, weight_$r);
+        mixed_$r *= before_$r;
+//#end
         workgroupBarrier();
-        for (var n = TILE / 2u; n > 0u; n /= 2u) {
-            if thread < n {
-                partial[thread] += partial[thread + n];
-            }
-            workgroupBarrier();
-        }
-        let before = exp(most - now);
-        total = fma(total, before, partial[0]);
-        mixed *= before;
-        most = now;
         if part < PARTS {
-            let end = min(TILE, len - begin);
-            for (var t = part; t < end; t += PARTS) {
-                mixed = fma(
-                    vec4<f32>(scores[t]),
-                    floats(values[(begin + t) * attention.kv_stride + kv + dim]),
-                    mixed,
-                );
+            let last = min(TILE, end - begin);
+            for (var t = part; t < last; t += PARTS) {
+                let value = floats(values[(begin + t) * attention.kv_stride + kv + dim]);
+//#repeat r QUERIES
+                mixed_$r = fma(vec4<f32>(weights[$ru * TILE + t]), value, mixed_$r);
+//#end
             }
         }
+//#if subgroups
+//#else
+        // The next scores go where these weights are.
         workgroupBarrier();
+//#end
     }
-    sums[thread] = mixed;
+//#repeat r QUERIES
     workgroupBarrier();
-    if thread < HEAD4 {
+    sums[thread] = mixed_$r;
+    weights[thread] = total_$r;
+    workgroupBarrier();
+    if thread < HEAD4 && first + $ru < pass_.rows {
         var sum = sums[thread];
         for (var p = 1u; p < PARTS; p += 1u) {
             sum += sums[p * HEAD4 + thread];
         }
-        outputs[row * attention.y_stride + head * HEAD4 + thread] = sum / total;
+        var total = 0.0;
+        for (var t = 0u; t < TILE; t += 1u) {
+            total += weights[t];
+        }
+        outputs[(row + $ru) * attention.y_stride + head * HEAD4 + thread] = sum / total;
     }
+//#end
 }

@@ -1,10 +1,11 @@
-// Many rows of activations: a tile of 8·ROWS weight rows by 8·ACTS activation rows in a workgroup of 64.
-// Weights are unpacked once per tile into workgroup memory. k runs in steps of 64.
+// Many rows of activations: a tile of 8·ROWS weight rows by 8·ACTS activation rows in a workgroup of 64,
+// each thread keeping ROWS by ACTS sums. Weights are unpacked once per tile into workgroup memory, a
+// run of 32 at a time.
 //
-// Constants: ROWS = ACTS = 4.
+// Constants: ROWS = 8; ACTS, at most 8.
 //#include matrix
 
-const STEP: u32 = 16u; // vectors along k in a tile
+const STEP: u32 = 8u; // vectors along k in a tile: a run
 const TILE_W: u32 = 8u * ROWS;
 const TILE_X: u32 = 8u * ACTS;
 // k first, so that neighbours in a column of the tile are neighbours in memory.
@@ -20,33 +21,24 @@ fn main(
     let first_act = workgroup.y * TILE_X;
     let tx = thread % 8u;
     let ty = thread / 8u;
+    // A thread unpacks one row of the tile: there are as many as threads.
+    let run = min(first_row + thread, matrix.rows - 1u) * matrix.runs;
 //#repeat r ROWS
 //#repeat a ACTS
     var sum_$r_$a = 0.0;
 //#end
 //#end
-    for (var k = 0u; k < matrix.runs; k += 2u) {
-        for (var i = thread; i < TILE_W * 2u; i += 64u) {
-            let row = i % TILE_W;
-            let run = i / TILE_W;
-            let to = run * 8u * TILE_W + row;
-            if k + run < matrix.runs {
-                let w = unpack32(min(first_row + row, matrix.rows - 1u) * matrix.runs + k + run);
+    for (var k = 0u; k < matrix.runs; k += 1u) {
+        let w = unpack32(run + k);
 //#repeat i 8
-                tile_w[to + $iu * TILE_W] = w[$i];
+        tile_w[$iu * TILE_W + thread] = w[$i];
 //#end
-            } else {
-//#repeat i 8
-                tile_w[to + $iu * TILE_W] = vec4<f32>(0.0);
-//#end
-            }
-        }
         for (var i = thread; i < TILE_X * STEP; i += 64u) {
             let act = i / STEP;
             let at = i % STEP;
             var x = vec4<f32>(0.0);
-            if k * 8u + at < matrix.runs * 8u && first_act + act < pass_.rows {
-                x = activations[(first_act + act) * matrix.x_stride + k * 8u + at];
+            if first_act + act < pass_.rows {
+                x = activations[(first_act + act) * matrix.x_stride + k * STEP + at];
             }
             tile_x[at * TILE_X + act] = x;
         }

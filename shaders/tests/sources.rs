@@ -7,8 +7,8 @@ use shaders::{Features, Kernel, blocks};
 fn constants(kernel: Kernel, acts: u32) -> Vec<(&'static str, u32)> {
     match kernel {
         Kernel::MatVec => vec![("LANES", 8), ("GROUPS", 8), ("ROWS", 2), ("ACTS", acts)],
-        Kernel::MatMul => vec![("ROWS", 4), ("ACTS", 4)],
-        Kernel::Attention => vec![("HEAD4", 8 * acts)],
+        Kernel::MatMul => vec![("ROWS", 8), ("ACTS", 4 * acts.min(2))],
+        Kernel::Attention => vec![("HEAD4", 8 * acts), ("QUERIES", acts), ("GROUPS", 8)],
         _ => vec![("THREADS", 64)],
     }
 }

@@ -11,8 +11,8 @@ use super::device::Place;
 use super::{note, print_json, print_line};
 use crate::exec::Executor;
 use crate::exec::cpu::Isa;
-use crate::exec::gpu::{Adapter, AdapterKind};
-use crate::measure::{BenchOptions, EvalOptions, evaluate, evaluate_against};
+use crate::exec::gpu::{Adapter, AdapterKind, GpuExecutor};
+use crate::measure::{BenchOptions, EvalOptions, bench_gpu, evaluate, evaluate_against};
 use crate::model::ModelPart;
 use crate::role::{OpenedModel, RunError, open_model, read_metadata};
 use crate::text::Tokenizer;
@@ -140,24 +140,42 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
     let parts = parts(open_model(args.model.model.as_deref())?);
     let weight_bytes = parts.iter().map(ModelPart::weight_bytes).sum();
     let place = Place::open(&args.compute)?;
-    let execs: Vec<Arc<dyn Executor>> = parts
+    let opened = parts
         .into_iter()
-        .map(|p| place.executor(p))
-        .collect::<Result<_, _>>()?;
+        .map(|p| place.opened(p))
+        .collect::<Result<Vec<_>, _>>()?;
+    let execs: Vec<Arc<dyn Executor>> = opened.iter().map(|o| Arc::clone(&o.exec)).collect();
+    let gpus: Vec<Arc<GpuExecutor>> = opened.into_iter().filter_map(|o| o.gpu).collect();
     let options = BenchOptions {
         prompt: args.prompt,
         decode: args.predict,
         runs: args.runs.get(),
     };
-    let report = crate::measure::bench(
+    let mut report = crate::measure::bench(
         &execs,
         options,
         weight_bytes,
         place.threads(),
         &place.kernels(),
     )?;
+    report.gpu = bench_gpu(&execs, &gpus, options)?;
     if args.json {
         return print_json(&report);
+    }
+    if let Some(gpu) = &report.gpu {
+        for (what, kernels) in [("prefill", &gpu.prefill), ("decode", &gpu.decode)] {
+            for k in kernels {
+                print_line(&format!(
+                    "{what} {:10} {:6} dispatches, {:9.3} ms, {:7.2} GB/s",
+                    k.kernel, k.dispatches, k.ms, k.gb_per_s
+                ))?;
+            }
+        }
+        print_line(&format!(
+            "a copy moves {:.2} GB/s; decoding {:.0} % of that while the device computes",
+            gpu.copy_gb_per_s,
+            100.0 * gpu.share_of_copy
+        ))?;
     }
     print_line(&format!(
         "prefill {:.1} tokens/s (of {}), decode {:.1} tokens/s (of {}), {:.2} GB/s of weights, \

@@ -5,8 +5,12 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::exec::gpu::{GpuExecutor, KernelTime, copy_gb_per_s};
 use crate::exec::{ExecError, Executor};
 use crate::text::argmax;
+
+/// Tokens of a prompt that run at once.
+const CHUNK: usize = 256;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +44,88 @@ pub struct BenchReport {
     pub decode_tokens: usize,
     /// Runs.
     pub runs: usize,
+    /// Where the time goes on a graphics processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuReport>,
+}
+
+/// What kernels cost on a graphics processor, while it decodes.
+#[derive(Clone, Debug, Serialize)]
+pub struct GpuReport {
+    /// The adapter.
+    pub adapter: String,
+    /// Time on the device per kernel while it decodes; empty when the device has no clock.
+    pub decode: Vec<KernelTime>,
+    /// The same while it reads a prompt.
+    pub prefill: Vec<KernelTime>,
+    /// Bytes that a copy kernel reads and writes in a second.
+    pub copy_gb_per_s: f64,
+    /// Bytes of weights and cache per second of device time while decoding, by the copy's.
+    pub share_of_copy: f64,
+}
+
+/// Reads a prompt and decodes, with a clock on each kernel of `gpus`, which are among `parts`.
+///
+/// # Errors
+/// When the device fails.
+pub fn bench_gpu(
+    parts: &[Arc<dyn Executor>],
+    gpus: &[Arc<GpuExecutor>],
+    options: BenchOptions,
+) -> Result<Option<GpuReport>, ExecError> {
+    let Some(first) = gpus.first() else {
+        return Ok(None);
+    };
+    let timed = |work: &mut dyn FnMut() -> Result<(), ExecError>| {
+        for gpu in gpus {
+            gpu.start_clock()?;
+        }
+        work()?;
+        let mut kernels: Vec<KernelTime> = Vec::new();
+        for time in gpus.iter().flat_map(|g| g.stop_clock()) {
+            match kernels.iter_mut().find(|k| k.kernel == time.kernel) {
+                Some(k) => k.add(&time),
+                None => kernels.push(time),
+            }
+        }
+        Ok::<_, ExecError>(kernels)
+    };
+    let n_ctx = options.prompt.max(options.decode).max(1);
+    let mut kv = caches(parts, n_ctx)?;
+    let prefill = timed(&mut || prompt(parts, &mut kv, options.prompt))?;
+    let mut kv = caches(parts, n_ctx)?;
+    let decode = timed(&mut || {
+        let mut id = 0;
+        for _ in 0..options.decode {
+            id = pass(parts, &mut kv, &[id], true)?;
+        }
+        Ok(())
+    })?;
+    let copy_gb_per_s = copy_gb_per_s(first.gpu())?;
+    let (bytes, ms) = decode
+        .iter()
+        .fold((0, 0.0), |(b, t), k| (b + k.bytes, t + k.ms));
+    Ok(Some(GpuReport {
+        adapter: first.gpu().report().name.clone(),
+        share_of_copy: if ms > 0.0 {
+            bytes as f64 / ms / 1e6 / copy_gb_per_s
+        } else {
+            0.0
+        },
+        decode,
+        prefill,
+        copy_gb_per_s,
+    }))
+}
+
+/// Runs `n` prompt tokens. Any ids do for speed; these visit the whole vocabulary.
+fn prompt(parts: &[Arc<dyn Executor>], caches: &mut Caches, n: usize) -> Result<(), ExecError> {
+    let vocab = parts.first().map_or(1, |p| p.hparams().n_vocab.max(1)) as u32;
+    let ids: Vec<u32> = (0..n as u32)
+        .map(|i| i.wrapping_mul(2_654_435_761) % vocab)
+        .collect();
+    ids.chunks(CHUNK)
+        .try_for_each(|ids| pass(parts, caches, ids, false).map(drop))
 }
 
 /// Runs `parts` (a whole model, or both halves in order) and reports medians.
@@ -54,21 +140,14 @@ pub fn bench(
     kernels: &str,
 ) -> Result<BenchReport, ExecError> {
     let n_ctx = options.prompt.max(options.decode).max(1);
-    let vocab = parts.first().map_or(1, |p| p.hparams().n_vocab.max(1)) as u32;
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     // One step that does not count: it brings the weights into memory.
     pass(parts, &mut caches(parts, 1)?, &[0], true)?;
     for _ in 0..options.runs.max(1) {
         if options.prompt > 0 {
-            // Any ids do for speed; these visit the whole vocabulary.
-            let ids: Vec<u32> = (0..options.prompt as u32)
-                .map(|i| i.wrapping_mul(2_654_435_761) % vocab)
-                .collect();
             let mut caches = caches(parts, n_ctx)?;
             let start = Instant::now();
-            for ids in ids.chunks(128) {
-                pass(parts, &mut caches, ids, false)?;
-            }
+            prompt(parts, &mut caches, options.prompt)?;
             prefill.push(options.prompt as f64 / start.elapsed().as_secs_f64());
         }
         if options.decode > 0 {
@@ -92,6 +171,7 @@ pub fn bench(
         prompt_tokens: options.prompt,
         decode_tokens: options.decode,
         runs: options.runs.max(1),
+        gpu: None,
     })
 }
 

@@ -9,7 +9,7 @@ mod sensitivity;
 mod windows;
 
 pub use against::{AgainstReport, evaluate_against};
-pub use bench::{BenchOptions, BenchReport, bench};
+pub use bench::{BenchOptions, BenchReport, GpuReport, bench, bench_gpu};
 pub use calibrate::{CalibrateOptions, calibrate};
 pub use distribution::{Comparison, compare, log_softmax};
 pub use eval::{EvalOptions, EvalReport, evaluate};

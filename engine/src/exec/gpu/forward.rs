@@ -11,8 +11,8 @@ use super::ops::norm::Norm;
 use super::ops::rope::Rope;
 use super::ops::swiglu::Swiglu;
 use super::record::{Recorder, Slots};
-use super::weights::{Upload, Weights};
-use crate::model::{HParams, LayerTensors, ModelPart};
+use super::weights::{Upload, Weights, stack};
+use crate::model::{HParams, LayerTensors, ModelPart, Tensor};
 
 /// Rows that go through the layers at once.
 pub(super) const MAX_ROWS: usize = 256;
@@ -108,16 +108,16 @@ pub(super) struct Layers {
 #[derive(Debug)]
 struct Layer {
     attn_norm: Norm,
-    qkv: [Product; 3],
+    qkv: Vec<Product>,
     bias: wgpu::Buffer,
-    attn_output: Product,
+    attn_output: Vec<Product>,
     ffn_norm: Norm,
-    gate_up: [Product; 2],
-    ffn_down: Product,
+    gate_up: Vec<Product>,
+    ffn_down: Vec<Product>,
 }
 
 impl Layers {
-    /// Uploads the weights of `part`'s layers; `done` hears after each.
+    /// Uploads the weights of `part`'s layers.
     pub(super) fn new(
         gpu: &Gpu,
         part: &ModelPart,
@@ -165,10 +165,11 @@ impl Layers {
     /// their slots, with the number of positions after the pass.
     pub(super) fn record(&self, to: &mut Recorder<'_>, caches: &[(&GpuKv, usize)]) {
         for (l, layer) in self.layers.iter().enumerate() {
+            let products = |to: &mut Recorder<'_>, list: &[Product]| {
+                list.iter().for_each(|p| p.record(to, ALL));
+            };
             layer.attn_norm.record(to, ALL);
-            for product in &layer.qkv {
-                product.record(to, ALL);
-            }
+            products(to, &layer.qkv);
             for (i, (cache, _)) in caches.iter().enumerate() {
                 self.rope.record(to, &cache.layers[l].rope, SEQUENCES + i);
             }
@@ -176,13 +177,11 @@ impl Layers {
                 let group = &cache.layers[l].attention;
                 self.attention.record(to, group, SEQUENCES + i, *end);
             }
-            layer.attn_output.record(to, ALL);
+            products(to, &layer.attn_output);
             layer.ffn_norm.record(to, ALL);
-            for product in &layer.gate_up {
-                product.record(to, ALL);
-            }
+            products(to, &layer.gate_up);
             self.swiglu.record(to);
-            layer.ffn_down.record(to, ALL);
+            products(to, &layer.ffn_down);
         }
     }
 }
@@ -197,15 +196,30 @@ impl Layer {
     ) -> Result<Self, GpuError> {
         let strides = Strides::new(hp);
         let (q, kv) = (hp.q_width(), hp.kv_width());
-        let place = |buffer, stride, at| Place { buffer, stride, at };
-        let normed = buffers.normed(strides);
-        let x = place(&buffers.x, hp.n_embd, 0);
-        let mut product = |tensor, from, into, add| {
-            let weights = Weights::upload(gpu, tensor, to)?;
-            Product::new(gpu, &weights, from, into, add)
+        let place = |buffer, stride| Place {
+            buffer,
+            stride,
+            at: 0,
         };
-        let qkv = |at| place(&buffers.qkv, q + 2 * kv, at);
-        let gate_up = |at| place(&buffers.gate_up, 2 * strides.ff, at);
+        let normed = buffers.normed(strides);
+        let x = place(&buffers.x, hp.n_embd);
+        // Matrices over the same rows whose products lie side by side are one, if of one type.
+        let mut products = |list: &[(&Tensor, usize)], from, into: Place<'_>, add| {
+            let joins = |a: &(&Tensor, usize), b: &(&Tensor, usize)| {
+                stack(a.0, b.0) && a.1 + a.0.rows == b.1
+            };
+            let mut made = Vec::new();
+            for group in list.chunk_by(joins) {
+                let tensors: Vec<&Tensor> = group.iter().map(|g| g.0).collect();
+                let weights = Weights::upload(gpu, &tensors, to)?;
+                let into = Place {
+                    at: group[0].1,
+                    ..into
+                };
+                made.push(Product::new(gpu, &weights, from, into, add)?);
+            }
+            Ok::<_, GpuError>(made)
+        };
         let bias: Vec<f32> = [
             (&w.attn_q_bias, q),
             (&w.attn_k_bias, kv),
@@ -220,24 +234,27 @@ impl Layer {
         };
         Ok(Self {
             attn_norm: norm(&w.attn_norm)?,
-            qkv: [
-                product(&w.attn_q, normed, qkv(0), false)?,
-                product(&w.attn_k, normed, qkv(q), false)?,
-                product(&w.attn_v, normed, qkv(q + kv), false)?,
-            ],
+            qkv: products(
+                &[(&w.attn_q, 0), (&w.attn_k, q), (&w.attn_v, q + kv)],
+                normed,
+                place(&buffers.qkv, q + 2 * kv),
+                false,
+            )?,
             bias: gpu.constant("biases", &bias, Usage::STORAGE)?,
-            attn_output: product(
-                &w.attn_output,
-                place(&buffers.mixed, strides.q, 0),
+            attn_output: products(
+                &[(&w.attn_output, 0)],
+                place(&buffers.mixed, strides.q),
                 x,
                 true,
             )?,
             ffn_norm: norm(&w.ffn_norm)?,
-            gate_up: [
-                product(&w.ffn_gate, normed, gate_up(0), false)?,
-                product(&w.ffn_up, normed, gate_up(strides.ff), false)?,
-            ],
-            ffn_down: product(&w.ffn_down, place(&buffers.act, strides.ff, 0), x, true)?,
+            gate_up: products(
+                &[(&w.ffn_gate, 0), (&w.ffn_up, strides.ff)],
+                normed,
+                place(&buffers.gate_up, 2 * strides.ff),
+                false,
+            )?,
+            ffn_down: products(&[(&w.ffn_down, 0)], place(&buffers.act, strides.ff), x, true)?,
         })
     }
 }
@@ -269,7 +286,7 @@ impl Head {
             stride: head.rows,
             at: 0,
         };
-        let weights = Weights::upload(gpu, head, to)?;
+        let weights = Weights::upload(gpu, &[head], to)?;
         Ok(Some(Self {
             norm: Norm::new(gpu, weight, hp.rms_eps, x, normed, strides.width)?,
             product: Product::new(gpu, &weights, buffers.normed(strides), logits, false)?,

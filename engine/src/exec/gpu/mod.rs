@@ -8,6 +8,7 @@
 //! [`cpu`](super::cpu), and a prompt in other chunks may be summed in another.
 
 mod adapter;
+mod bandwidth;
 mod device;
 mod error;
 mod forward;
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapter::{Adapter, AdapterKind, AdapterReport};
+pub use bandwidth::copy_gb_per_s;
 pub use device::Gpu;
 pub use error::GpuError;
 pub use record::KernelTime;

@@ -131,6 +131,28 @@ pub struct KernelTime {
     pub gb_per_s: f64,
 }
 
+impl KernelTime {
+    fn new(kernel: &'static str, dispatches: u64, ms: f64, bytes: u64) -> Self {
+        Self {
+            kernel,
+            dispatches,
+            ms,
+            bytes,
+            gb_per_s: if ms > 0.0 { bytes as f64 / ms / 1e6 } else { 0.0 },
+        }
+    }
+
+    /// Adds what the same kernel has cost elsewhere.
+    pub(crate) fn add(&mut self, other: &Self) {
+        *self = Self::new(
+            self.kernel,
+            self.dispatches + other.dispatches,
+            self.ms + other.ms,
+            self.bytes + other.bytes,
+        );
+    }
+}
+
 /// Timestamps around every dispatch.
 #[derive(Debug)]
 pub(super) struct Clock {
@@ -199,12 +221,8 @@ impl Clock {
     pub(super) fn times(&self) -> Vec<KernelTime> {
         self.sums
             .iter()
-            .map(|(kernel, &(dispatches, ms, bytes))| KernelTime {
-                kernel: kernel.name(),
-                dispatches,
-                ms,
-                bytes,
-                gb_per_s: if ms > 0.0 { bytes as f64 / ms / 1e6 } else { 0.0 },
+            .map(|(kernel, &(dispatches, ms, bytes))| {
+                KernelTime::new(kernel.name(), dispatches, ms, bytes)
             })
             .collect()
     }

@@ -1,5 +1,7 @@
 //! Weights on the device: GGML's blocks, cut into planes.
 
+use std::ops::Range;
+
 use formats::blocks::{
     BlockType, IQ1_GRID, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID, IQ3_S_GRID, IQ3_XXS_GRID,
 };
@@ -16,7 +18,8 @@ const PIECE: usize = 4 << 20;
 /// Bytes after which the upload waits for the device, so that its staging memory is used again.
 const WINDOW: usize = 32 << 20;
 
-/// A matrix on the device, by rows in as many buffers as the limit of a binding asks for.
+/// Matrices on the device, one below the other as if they were one, by rows in as many buffers as the
+/// limit of a binding asks for.
 #[derive(Debug)]
 pub(super) struct Weights {
     pub(super) shader: &'static BlockShader,
@@ -24,7 +27,7 @@ pub(super) struct Weights {
     pub(super) pieces: Vec<WeightPiece>,
 }
 
-/// Some rows of a matrix.
+/// Some rows.
 #[derive(Debug)]
 pub(super) struct WeightPiece {
     pub(super) first_row: usize,
@@ -66,16 +69,22 @@ pub(super) fn shader(ty: BlockType) -> Result<&'static BlockShader, GpuError> {
 pub(super) fn device_bytes(gpu: &Gpu, tensor: &Tensor) -> Result<u64, GpuError> {
     let shader = shader(tensor.block_type)?;
     let mut bytes = 0;
-    for (_, layout) in cut(gpu, shader, tensor)? {
+    for (_, layout) in cut(gpu, shader, tensor.rows, tensor)? {
         bytes += layout.bytes as u64;
     }
     Ok(bytes)
 }
 
-/// First row and layout of each piece.
+/// Whether the rows of `b` may follow those of `a` in one matrix.
+pub(super) fn stack(a: &Tensor, b: &Tensor) -> bool {
+    a.block_type == b.block_type && a.cols == b.cols && a.rows.is_multiple_of(ROW_STEP)
+}
+
+/// First row and layout of each piece of `rows` rows like those of `tensor`.
 fn cut(
     gpu: &Gpu,
     shader: &'static BlockShader,
+    rows: usize,
     tensor: &Tensor,
 ) -> Result<Vec<(usize, Layout)>, GpuError> {
     let refuse = |e: shaders::repack::RepackError| unsupported(format!("{}: {e}", tensor.name));
@@ -91,49 +100,45 @@ fn cut(
             tensor.name, tensor.cols
         )));
     }
-    (0..tensor.rows)
+    (0..rows)
         .step_by(most)
         .map(|first| {
-            let rows = most.min(tensor.rows - first);
+            let rows = most.min(rows - first);
             Ok((first, shader.layout(rows, tensor.cols).map_err(refuse)?))
         })
         .collect()
 }
 
 impl Weights {
-    /// Copies `tensor` to the device and lets go of its pages in the map.
+    /// Copies `tensors`, each of which [`stack`]s on the one before, to the device and lets go of
+    /// their pages in the map.
     ///
     /// # Errors
     /// When the memory cannot be had, the device fails, or the type has no shader.
-    pub(super) fn upload(gpu: &Gpu, tensor: &Tensor, to: &mut Upload) -> Result<Self, GpuError> {
-        let shader = shader(tensor.block_type)?;
+    pub(super) fn upload(
+        gpu: &Gpu,
+        tensors: &[&Tensor],
+        to: &mut Upload,
+    ) -> Result<Self, GpuError> {
+        let Some(like) = tensors.first() else {
+            return Err(unsupported("a product without a matrix"));
+        };
+        let shader = shader(like.block_type)?;
+        let rows = tensors.iter().map(|t| t.rows).sum();
         let mut pieces = Vec::new();
-        for (first_row, layout) in cut(gpu, shader, tensor)? {
+        for (first_row, layout) in cut(gpu, shader, rows, like)? {
             let buffer = gpu.storage("weights", layout.bytes as u64)?;
             let rows = layout.rows as usize;
-            let step = (PIECE / tensor.row_bytes().max(1)).max(1);
-            let step = step.next_multiple_of(ROW_STEP);
-            for from in (0..rows).step_by(step) {
-                let range = from..rows.min(from + step);
-                let at = |r: usize| (first_row + r) * tensor.row_bytes();
-                let bytes = &tensor.data()[at(range.start)..at(range.end)];
-                for plane in 0..shader.planes.len() {
-                    let inner = |e| unsupported(format!("{}: {e}", tensor.name));
-                    let segment = layout.segment(plane, range.clone()).map_err(inner)?;
-                    let len = segment.len();
-                    to.bytes.clear();
-                    to.bytes.resize(len.next_multiple_of(4), 0);
-                    layout
-                        .gather(plane, range.clone(), bytes, &mut to.bytes[..len])
-                        .map_err(inner)?;
-                    gpu.queue
-                        .write_buffer(&buffer, segment.start as u64, &to.bytes);
-                    to.staged += len;
+            let mut top = 0;
+            for tensor in tensors {
+                // The rows of this tensor that are in this piece, as rows of the stack.
+                let from = first_row.max(top);
+                let end = (first_row + rows).min(top + tensor.rows);
+                if from < end {
+                    let of = from - top..end - top;
+                    to.rows(gpu, tensor, of, &layout, from - first_row, &buffer)?;
                 }
-                tensor.release(first_row + range.start..first_row + range.end);
-                if to.staged >= WINDOW {
-                    to.finish(gpu)?;
-                }
+                top += tensor.rows;
             }
             if let Some(kind) = shader.table {
                 gpu.queue
@@ -148,13 +153,52 @@ impl Weights {
         }
         Ok(Self {
             shader,
-            cols: tensor.cols,
+            cols: like.cols,
             pieces,
         })
     }
 }
 
 impl Upload {
+    /// Sends rows `rows` of `tensor` to row `at` of `buffer`, a few megabytes at a time.
+    fn rows(
+        &mut self,
+        gpu: &Gpu,
+        tensor: &Tensor,
+        rows: Range<usize>,
+        layout: &Layout,
+        at: usize,
+        buffer: &wgpu::Buffer,
+    ) -> Result<(), GpuError> {
+        let shader = shader(tensor.block_type)?;
+        let refuse = |e| unsupported(format!("{}: {e}", tensor.name));
+        let row_bytes = tensor.row_bytes();
+        let step = (PIECE / row_bytes.max(1)).max(1);
+        for from in rows.clone().step_by(step.next_multiple_of(ROW_STEP)) {
+            let end = rows.end.min(from + step.next_multiple_of(ROW_STEP));
+            let bytes = &tensor.data()[from * row_bytes..end * row_bytes];
+            let target = at + from - rows.start..at + end - rows.start;
+            for plane in 0..shader.planes.len() {
+                let segment = layout.segment(plane, target.clone()).map_err(refuse)?;
+                let len = segment.len();
+                self.bytes.clear();
+                // A segment ends within a word only where the plane does, and is padded there.
+                self.bytes.resize(len.next_multiple_of(4), 0);
+                layout
+                    .gather(plane, target.clone(), bytes, &mut self.bytes[..len])
+                    .map_err(refuse)?;
+                gpu.queue
+                    .write_buffer(buffer, segment.start as u64, &self.bytes);
+                self.staged += len;
+            }
+            tensor.release(from..end);
+            if self.staged >= WINDOW {
+                self.finish(gpu)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Sends what is staged and waits until it has arrived.
     pub(super) fn finish(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
         gpu.queue.submit([]);

@@ -13,10 +13,16 @@ use crate::model::HParams;
 /// Widest head that a workgroup of 64 serves, a vector of four a thread.
 pub(in crate::exec::gpu) const MAX_HEAD_DIM: usize = 256;
 
+/// Rows that share what a workgroup reads of the cache, where there are several.
+const QUERIES: u32 = 4;
+/// Threads of a workgroup.
+const THREADS: u32 = 64;
+
 /// What all layers share.
 #[derive(Debug)]
 pub(in crate::exec::gpu) struct Attention {
-    pipeline: Arc<Pipeline>,
+    one: Arc<Pipeline>,
+    several: Arc<Pipeline>,
     params: wgpu::Buffer,
     heads: u32,
     kv_width: u64,
@@ -29,9 +35,18 @@ impl Attention {
         hp: &HParams,
         y_stride: usize,
     ) -> Result<Self, GpuError> {
-        let head4 = hp.head_dim as u32 / 4;
-        let constants = [("HEAD4", head4)];
-        let pipeline = gpu.pipeline(Kernel::Attention, None, Features::default(), &constants)?;
+        let features = Features {
+            subgroups: gpu.subgroup.is_some(),
+            ..Features::default()
+        };
+        let pipeline = |queries| {
+            let constants = [
+                ("HEAD4", hp.head_dim as u32 / 4),
+                ("QUERIES", queries),
+                ("GROUPS", THREADS / gpu.subgroup.unwrap_or(8)),
+            ];
+            gpu.pipeline(Kernel::Attention, None, features, &constants)
+        };
         let scale = 1.0 / (hp.head_dim as f32).sqrt();
         let params = [
             (hp.q_width() + 2 * hp.kv_width()) as u32 / 4,
@@ -45,7 +60,8 @@ impl Attention {
         ];
         Ok(Self {
             params: gpu.constant("attention", &params, Usage::UNIFORM)?,
-            pipeline,
+            one: pipeline(1)?,
+            several: pipeline(QUERIES)?,
             heads: hp.n_head as u32,
             kv_width: hp.kv_width() as u64,
         })
@@ -59,7 +75,7 @@ impl Attention {
         [keys, values]: [&wgpu::Buffer; 2],
         mixed: &wgpu::Buffer,
     ) -> wgpu::BindGroup {
-        gpu.bind(&self.pipeline, &[qkv, &self.params, keys, values, mixed])
+        gpu.bind(&self.one, &[qkv, &self.params, keys, values, mixed])
     }
 
     /// The rows of one sequence, whose last position is `end - 1`.
@@ -70,9 +86,13 @@ impl Attention {
         slot: usize,
         end: usize,
     ) {
-        let grid = [self.heads, to.rows(slot), 1];
+        let (pipeline, queries) = match to.rows(slot) {
+            1 => (&self.one, 1),
+            _ => (&self.several, QUERIES),
+        };
+        let grid = [self.heads, to.rows(slot).div_ceil(queries), 1];
         // Keys and values, once; rows of a chunk share what the caches of the device hold.
         let bytes = 2 * 2 * self.kv_width * end as u64;
-        to.dispatch(&self.pipeline, group, Some(slot), grid, bytes);
+        to.dispatch(pipeline, group, Some(slot), grid, bytes);
     }
 }

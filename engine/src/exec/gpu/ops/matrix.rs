@@ -19,8 +19,8 @@ const ACTS: u32 = 4;
 const ROWS: u32 = 2;
 /// Threads of a workgroup.
 const THREADS: u32 = 64;
-/// Rows and columns of a tile of [`Kernel::MatMul`].
-const TILE: u32 = 32;
+/// Rows of weights, and most rows of activations, of a tile of [`Kernel::MatMul`].
+const TILE: u32 = 64;
 /// Most workgroups in one direction of a grid.
 const GRID: u32 = 1 << 15;
 
@@ -39,6 +39,8 @@ pub(in crate::exec::gpu) struct Place<'a> {
 pub(in crate::exec::gpu) struct Product {
     one: Arc<Pipeline>,
     some: Arc<Pipeline>,
+    /// Tiles of half as many rows of activations as in `many`.
+    half: Arc<Pipeline>,
     many: Arc<Pipeline>,
     pieces: Vec<Piece>,
     groups: u32,
@@ -76,9 +78,12 @@ impl Product {
             ];
             gpu.pipeline(Kernel::MatVec, block, features, &constants)
         };
-        let tile = [("ROWS", TILE / 8), ("ACTS", TILE / 8)];
+        let tile = |acts| {
+            let constants = [("ROWS", TILE / 8), ("ACTS", acts / 8)];
+            gpu.pipeline(Kernel::MatMul, block, Features::default(), &constants)
+        };
         let (one, some) = (vector(1)?, vector(ACTS)?);
-        let many = gpu.pipeline(Kernel::MatMul, block, Features::default(), &tile)?;
+        let (half, many) = (tile(TILE / 2)?, tile(TILE)?);
         let mut pieces = Vec::with_capacity(weights.pieces.len());
         for piece in &weights.pieces {
             let mut params = [0_u32; 12];
@@ -100,6 +105,7 @@ impl Product {
         Ok(Self {
             one,
             some,
+            half,
             many,
             pieces,
             groups,
@@ -111,8 +117,13 @@ impl Product {
         let acts = to.rows(slot);
         for piece in &self.pieces {
             let (pipeline, grid) = if acts > FEW {
-                let grid = [piece.rows.div_ceil(TILE), acts.div_ceil(TILE), 1];
-                (&self.many, grid)
+                let (pipeline, tile) = if acts <= TILE / 2 {
+                    (&self.half, TILE / 2)
+                } else {
+                    (&self.many, TILE)
+                };
+                let grid = [piece.rows.div_ceil(TILE), acts.div_ceil(tile), 1];
+                (pipeline, grid)
             } else {
                 let workgroups = piece.rows.div_ceil(self.groups * ROWS);
                 let x = workgroups.min(GRID);
