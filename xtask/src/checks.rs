@@ -7,7 +7,7 @@ use fixtures::fetch::{LLAMA2_VOCAB, SMOLLM2, WIKI_64K};
 
 use crate::error::Failure;
 use crate::process::{self, Profile, Workspace, say};
-use crate::{demo, sources};
+use crate::{demo, sources, vulkan};
 
 /// How long one step may take: a machine that needs longer is stuck.
 const STEP: Duration = Duration::from_mins(30);
@@ -49,6 +49,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     step("lints", || cargo(&clippy))?;
     // Tests of one crate start the programs of another, which cargo does not build for them.
     step("programs", || cargo(&["build", "--workspace", "--bins"]))?;
+    step("a Vulkan adapter", || vulkan::provide(workspace))?;
     step("tests", || {
         cargo(&["test", "--workspace", "--lib", "--bins", "--tests"])
     })?;

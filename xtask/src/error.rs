@@ -75,6 +75,14 @@ pub(crate) enum Failure {
         /// What rustup calls it.
         component: &'static str,
     },
+    /// No graphics adapter for the tests of the shaders.
+    #[error(
+        "there is no Vulkan adapter to test the shaders on, and `{package}` could not be installed; on Debian: apt install {package} (elsewhere Mesa's lavapipe)"
+    )]
+    Adapter {
+        /// Debian's package.
+        package: &'static str,
+    },
     /// Files over the limit.
     #[error("these files have more than {limit} lines, divide them:\n{}", files.join("\n"))]
     TooLong {

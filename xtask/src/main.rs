@@ -6,6 +6,7 @@ mod demo;
 mod error;
 mod process;
 mod sources;
+mod vulkan;
 
 use std::process::ExitCode;
 

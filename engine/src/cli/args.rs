@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use formats::blocks::BlockType;
 use formats::wire::Codec;
 
 use crate::link::Address;
@@ -74,7 +75,7 @@ pub(super) struct Compute {
     pub(super) threads: Option<u16>,
     /// Instruction set of the kernels: auto, scalar or avx2 (all give the same bits).
     #[arg(long, value_name = "ISA", default_value = "auto")]
-    pub(super) kernels: String,
+    pub(super) isa: String,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -285,6 +286,19 @@ pub(super) struct Bench {
     /// Runs, of which medians are reported.
     #[arg(short = 'r', long, default_value = "3")]
     pub(super) runs: NonZeroUsize,
+    /// No model: the products of a graphics card's kernels alone, at the shapes of Llama-2, with
+    /// random weights.
+    #[arg(long, conflicts_with = "model")]
+    pub(super) kernels: bool,
+    /// With --kernels: types of the weights.
+    #[arg(long, value_name = "T", value_delimiter = ',', default_value = "Q3_K,Q4_K,Q8_0")]
+    pub(super) types: Vec<BlockType>,
+    /// With --kernels: rows at a time.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,64,512", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(super) rows: Vec<u16>,
+    /// With --kernels: sizes of Llama-2.
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', default_value = "7B,13B,70B", value_parser = ["7B", "13B", "70B"], ignore_case = true)]
+    pub(super) shapes: Vec<String>,
     /// One JSON object on standard output.
     #[arg(long)]
     pub(super) json: bool,

@@ -33,9 +33,9 @@ impl Place {
     /// Follows the flags: `gpu` takes any adapter, `auto` a real one if there is one.
     pub(super) fn open(compute: &Compute) -> Result<Self, RunError> {
         let isa: Isa = compute
-            .kernels
+            .isa
             .parse()
-            .map_err(|e| RunError::Usage(format!("--kernels: {e}")))?;
+            .map_err(|e| RunError::Usage(format!("--isa: {e}")))?;
         let open = |a: &Adapter| Gpu::open(a).map(Arc::new).map_err(gpu_error);
         let gpu = match compute.device {
             Device::Cpu => None,
@@ -89,6 +89,11 @@ impl Place {
             exec: Arc::new(cpu(part, self.threads, self.isa)?),
             gpu: None,
         })
+    }
+
+    /// The device, if there is one to use.
+    pub(super) fn gpu(&self) -> Option<&Arc<Gpu>> {
+        self.gpu.as_ref()
     }
 
     /// Threads of the processor.

@@ -9,9 +9,11 @@ use serde_json::json;
 use super::args::{Bench, Devices, Eval, Tokenize};
 use super::device::Place;
 use super::{note, print_json, print_line};
-use crate::exec::Executor;
+use crate::exec::{ExecError, Executor};
 use crate::exec::cpu::Isa;
-use crate::exec::gpu::{Adapter, AdapterKind, GpuExecutor};
+use crate::exec::gpu::{
+    Adapter, AdapterKind, GpuExecutor, ShapeOptions, ShapeTime, bench_shapes,
+};
 use crate::measure::{BenchOptions, EvalOptions, bench_gpu, evaluate, evaluate_against};
 use crate::model::ModelPart;
 use crate::role::{OpenedModel, RunError, open_model, read_metadata};
@@ -132,8 +134,52 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
     Ok(())
 }
 
+/// `bench --kernels`.
+fn bench_kernels(args: &Bench) -> Result<(), RunError> {
+    let place = Place::open(&args.compute)?;
+    let Some(gpu) = place.gpu() else {
+        return Err(RunError::Request(
+            "--kernels times those of a graphics card, and there is none; --device gpu takes any adapter, one in software too"
+                .into(),
+        ));
+    };
+    let options = ShapeOptions {
+        types: args.types.clone(),
+        rows: args.rows.iter().map(|n| usize::from(*n)).collect(),
+        runs: args.runs.get(),
+        models: args.shapes.clone(),
+    };
+    let mut line = |t: &ShapeTime| {
+        note(&format!(
+            "{:4} {:12} {:6} {:4} rows: {:9.3} ms, {:8.2} GB/s ({:5.1} % of a copy), {:7.3} TFLOP/s",
+            t.model,
+            t.matrix,
+            t.block_type,
+            t.rows,
+            t.ms,
+            t.gb_per_s,
+            100.0 * t.share_of_copy,
+            t.tflop_per_s
+        ));
+    };
+    let report =
+        bench_shapes(gpu, &options, &mut line).map_err(|e| RunError::Exec(ExecError::Gpu(e)))?;
+    if args.json {
+        return print_json(&report);
+    }
+    print_line(&format!(
+        "{}: {} products, a copy moves {:.2} GB/s",
+        report.adapter,
+        report.products.len(),
+        report.copy_gb_per_s
+    ))
+}
+
 pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
     const MOST: usize = 1 << 20;
+    if args.kernels {
+        return bench_kernels(args);
+    }
     if args.prompt.max(args.predict) > MOST {
         return Err(RunError::Request(format!("-p and -n go up to {MOST}")));
     }

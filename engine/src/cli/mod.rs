@@ -16,6 +16,7 @@ use crate::role::RunError;
 
 /// Parses the arguments, runs, and says what went wrong. 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
+    quiet_vulkan();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("SPLITRUN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
@@ -52,6 +53,21 @@ pub fn main() -> ExitCode {
                 1
             })
         }
+    }
+}
+
+/// Mesa's layer that lets a desktop choose among graphics cards complains on standard error where
+/// there is no desktop. Without one, and without a choice, it is left out.
+fn quiet_vulkan() {
+    let asked = [
+        "DISPLAY",
+        "WAYLAND_DISPLAY",
+        "MESA_VK_DEVICE_SELECT",
+        "NODEVICE_SELECT",
+    ];
+    if cfg!(target_os = "linux") && asked.iter().all(|v| std::env::var_os(v).is_none()) {
+        // SAFETY: the first thing the program does: no other thread reads the environment.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
 

@@ -6,6 +6,8 @@
 pub mod cpu;
 mod embed;
 pub mod gpu;
+#[cfg(test)]
+mod noise;
 mod rope;
 
 use std::ops::Range;

@@ -44,6 +44,28 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// A matrix of its own, not of a file; `bytes` are its rows.
+    pub(crate) fn owned(
+        name: &str,
+        block_type: BlockType,
+        rows: usize,
+        cols: usize,
+        bytes: Vec<u8>,
+    ) -> Self {
+        assert_eq!(
+            block_type.row_bytes(cols).map(|n| n * rows),
+            Some(bytes.len()),
+            "{name}: not {rows} rows of {cols}"
+        );
+        Self {
+            bytes: Bytes::Owned(bytes.into()),
+            name: name.to_owned(),
+            block_type,
+            cols,
+            rows,
+        }
+    }
+
     /// All bytes.
     pub fn data(&self) -> &[u8] {
         match &self.bytes {

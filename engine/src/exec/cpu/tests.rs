@@ -1,65 +1,13 @@
 //! Every instruction set against the scalar kernels: equalities, not tolerances.
 
-use formats::blocks::{self, BlockType, Effort};
+use formats::blocks::{self, BlockType};
 use half::f16;
 
 use super::isa::Isa;
 use super::lanes::LANES;
 use super::matmul::{ActBuf, Out};
 use super::scalar::grouping;
-
-/// Values that look like weights and activations: bell-shaped, with a few far ones.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> f32 {
-        let mut sum = 0.0;
-        for _ in 0..4 {
-            self.0 = self
-                .0
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            sum += (self.0 >> 40) as f32 / (1 << 24) as f32 - 0.5;
-        }
-        if self.0.is_multiple_of(97) {
-            sum * 40.0
-        } else {
-            sum
-        }
-    }
-
-    fn take(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.next()).collect()
-    }
-
-    /// A row of weights of type `ty`; random codes where there is no encoder, and in ternary
-    /// types, whose codes would otherwise be almost all alike.
-    fn row(&mut self, ty: BlockType, cols: usize) -> Vec<u8> {
-        let mut bytes = vec![0; ty.row_bytes(cols).unwrap()];
-        if ty.can_encode() && !matches!(ty, BlockType::TQ1_0 | BlockType::TQ2_0) {
-            blocks::quantize_row(ty, &self.take(cols), None, Effort::Normal, &mut bytes).unwrap();
-            return bytes;
-        }
-        for b in &mut bytes {
-            self.next();
-            *b = (self.0 >> 40) as u8;
-        }
-        let step = f16::from_f32(0.01 + self.next().abs()).to_le_bytes();
-        for block in bytes.chunks_exact_mut(ty.block_bytes()) {
-            let end = block.len();
-            match ty {
-                BlockType::TQ1_0 | BlockType::TQ2_0 => block[end - 2..].copy_from_slice(&step),
-                BlockType::IQ1_M => {
-                    for (i, at) in (49..56).step_by(2).enumerate() {
-                        block[at] = block[at] & 15 | step[i / 2] >> (4 * (i % 2)) << 4;
-                    }
-                }
-                _ => block[..2].copy_from_slice(&step),
-            }
-        }
-        bytes
-    }
-}
+use crate::exec::noise::Noise;
 
 fn product(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) -> Vec<f32> {
     let cols = x.len() / n;
@@ -86,7 +34,7 @@ fn product(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) 
 
 #[test]
 fn products_agree_with_decoded_weights_and_between_instruction_sets() {
-    let mut noise = Noise(7);
+    let mut noise = Noise::new(7);
     for ty in BlockType::ALL {
         let lens: &[usize] = match ty.block_len() {
             1 => &[1, 31, 40, 256, 300],
@@ -135,7 +83,7 @@ fn products_agree_with_decoded_weights_and_between_instruction_sets() {
 
 #[test]
 fn attention_pieces_agree() {
-    let mut noise = Noise(11);
+    let mut noise = Noise::new(11);
     for dim in [8, 20, 64, 128] {
         for n in [1, 3, 4, 9, 70] {
             let stride = dim + 16;
@@ -164,7 +112,7 @@ fn attention_pieces_agree() {
 
 #[test]
 fn elementwise_pieces_agree_and_exp_is_close() {
-    let mut noise = Noise(13);
+    let mut noise = Noise::new(13);
     for n in [1, LANES, 9, 100] {
         let (x, up) = (noise.take(n), noise.take(n));
         let run = |isa: Isa| {

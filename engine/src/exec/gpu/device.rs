@@ -77,11 +77,21 @@ impl Gpu {
     /// # Errors
     /// When the driver gives no device.
     pub fn open(adapter: &Adapter) -> Result<Self, GpuError> {
-        let raw = &adapter.raw;
-        let wanted = wgpu::Features::SUBGROUP
+        let all = wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
             | wgpu::Features::PIPELINE_CACHE;
+        Self::open_with(adapter, all, u64::MAX)
+    }
+
+    /// Opens `adapter` with those of the features `wanted` that it has, and no binding larger than
+    /// `max_binding`: a test takes less than there is, to see the plain variants.
+    pub(super) fn open_with(
+        adapter: &Adapter,
+        wanted: wgpu::Features,
+        max_binding: u64,
+    ) -> Result<Self, GpuError> {
+        let raw = &adapter.raw;
         let features = raw.features() & wanted;
         let limits = raw.limits();
         let descriptor = wgpu::DeviceDescriptor {
@@ -130,7 +140,8 @@ impl Gpu {
                 .max_storage_buffer_binding_size
                 .min(limits.max_buffer_size)
                 .min(0x7fff_0000)
-                & !0xffff,
+                .min(max_binding)
+                & !0xfff,
             timestamps: features.contains(inside),
             device,
             queue,

@@ -16,6 +16,7 @@ mod kv;
 mod ops;
 mod pipeline_cache;
 mod record;
+mod shapes;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -29,6 +30,7 @@ pub use bandwidth::copy_gb_per_s;
 pub use device::Gpu;
 pub use error::GpuError;
 pub use record::KernelTime;
+pub use shapes::{ShapeOptions, ShapeReport, ShapeTime, bench_shapes};
 
 use self::forward::{ALL, Buffers, HEAD, Head, Layers, MAX_LOGITS, MAX_ROWS, MAX_SEQUENCES};
 use self::kv::GpuKv;

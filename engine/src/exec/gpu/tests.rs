@@ -1,1 +1,172 @@
-//! Against the CPU executor.
+//! Every product kernel against plain arithmetic, over all block types and odd shapes. Whole models are
+//! compared in `tests/tests/gpu.rs`.
+
+use std::sync::OnceLock;
+
+use formats::blocks::{self, BlockType};
+use wgpu::BufferUsages as Usage;
+
+use super::adapter::Adapter;
+use super::device::Gpu;
+use super::ops::matrix::{Place, Product};
+use super::record::{Pass, Recorder, Slots};
+use super::weights::{Upload, Weights};
+use crate::exec::noise::Noise;
+use crate::model::Tensor;
+
+/// How far a product may be from the exact one, relative to the sum of its terms' magnitudes: sums
+/// of some hundred terms in f32, each rounded to 2⁻²⁴, in any order. The same for every type,
+/// because all are decoded exactly.
+const TOLERANCE: f64 = 2e-6;
+
+/// The best adapter, with subgroups where it has them and without. Without any adapter there is
+/// nothing to test: that is a failure.
+fn gpus() -> &'static [Gpu; 2] {
+    static GPUS: OnceLock<[Gpu; 2]> = OnceLock::new();
+    GPUS.get_or_init(|| {
+        let adapter = Adapter::best(true).expect("a Vulkan driver, as Debian's mesa-vulkan-drivers");
+        // A binding of 64 KiB: matrices then come in pieces.
+        let plain = Gpu::open_with(&adapter, wgpu::Features::empty(), 1 << 16).unwrap();
+        [Gpu::open(&adapter).unwrap(), plain]
+    })
+}
+
+/// Products of `tensors`, one below the other, with `n` rows of `x`, added to ones.
+fn products(gpu: &Gpu, tensors: &[&Tensor], x: &[f32], n: usize) -> Vec<f32> {
+    let cols = tensors[0].cols;
+    let rows: usize = tensors.iter().map(|t| t.rows).sum();
+    let stride = cols.next_multiple_of(32);
+    let mut padded = vec![0.0_f32; n.next_multiple_of(8) * stride];
+    for (row, x) in padded.chunks_mut(stride).zip(x.chunks(cols)) {
+        row[..cols].copy_from_slice(x);
+    }
+    let mut upload = Upload::default();
+    let weights = Weights::upload(gpu, tensors, &mut upload).unwrap();
+    upload.finish(gpu).unwrap();
+    // A column in front and one behind that must stay as they are.
+    let y_stride = rows + 2;
+    let x = gpu.constant("x", &padded, Usage::STORAGE).unwrap();
+    let y = vec![1.0_f32; n * y_stride];
+    let y = gpu
+        .constant("y", &y, Usage::STORAGE | Usage::COPY_SRC)
+        .unwrap();
+    let staging = gpu
+        .buffer("y", y.size(), Usage::COPY_DST | Usage::MAP_READ)
+        .unwrap();
+    let place = |buffer, stride, at| Place { buffer, stride, at };
+    let (from, into) = (place(&x, stride, 0), place(&y, y_stride, 1));
+    let product = Product::new(gpu, &weights, from, into, true).unwrap();
+    let mut slots = Slots::new(gpu, 1).unwrap();
+    let rows = n as u32;
+    slots.set(gpu, [Pass { rows, ..Pass::default() }]);
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    product.record(&mut Recorder::new(&mut encoder, &slots, None), 0);
+    encoder.copy_buffer_to_buffer(&y, 0, &staging, 0, y.size());
+    gpu.queue.submit([encoder.finish()]);
+    let mut out = Vec::new();
+    gpu.read(&staging, n * y_stride, &mut |y| out.extend_from_slice(y))
+        .unwrap();
+    out
+}
+
+fn check(gpu: &Gpu, tensors: &[&Tensor], n: usize, noise: &mut Noise) {
+    let cols = tensors[0].cols;
+    let x = noise.take(n * cols);
+    let got = products(gpu, tensors, &x, n);
+    let mut weights = Vec::new();
+    for t in tensors {
+        for row in t.data().chunks(t.row_bytes()) {
+            let mut values = vec![0.0; cols];
+            blocks::dequantize_row(t.block_type, row, &mut values).unwrap();
+            weights.push(values);
+        }
+    }
+    let what = format!("{}, {n} rows of {cols}", tensors[0].block_type);
+    for (y, x) in got.chunks(weights.len() + 2).zip(x.chunks(cols)) {
+        assert_eq!((y[0], y[weights.len() + 1]), (1.0, 1.0), "{what}");
+        for (i, (y, w)) in y[1..].iter().zip(&weights).enumerate() {
+            let terms = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let (sum, size) = terms.fold((1.0, 1.0), |(s, m), t| (s + t, m + t.abs()));
+            let error = (f64::from(*y) - sum).abs();
+            assert!(error <= TOLERANCE * size, "{what}, output {i}: {y}, not {sum}");
+        }
+    }
+}
+
+fn tensor(noise: &mut Noise, ty: BlockType, rows: usize, cols: usize) -> Tensor {
+    let bytes: Vec<u8> = (0..rows).flat_map(|_| noise.row(ty, cols)).collect();
+    Tensor::owned("test", ty, rows, cols, bytes)
+}
+
+#[test]
+fn every_type_is_multiplied_as_plain_arithmetic_does() {
+    let mut noise = Noise::new(3);
+    for (i, ty) in BlockType::ALL.into_iter().enumerate() {
+        let cols = match ty.block_len() {
+            1 => 84,
+            32 => 160,
+            _ => 768,
+        };
+        let t = tensor(&mut noise, ty, 37, cols);
+        // One row, a few, half a tile, more than a tile: each another kernel.
+        for (gpu, counts) in gpus().iter().zip([[1, 3, 70], [2, 1, 9]]) {
+            for n in counts {
+                check(gpu, &[&t], n, &mut noise);
+            }
+        }
+        // Some types over many shapes: one row of weights, one block, odd numbers.
+        if i % 5 == 0 {
+            for (rows, blocks, n) in [(1, 1, 1), (3, 1, 33), (130, 3, 5), (65, 2, 600)] {
+                let t = tensor(&mut noise, ty, rows, blocks * ty.block_len().max(4));
+                check(&gpus()[0], &[&t], n, &mut noise);
+            }
+        }
+    }
+}
+
+#[test]
+fn matrices_below_each_other_are_one() {
+    let mut noise = Noise::new(5);
+    for ty in [BlockType::Q8_0, BlockType::Q3_K, BlockType::F16] {
+        let cols = if ty.block_len() == 1 { 300 } else { 3 * ty.block_len() };
+        let parts = [64, 4, 13].map(|rows| tensor(&mut noise, ty, rows, cols));
+        for gpu in gpus() {
+            check(gpu, &parts.each_ref(), 2, &mut noise);
+        }
+    }
+}
+
+/// The limit of a binding is kept: the second device's is 64 KiB.
+#[test]
+fn a_large_matrix_comes_in_pieces() {
+    let mut noise = Noise::new(9);
+    let gpu = &gpus()[1];
+    let t = tensor(&mut noise, BlockType::Q4_0, 700, 320);
+    let weights = Weights::upload(gpu, &[&t], &mut Upload::default()).unwrap();
+    assert!(weights.pieces.len() > 1);
+    for piece in &weights.pieces {
+        assert!(piece.buffer.size() <= gpu.max_binding);
+    }
+    check(gpu, &[&t], 1, &mut noise);
+    check(gpu, &[&t], 40, &mut noise);
+}
+
+#[test]
+fn a_row_does_not_feel_how_many_there_are() {
+    let mut noise = Noise::new(21);
+    let gpu = &gpus()[0];
+    let t = tensor(&mut noise, BlockType::Q4_K, 45, 512);
+    let x = noise.take(8 * 512);
+    let all = products(gpu, &[&t], &x, 8);
+    for (i, (x, y)) in x.chunks(512).zip(all.chunks(47)).enumerate() {
+        assert_eq!(products(gpu, &[&t], x, 1), y, "row {i}");
+    }
+}
+
+#[test]
+fn what_cannot_be_had_is_an_error() {
+    let gpu = &gpus()[0];
+    let error = gpu.storage("too much", 1 << 60).unwrap_err().to_string();
+    assert!(error.contains("too much"), "{error}");
+    gpu.check().unwrap();
+}

@@ -1,0 +1,230 @@
+//! Products alone, at the shapes of known models, with random weights: needs no model.
+
+use std::time::Instant;
+
+use formats::blocks::BlockType;
+use serde::Serialize;
+use wgpu::BufferUsages as Usage;
+
+use super::adapter::AdapterKind;
+use super::bandwidth::copy_gb_per_s;
+use super::device::Gpu;
+use super::error::GpuError;
+use super::ops::matrix::{Place, Product};
+use super::record::{Pass, Recorder, Slots};
+use super::weights::{Upload, Weights};
+use crate::model::Tensor;
+
+/// Matrices of a layer: name, rows, columns.
+type Matrices = [(&'static str, usize, usize); 4];
+
+/// The widest matrices of Llama-2's sizes. Q, K and V are one product.
+const MODELS: [(&str, Matrices); 3] = [
+    ("7B", layer(4096, 4096, 11008)),
+    ("13B", layer(5120, 5120, 13824)),
+    ("70B", layer(8192, 1024, 28672)),
+];
+
+const fn layer(width: usize, kv: usize, ff: usize) -> Matrices {
+    [
+        ("attn_qkv", width + 2 * kv, width),
+        ("attn_output", width, width),
+        ("ffn_gate_up", 2 * ff, width),
+        ("ffn_down", width, ff),
+    ]
+}
+
+/// Bytes of weights that are gone through before any is read again: more than a cache holds.
+const SPREAD: usize = 512 << 20;
+/// Products in one submission.
+const PRODUCTS: usize = 16;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct ShapeOptions {
+    /// Types of the weights.
+    pub types: Vec<BlockType>,
+    /// Rows of activations at a time.
+    pub rows: Vec<usize>,
+    /// Runs, of which medians are reported.
+    pub runs: usize,
+    /// Sizes: `7B`, `13B`, `70B`.
+    pub models: Vec<String>,
+}
+
+/// One product.
+#[derive(Clone, Debug, Serialize)]
+pub struct ShapeTime {
+    /// Llama-2's size.
+    pub model: &'static str,
+    /// Its matrix.
+    pub matrix: &'static str,
+    /// Rows of weights.
+    pub outputs: usize,
+    /// Weights in each.
+    pub inputs: usize,
+    /// Their type.
+    pub block_type: &'static str,
+    /// Rows of activations.
+    pub rows: usize,
+    /// Median time of a product.
+    pub ms: f64,
+    /// Bytes of weights by time.
+    pub gb_per_s: f64,
+    /// The same by the bandwidth of a copy.
+    pub share_of_copy: f64,
+    /// Multiplications and additions by time.
+    pub tflop_per_s: f64,
+}
+
+/// All products of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct ShapeReport {
+    /// The adapter.
+    pub adapter: String,
+    /// Its driver.
+    pub driver: String,
+    /// Bytes that a copy reads and writes in a second.
+    pub copy_gb_per_s: f64,
+    /// Runs, of which times are medians.
+    pub runs: usize,
+    /// The products.
+    pub products: Vec<ShapeTime>,
+}
+
+/// Measures; `done` hears of each product.
+///
+/// # Errors
+/// When the device has too little memory, or fails.
+pub fn bench_shapes(
+    gpu: &Gpu,
+    options: &ShapeOptions,
+    done: &mut dyn FnMut(&ShapeTime),
+) -> Result<ShapeReport, GpuError> {
+    let copy = copy_gb_per_s(gpu)?;
+    let mut products = Vec::new();
+    for (model, matrices) in MODELS {
+        if !options.models.iter().any(|m| m.eq_ignore_ascii_case(model)) {
+            continue;
+        }
+        for block_type in &options.types {
+            for (matrix, outputs, inputs) in matrices {
+                let bench = Bench::new(gpu, *block_type, outputs, inputs, &options.rows)?;
+                for &rows in &options.rows {
+                    let seconds = bench.time(gpu, rows, options.runs)?;
+                    let gb_per_s = bench.bytes as f64 / seconds / 1e9;
+                    let time = ShapeTime {
+                        model,
+                        matrix,
+                        outputs,
+                        inputs,
+                        block_type: block_type.name(),
+                        rows,
+                        ms: seconds * 1e3,
+                        gb_per_s,
+                        share_of_copy: gb_per_s / copy,
+                        tflop_per_s: (2 * outputs * inputs * rows) as f64 / seconds / 1e12,
+                    };
+                    done(&time);
+                    products.push(time);
+                }
+            }
+        }
+    }
+    Ok(ShapeReport {
+        adapter: gpu.report().name.clone(),
+        driver: gpu.report().driver.clone(),
+        copy_gb_per_s: copy,
+        runs: options.runs.max(1),
+        products,
+    })
+}
+
+/// Copies of one matrix, and rows to multiply.
+struct Bench {
+    copies: Vec<Product>,
+    bytes: usize,
+}
+
+impl Bench {
+    fn new(
+        gpu: &Gpu,
+        ty: BlockType,
+        outputs: usize,
+        inputs: usize,
+        rows: &[usize],
+    ) -> Result<Self, GpuError> {
+        let row_bytes = ty.row_bytes(inputs).unwrap_or(0);
+        // Any bytes do for speed, as long as no half float in them is infinite or no number.
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let bytes: Vec<u8> = (0..outputs * row_bytes)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 32) as u8 & 0x3f
+            })
+            .collect();
+        let bytes_of_one = bytes.len();
+        let tensor = Tensor::owned("weights", ty, outputs, inputs, bytes);
+        let most = rows.iter().copied().max().unwrap_or(1).next_multiple_of(64);
+        let stride = inputs.next_multiple_of(32);
+        let x = vec![0.01_f32; most * stride];
+        let x = gpu.constant("x", &x, Usage::STORAGE)?;
+        let y = gpu.storage("y", (4 * most * outputs) as u64)?;
+        let software = gpu.report().kind == AdapterKind::Software;
+        let room = gpu.report().memory_bytes.map_or(SPREAD, |n| n as usize / 4);
+        let copies = match software {
+            true => 1,
+            false => (SPREAD.min(room) / bytes_of_one).clamp(1, PRODUCTS),
+        };
+        let mut upload = Upload::default();
+        let copies = (0..copies)
+            .map(|_| {
+                let weights = Weights::upload(gpu, &[&tensor], &mut upload)?;
+                let place = |buffer, stride| Place {
+                    buffer,
+                    stride,
+                    at: 0,
+                };
+                Product::new(gpu, &weights, place(&x, stride), place(&y, outputs), false)
+            })
+            .collect::<Result<_, _>>()?;
+        upload.finish(gpu)?;
+        Ok(Self {
+            copies,
+            bytes: bytes_of_one,
+        })
+    }
+
+    /// Seconds of one product of `rows` rows, the median of `runs`.
+    fn time(&self, gpu: &Gpu, rows: usize, runs: usize) -> Result<f64, GpuError> {
+        let mut slots = Slots::new(gpu, 1)?;
+        let pass = Pass {
+            rows: rows as u32,
+            ..Pass::default()
+        };
+        slots.set(gpu, [pass]);
+        let products = match gpu.report().kind {
+            AdapterKind::Software => 1,
+            _ => PRODUCTS,
+        };
+        let mut times = Vec::new();
+        // The first run compiles, and does not count.
+        for _ in 0..=runs.max(1) {
+            let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            let mut to = Recorder::new(&mut encoder, &slots, None);
+            for copy in self.copies.iter().cycle().take(products) {
+                copy.record(&mut to, 0);
+            }
+            drop(to);
+            let start = Instant::now();
+            gpu.queue.submit([encoder.finish()]);
+            gpu.wait()?;
+            times.push(start.elapsed().as_secs_f64() / products as f64);
+        }
+        let counted = &mut times[1..];
+        counted.sort_by(f64::total_cmp);
+        Ok(counted[counted.len() / 2])
+    }
+}

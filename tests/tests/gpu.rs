@@ -1,0 +1,323 @@
+//! Whole models on a graphics adapter (llvmpipe will do) against the CPU executor.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use engine::exec::cpu::{CpuExecutor, Isa};
+use engine::exec::gpu::{Adapter, Gpu, GpuExecutor};
+use engine::exec::{ExecError, Executor, Sequence};
+use engine::measure::{EvalOptions, compare, evaluate, log_softmax};
+use engine::model::ModelPart;
+use engine::text::Tokenizer;
+use fixtures::LlamaShape;
+use formats::blocks::BlockType;
+use formats::gguf::GgufSet;
+use integration::{Cloud, must, must_json};
+
+/// The device of all tests here. Without an adapter they fail: `cargo xtask test` installs one.
+fn gpu() -> Arc<Gpu> {
+    static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
+    let open = || Arc::new(Gpu::open(&Adapter::best(true).unwrap()).unwrap());
+    Arc::clone(GPU.get_or_init(open))
+}
+
+fn on_gpu(set: &Arc<GgufSet>, layers: std::ops::Range<usize>) -> Arc<dyn Executor> {
+    Arc::new(GpuExecutor::new(ModelPart::load(set, layers).unwrap(), gpu()).unwrap())
+}
+
+fn on_cpu(set: &Arc<GgufSet>, layers: std::ops::Range<usize>) -> Arc<dyn Executor> {
+    Arc::new(CpuExecutor::new(ModelPart::load(set, layers).unwrap(), 2, Isa::detect()).unwrap())
+}
+
+fn model(dir: &Path, shape: &LlamaShape) -> Arc<GgufSet> {
+    let path = dir.join("m.gguf");
+    shape.write(&path).unwrap();
+    Arc::new(GgufSet::open(&path).unwrap())
+}
+
+fn ids(n: u32) -> Vec<u32> {
+    (0..n).map(|i| (i * 79 + 13) % 320).collect()
+}
+
+/// The logits of all positions, in chunks.
+fn logits(parts: &[Arc<dyn Executor>], ids: &[u32], chunk: usize) -> Vec<f32> {
+    let mut caches: Vec<_> = parts.iter().map(|p| p.new_cache(600).unwrap()).collect();
+    let mut all = Vec::new();
+    for ids in ids.chunks(chunk) {
+        let (mut rows, mut some) = (Vec::new(), Vec::new());
+        parts[0].embed(ids, &mut rows).unwrap();
+        for (p, c) in parts.iter().zip(&mut caches) {
+            p.forward(c, &mut rows).unwrap();
+        }
+        parts.last().unwrap().logits(&rows, &mut some).unwrap();
+        all.extend(some);
+    }
+    all
+}
+
+/// Mean divergence of the distributions behind two lists of logits.
+fn divergence(p: &[f32], q: &[f32], vocab: usize) -> f64 {
+    assert_eq!(p.len(), q.len());
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    let kl = |(p, q)| {
+        log_softmax(p, &mut a);
+        log_softmax(q, &mut b);
+        compare(&a, &b).kl
+    };
+    let rows = p.chunks(vocab).zip(q.chunks(vocab));
+    let n = rows.len() as f64;
+    rows.map(kl).sum::<f64>() / n
+}
+
+#[test]
+fn halves_on_either_device_give_the_same_distribution() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = ids(300);
+    let shapes = [
+        LlamaShape::tiny(),
+        LlamaShape::tiny_qwen2(),
+        LlamaShape {
+            // Heads of 80 values; feed-forward rows that are no whole runs; Llama-3's factors; tied.
+            n_embd: 320,
+            n_head: 4,
+            n_head_kv: 1,
+            n_ff: 420,
+            n_layer: 2,
+            tied: true,
+            rope_freqs: true,
+            ..LlamaShape::tiny()
+        },
+    ];
+    for shape in shapes {
+        let set = model(dir.path(), &shape);
+        let (n, vocab) = (shape.n_layer as usize, shape.n_vocab as usize);
+        let want = logits(&[on_cpu(&set, 0..n)], &ids, 64);
+        let whole = [on_gpu(&set, 0..n)];
+        let first = logits(&whole, &ids, 64);
+        assert!(divergence(&want, &first, vocab) < 1e-6);
+        // Equal runs, equal bits; other chunks, nearly so.
+        assert_eq!(first, logits(&whole, &ids, 64));
+        for chunk in [1, 5, 299] {
+            assert!(divergence(&want, &logits(&whole, &ids, chunk), vocab) < 1e-6);
+        }
+        for parts in [
+            [on_gpu(&set, 0..1), on_cpu(&set, 1..n)],
+            [on_cpu(&set, 0..1), on_gpu(&set, 1..n)],
+            [on_gpu(&set, 0..1), on_gpu(&set, 1..n)],
+        ] {
+            assert!(divergence(&want, &logits(&parts, &ids, 64), vocab) < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn a_sequence_does_not_feel_its_neighbours() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = model(dir.path(), &LlamaShape::tiny());
+    let exec = on_gpu(&set, 0..6);
+    let step = |n: usize, together: bool| {
+        let mut caches: Vec<_> = (0..n).map(|_| exec.new_cache(64).unwrap()).collect();
+        let mut last = Vec::new();
+        for t in 0..20_u32 {
+            let mut rows: Vec<Vec<f32>> = (0..n as u32)
+                .map(|s| {
+                    let mut rows = Vec::new();
+                    exec.embed(&[(t * 7 + s * 31) % 320], &mut rows).unwrap();
+                    rows
+                })
+                .collect();
+            let pairs = caches.iter_mut().zip(&mut rows);
+            let mut batch: Vec<_> = pairs
+                .map(|(cache, rows)| Sequence { cache, rows })
+                .collect();
+            if together {
+                exec.forward_batch(&mut batch).unwrap();
+            } else {
+                for s in &mut batch {
+                    exec.forward(s.cache, s.rows).unwrap();
+                }
+            }
+            last = rows;
+        }
+        last
+    };
+    let alone = step(5, false);
+    assert_eq!(alone, step(5, true));
+    assert_eq!(alone[..2], step(2, true)[..]);
+
+    // Two threads at once, each with a sequence of its own.
+    let ids = ids(120);
+    let want = logits(&[Arc::clone(&exec)], &ids, 8);
+    let run = || logits(&[Arc::clone(&exec)], &ids, 8);
+    let both = std::thread::scope(|s| [s.spawn(run), s.spawn(run)].map(|t| t.join().unwrap()));
+    assert!(both.iter().all(|got| *got == want));
+}
+
+#[test]
+fn what_is_fused_is_what_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = model(dir.path(), &LlamaShape::tiny());
+    for exec in [on_gpu(&set, 0..6), on_cpu(&set, 0..6)] {
+        let (mut rows, mut fused, mut apart) = (Vec::new(), Vec::new(), Vec::new());
+        exec.embed(&ids(40), &mut rows).unwrap();
+        let mut again = rows.clone();
+        let mut cache = exec.new_cache(64).unwrap();
+        exec.forward_logits(&mut cache, &mut rows, 3, &mut fused)
+            .unwrap();
+        assert_eq!(cache.len(), 40);
+        let mut cache = exec.new_cache(64).unwrap();
+        exec.forward(&mut cache, &mut again).unwrap();
+        exec.logits(&again[37 * 64..], &mut apart).unwrap();
+        assert_eq!(fused, apart);
+    }
+}
+
+#[test]
+fn a_cache_grows_rolls_back_and_stays_with_its_executor() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = model(dir.path(), &LlamaShape::tiny());
+    let exec = on_gpu(&set, 0..6);
+    let forward = |cache: &mut _, ids: &[u32]| {
+        let mut rows = Vec::new();
+        exec.embed(ids, &mut rows).unwrap();
+        exec.forward(cache, &mut rows).map(|()| rows)
+    };
+    let ids = ids(400);
+    let mut cache = exec.new_cache(400).unwrap();
+    forward(&mut cache, &ids[..250]).unwrap();
+    let small = cache.bytes();
+    // Past the first 256 positions.
+    let want = forward(&mut cache, &ids[250..260]).unwrap();
+    assert!(cache.bytes() > small);
+    cache.truncate(250);
+    assert_eq!(forward(&mut cache, &ids[250..260]).unwrap(), want);
+    let full = forward(&mut cache, &ids).unwrap_err();
+    assert!(matches!(full, ExecError::ContextFull { used: 260, .. }));
+    assert_eq!(cache.len(), 260);
+    for mut other in [
+        on_gpu(&set, 0..6).new_cache(9).unwrap(),
+        on_cpu(&set, 0..6).new_cache(9).unwrap(),
+    ] {
+        let refused = forward(&mut other, &ids[..1]).unwrap_err();
+        assert!(matches!(refused, ExecError::OtherCache { .. }));
+    }
+    let cpu = on_cpu(&set, 0..6);
+    let refused = cpu.forward(&mut cache, &mut [0.0; 64]).unwrap_err();
+    assert!(matches!(refused, ExecError::OtherCache { .. }));
+}
+
+/// Resident memory of this process in bytes.
+#[cfg(target_os = "linux")]
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = status.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ten_thousand_tokens_take_no_more_memory_than_a_thousand() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = LlamaShape {
+        n_layer: 1,
+        ..LlamaShape::tiny()
+    };
+    let set = model(dir.path(), &shape);
+    let exec = on_gpu(&set, 0..1);
+    let generation = |tokens: usize| {
+        let mut cache = exec.new_cache(600).unwrap();
+        let (mut rows, mut logits) = (Vec::new(), Vec::new());
+        for t in 0..tokens {
+            exec.embed(&[t as u32 % 320], &mut rows).unwrap();
+            exec.forward_logits(&mut cache, &mut rows, 1, &mut logits)
+                .unwrap();
+        }
+    };
+    (0..2).for_each(|_| generation(500));
+    let before = resident();
+    (0..18).for_each(|_| generation(500));
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 24 << 20, "{grown} bytes more");
+}
+
+#[test]
+fn shapes_that_kernels_are_not_made_for_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = LlamaShape {
+        n_embd: 1088,
+        n_head: 2,
+        n_head_kv: 2,
+        n_layer: 2,
+        ..LlamaShape::tiny()
+    };
+    let set = model(dir.path(), &shape);
+    let part = ModelPart::load(&set, 0..2).unwrap();
+    let error = GpuExecutor::new(part, gpu()).unwrap_err().to_string();
+    assert!(error.contains("a head of 544 values"), "{error}");
+    assert!(error.contains("--device cpu"), "{error}");
+}
+
+#[test]
+fn the_real_model_is_the_same_on_both() {
+    let set = Arc::new(GgufSet::open(&fixtures::smollm2_gguf()).unwrap());
+    let text = std::fs::read_to_string(fixtures::wiki_64k()).unwrap();
+    let tokenizer = Tokenizer::from_metadata(set.metadata()).unwrap();
+    let gpu: [Arc<dyn Executor>; 2] = [on_gpu(&set, 0..10), on_gpu(&set, 10..30)];
+    let cpu: [Arc<dyn Executor>; 2] = [on_cpu(&set, 0..10), on_cpu(&set, 10..30)];
+    let options = EvalOptions {
+        ctx: 192,
+        chunks: Some(1),
+        codec: None,
+        frame_rows: 1,
+    };
+    let perplexity = |front: &Arc<dyn Executor>, back: &Arc<dyn Executor>| {
+        let mut quiet = |_: usize, _: usize, _: f64| {};
+        let report = evaluate(front, Some(back), &tokenizer, &text, &options, &mut quiet);
+        report.unwrap().perplexity
+    };
+    let want = perplexity(&cpu[0], &cpu[1]);
+    for (front, back) in [(&gpu[0], &gpu[1]), (&gpu[0], &cpu[1]), (&cpu[0], &gpu[1])] {
+        let got = perplexity(front, back);
+        assert!((got / want - 1.0).abs() < 0.007, "{got}, not {want}");
+    }
+    let ids = tokenizer.encode_prompt(&text[..400]);
+    let vocab = cpu[1].hparams().n_vocab;
+    let want = logits(&cpu, &ids, 64);
+    let first = logits(&gpu, &ids, 64);
+    let kl = divergence(&want, &first, vocab);
+    assert!(kl < 1e-3, "KL {kl}");
+    let kl = divergence(&first, &logits(&gpu, &ids, 7), vocab);
+    assert!(kl < 1e-4, "KL {kl} between chunks");
+}
+
+/// As typed: a pair over the link, one half on each kind of device, and the bench.
+#[test]
+fn programs_take_the_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = LlamaShape {
+        matrix_type: BlockType::Q8_0,
+        ..LlamaShape::tiny()
+    };
+    shape.write(&dir.path().join("t.gguf")).unwrap();
+    must(dir.path(), "splitconv", &["t.gguf", "--split", "2", "--edge-bits", "8"]);
+    let pair = "t-s2e8c8-00001-of-00002.gguf";
+    let args = ["-p", "The ration", "-n", "12", "--temp", "0", "--ignore-eos", "--json"];
+    let with = |role: &[&str]| {
+        let ran = must_json(dir.path(), "splitrun", &[role, &args[..]].concat());
+        ran["ids"].clone()
+    };
+    let want = with(&["--role", "both", "--model", pair, "--device", "cpu", "--codec", "f32"]);
+    let cloud = Cloud::start(dir.path(), &["--device", "gpu"]);
+    let address = cloud.address.clone();
+    let edge = ["--role", "edge", "--cloud", &address, "--codec", "f32", "--device"];
+    for device in ["gpu", "cpu"] {
+        assert_eq!(with(&[&edge[..], &[device]].concat()), want, "edge on {device}");
+    }
+    let bench = ["bench", "-m", pair, "-p", "16", "-n", "4", "-r", "1", "--device", "gpu", "--json"];
+    let report = must_json(dir.path(), "splitrun", &bench);
+    assert!(report["gpu"]["copy_gb_per_s"].as_f64().unwrap() > 0.0);
+    let devices = must_json(dir.path(), "splitrun", &["devices", "--json"]);
+    let adapters = devices["adapters"].as_array().unwrap();
+    assert!(adapters.iter().all(|a| a["max_binding_bytes"].as_u64() > Some(0)));
+    assert!(!adapters.is_empty());
+}
