@@ -46,7 +46,11 @@ fn every_variant_is_valid() {
                 let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
                 capabilities.set(Capabilities::SUBGROUP, subgroups);
                 let name = block.map_or("", |b| b.name);
-                validate(&format!("{} {name} {features:?}", kernel.name()), &text, capabilities);
+                validate(
+                    &format!("{} {name} {features:?}", kernel.name()),
+                    &text,
+                    capabilities,
+                );
                 variants += 1;
             }
         }

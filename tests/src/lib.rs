@@ -20,15 +20,8 @@ pub fn program(name: &str) -> PathBuf {
         let dir = bin_dir();
         let release = dir.ends_with("release");
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        cargo.args([
-            "build",
-            "--quiet",
-            "--package",
-            "converter",
-            "--package",
-            "engine",
-            "--bins",
-        ]);
+        // The words of `cargo xtask test`: others would build most dependencies again.
+        cargo.args(["build", "--quiet", "--workspace", "--bins", "--tests"]);
         if release {
             cargo.arg("--release");
         }

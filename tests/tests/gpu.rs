@@ -299,25 +299,52 @@ fn programs_take_the_device() {
         ..LlamaShape::tiny()
     };
     shape.write(&dir.path().join("t.gguf")).unwrap();
-    must(dir.path(), "splitconv", &["t.gguf", "--split", "2", "--edge-bits", "8"]);
+    must(
+        dir.path(),
+        "splitconv",
+        &["t.gguf", "--split", "2", "--edge-bits", "8"],
+    );
     let pair = "t-s2e8c8-00001-of-00002.gguf";
-    let args = ["-p", "The ration", "-n", "12", "--temp", "0", "--ignore-eos", "--json"];
+    let args = [
+        "-p",
+        "The ration",
+        "-n",
+        "12",
+        "--temp",
+        "0",
+        "--ignore-eos",
+        "--json",
+    ];
     let with = |role: &[&str]| {
         let ran = must_json(dir.path(), "splitrun", &[role, &args[..]].concat());
         ran["ids"].clone()
     };
-    let want = with(&["--role", "both", "--model", pair, "--device", "cpu", "--codec", "f32"]);
+    let want = with(&[
+        "--role", "both", "--model", pair, "--device", "cpu", "--codec", "f32",
+    ]);
     let cloud = Cloud::start(dir.path(), &["--device", "gpu"]);
     let address = cloud.address.clone();
-    let edge = ["--role", "edge", "--cloud", &address, "--codec", "f32", "--device"];
+    let edge = [
+        "--role", "edge", "--cloud", &address, "--codec", "f32", "--device",
+    ];
     for device in ["gpu", "cpu"] {
-        assert_eq!(with(&[&edge[..], &[device]].concat()), want, "edge on {device}");
+        assert_eq!(
+            with(&[&edge[..], &[device]].concat()),
+            want,
+            "edge on {device}"
+        );
     }
-    let bench = ["bench", "-m", pair, "-p", "16", "-n", "4", "-r", "1", "--device", "gpu", "--json"];
+    let bench = [
+        "bench", "-m", pair, "-p", "16", "-n", "4", "-r", "1", "--device", "gpu", "--json",
+    ];
     let report = must_json(dir.path(), "splitrun", &bench);
     assert!(report["gpu"]["copy_gb_per_s"].as_f64().unwrap() > 0.0);
     let devices = must_json(dir.path(), "splitrun", &["devices", "--json"]);
     let adapters = devices["adapters"].as_array().unwrap();
-    assert!(adapters.iter().all(|a| a["max_binding_bytes"].as_u64() > Some(0)));
+    assert!(
+        adapters
+            .iter()
+            .all(|a| a["max_binding_bytes"].as_u64() > Some(0))
+    );
     assert!(!adapters.is_empty());
 }

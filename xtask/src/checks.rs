@@ -48,7 +48,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     ];
     step("lints", || cargo(&clippy))?;
     // Tests of one crate start the programs of another, which cargo does not build for them.
-    step("programs", || cargo(&["build", "--workspace", "--bins"]))?;
+    step("programs", || cargo(&process::BUILD_FOR_TESTS))?;
     step("a Vulkan adapter", || vulkan::provide(workspace))?;
     step("tests", || {
         cargo(&["test", "--workspace", "--lib", "--bins", "--tests"])

@@ -15,6 +15,11 @@ use serde_json::Value;
 
 use crate::error::Failure;
 
+/// Builds everything that tests run, programs included. Always with the same words: which packages
+/// and targets are built together decides the features of what they depend on, and another choice
+/// would build most dependencies a second time. The test support uses it as well.
+pub(crate) const BUILD_FOR_TESTS: [&str; 4] = ["build", "--workspace", "--bins", "--tests"];
+
 /// How often a running program is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 /// Lines kept of what a server says.
@@ -295,11 +300,19 @@ impl Workspace {
 
     /// Builds the programs.
     pub(crate) fn build(&self, profile: Profile) -> Result<Programs, Failure> {
-        let mut args = vec!["build", "--bins", "-p", "converter", "-p", "engine"];
-        if profile == Profile::Release {
-            args.push("--release");
-        }
-        let mut command = self.cargo(&args);
+        let args = match profile {
+            Profile::Release => &[
+                "build",
+                "--bins",
+                "-p",
+                "converter",
+                "-p",
+                "engine",
+                "--release",
+            ][..],
+            Profile::Tests => &BUILD_FOR_TESTS,
+        };
+        let mut command = self.cargo(args);
         say(&command);
         command.arg("--message-format=json-render-diagnostics");
         let messages = output(command, Duration::from_mins(30))?;
@@ -316,6 +329,10 @@ fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter_map(|m| {
+            // A program's own unit tests have its name too.
+            if m["profile"]["test"] == true {
+                return None;
+            }
             let path = m["executable"].as_str()?;
             Some((m["target"]["name"].as_str()?.to_owned(), path.into()))
         })

@@ -21,7 +21,13 @@ pub(crate) fn provide(workspace: &Workspace) -> Result<(), Failure> {
     }
     for args in [
         &["update"][..],
-        &["install", "-y", "--no-install-recommends", PACKAGES[0], PACKAGES[1]],
+        &[
+            "install",
+            "-y",
+            "--no-install-recommends",
+            PACKAGES[0],
+            PACKAGES[1],
+        ],
     ] {
         let command = as_root("apt-get", args);
         say(&command);

@@ -291,7 +291,12 @@ pub(super) struct Bench {
     #[arg(long, conflicts_with = "model")]
     pub(super) kernels: bool,
     /// With --kernels: types of the weights.
-    #[arg(long, value_name = "T", value_delimiter = ',', default_value = "Q3_K,Q4_K,Q8_0")]
+    #[arg(
+        long,
+        value_name = "T",
+        value_delimiter = ',',
+        default_value = "Q3_K,Q4_K,Q8_0"
+    )]
     pub(super) types: Vec<BlockType>,
     /// With --kernels: rows at a time.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,64,512", value_parser = clap::value_parser!(u16).range(1..=4096))]

@@ -9,8 +9,8 @@ use formats::imatrix::{Imatrix, Sensitivity};
 use serde::Serialize;
 
 use super::args::Calibrate;
-use super::measure::{parts, read_text};
 use super::device::observable;
+use super::measure::{parts, read_text};
 use super::{note, print_json, print_line};
 use crate::exec::cpu::CpuExecutor;
 use crate::measure;

@@ -9,11 +9,9 @@ use serde_json::json;
 use super::args::{Bench, Devices, Eval, Tokenize};
 use super::device::Place;
 use super::{note, print_json, print_line};
-use crate::exec::{ExecError, Executor};
 use crate::exec::cpu::Isa;
-use crate::exec::gpu::{
-    Adapter, AdapterKind, GpuExecutor, ShapeOptions, ShapeTime, bench_shapes,
-};
+use crate::exec::gpu::{Adapter, AdapterKind, GpuExecutor, ShapeOptions, ShapeTime, bench_shapes};
+use crate::exec::{ExecError, Executor};
 use crate::measure::{BenchOptions, EvalOptions, bench_gpu, evaluate, evaluate_against};
 use crate::model::ModelPart;
 use crate::role::{OpenedModel, RunError, open_model, read_metadata};

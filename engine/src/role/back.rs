@@ -126,8 +126,7 @@ impl BackSession {
         let want_token = want_token && rows.len() >= width;
         match (&mut self.cache, want_token) {
             (Some(cache), true) => {
-                self.exec
-                    .forward_logits(cache, rows, 1, &mut self.logits)?;
+                self.exec.forward_logits(cache, rows, 1, &mut self.logits)?;
             }
             (Some(cache), false) => self.exec.forward(cache, rows)?,
             (None, true) => {

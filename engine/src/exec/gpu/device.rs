@@ -101,12 +101,11 @@ impl Gpu {
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
-        let (device, queue) = pollster::block_on(raw.request_device(&descriptor)).map_err(|e| {
-            GpuError::Open {
+        let (device, queue) =
+            pollster::block_on(raw.request_device(&descriptor)).map_err(|e| GpuError::Open {
                 adapter: adapter.report.name.clone(),
                 why: e.to_string(),
-            }
-        })?;
+            })?;
         // What nobody waits for is kept for whoever asks next; the default would end the process.
         let fault = Arc::new(Mutex::new(None));
         let seen = Arc::clone(&fault);
@@ -130,7 +129,8 @@ impl Gpu {
                 count: None,
             }],
         });
-        let inside = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        let inside =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let mut gpu = Self {
             report: adapter.report.clone(),
             subgroup: subgroup_size(&raw.get_info(), features),
@@ -214,7 +214,11 @@ impl Gpu {
 
     /// A buffer that kernels read and write.
     pub(super) fn storage(&self, what: &'static str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
-        self.buffer(what, bytes, Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC)
+        self.buffer(
+            what,
+            bytes,
+            Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC,
+        )
     }
 
     /// A buffer with these contents that kernels read.
@@ -309,13 +313,13 @@ impl Gpu {
         } else {
             &[Some(&layout)]
         };
-        let pipeline_layout =
-            self.device
-                .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                    label: Some(name),
-                    bind_group_layouts: groups,
-                    immediate_size: 0,
-                });
+        let pipeline_layout = self
+            .device
+            .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(name),
+                bind_group_layouts: groups,
+                immediate_size: 0,
+            });
         let raw = self
             .device
             .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {

@@ -77,11 +77,7 @@ impl Buffers {
             gate_up: gpu.storage("gates", rows(2 * strides.ff))?,
             act: gpu.storage("gates", rows(strides.ff))?,
             logits: gpu.storage("logits", logits)?,
-            staging: gpu.buffer(
-                "results",
-                x.max(logits),
-                Usage::COPY_DST | Usage::MAP_READ,
-            )?,
+            staging: gpu.buffer("results", x.max(logits), Usage::COPY_DST | Usage::MAP_READ)?,
         })
     }
 
@@ -254,7 +250,12 @@ impl Layer {
                 place(&buffers.gate_up, 2 * strides.ff),
                 false,
             )?,
-            ffn_down: products(&[(&w.ffn_down, 0)], place(&buffers.act, strides.ff), x, true)?,
+            ffn_down: products(
+                &[(&w.ffn_down, 0)],
+                place(&buffers.act, strides.ff),
+                x,
+                true,
+            )?,
         })
     }
 }

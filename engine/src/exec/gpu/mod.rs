@@ -238,12 +238,19 @@ impl GpuExecutor {
         match wanted {
             Wanted::Rows => {
                 let mut at = 0;
-                self.finish(encoder, buffers, clock, &buffers.x, flat.len(), &mut |all| {
-                    for s in &mut *sequences {
-                        s.rows.copy_from_slice(&all[at..at + s.rows.len()]);
-                        at += s.rows.len();
-                    }
-                })?;
+                self.finish(
+                    encoder,
+                    buffers,
+                    clock,
+                    &buffers.x,
+                    flat.len(),
+                    &mut |all| {
+                        for s in &mut *sequences {
+                            s.rows.copy_from_slice(&all[at..at + s.rows.len()]);
+                            at += s.rows.len();
+                        }
+                    },
+                )?;
             }
             Wanted::Logits { n, to } => {
                 let len = n * self.head.as_ref().map_or(0, |h| h.vocab);

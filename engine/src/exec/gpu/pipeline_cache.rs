@@ -26,7 +26,11 @@ pub(super) fn open(
     // Another version of this program has other shaders.
     let path = folder()?.join(format!("{key}-{}", env!("CARGO_PKG_VERSION")));
     let small = std::fs::metadata(&path).is_ok_and(|m| m.len() <= MOST);
-    let data = if small { std::fs::read(&path).ok() } else { None };
+    let data = if small {
+        std::fs::read(&path).ok()
+    } else {
+        None
+    };
     // SAFETY: the file was written by `save` under the key of this adapter and driver, into a
     // folder of the user's own; wgpu checks its header and the driver the rest, and `fallback`
     // starts an empty one when they refuse.

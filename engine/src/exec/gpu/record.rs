@@ -30,7 +30,11 @@ pub(super) struct Slots {
 
 impl Slots {
     pub(super) fn new(gpu: &Gpu, slots: usize) -> Result<Self, GpuError> {
-        let buffer = gpu.buffer("passes", slots as u64 * SLOT, Usage::UNIFORM | Usage::COPY_DST)?;
+        let buffer = gpu.buffer(
+            "passes",
+            slots as u64 * SLOT,
+            Usage::UNIFORM | Usage::COPY_DST,
+        )?;
         let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("pass"),
             layout: &gpu.pass_layout,
@@ -138,7 +142,11 @@ impl KernelTime {
             dispatches,
             ms,
             bytes,
-            gb_per_s: if ms > 0.0 { bytes as f64 / ms / 1e6 } else { 0.0 },
+            gb_per_s: if ms > 0.0 {
+                bytes as f64 / ms / 1e6
+            } else {
+                0.0
+            },
         }
     }
 

@@ -24,7 +24,8 @@ const TOLERANCE: f64 = 2e-6;
 fn gpus() -> &'static [Gpu; 2] {
     static GPUS: OnceLock<[Gpu; 2]> = OnceLock::new();
     GPUS.get_or_init(|| {
-        let adapter = Adapter::best(true).expect("a Vulkan driver, as Debian's mesa-vulkan-drivers");
+        let adapter =
+            Adapter::best(true).expect("a Vulkan driver, as Debian's mesa-vulkan-drivers");
         // A binding of 64 KiB: matrices then come in pieces.
         let plain = Gpu::open_with(&adapter, wgpu::Features::empty(), 1 << 16).unwrap();
         [Gpu::open(&adapter).unwrap(), plain]
@@ -58,7 +59,13 @@ fn products(gpu: &Gpu, tensors: &[&Tensor], x: &[f32], n: usize) -> Vec<f32> {
     let product = Product::new(gpu, &weights, from, into, true).unwrap();
     let mut slots = Slots::new(gpu, 1).unwrap();
     let rows = n as u32;
-    slots.set(gpu, [Pass { rows, ..Pass::default() }]);
+    slots.set(
+        gpu,
+        [Pass {
+            rows,
+            ..Pass::default()
+        }],
+    );
     let mut encoder = gpu.device.create_command_encoder(&Default::default());
     product.record(&mut Recorder::new(&mut encoder, &slots, None), 0);
     encoder.copy_buffer_to_buffer(&y, 0, &staging, 0, y.size());
@@ -88,7 +95,10 @@ fn check(gpu: &Gpu, tensors: &[&Tensor], n: usize, noise: &mut Noise) {
             let terms = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
             let (sum, size) = terms.fold((1.0, 1.0), |(s, m), t| (s + t, m + t.abs()));
             let error = (f64::from(*y) - sum).abs();
-            assert!(error <= TOLERANCE * size, "{what}, output {i}: {y}, not {sum}");
+            assert!(
+                error <= TOLERANCE * size,
+                "{what}, output {i}: {y}, not {sum}"
+            );
         }
     }
 }
@@ -128,7 +138,11 @@ fn every_type_is_multiplied_as_plain_arithmetic_does() {
 fn matrices_below_each_other_are_one() {
     let mut noise = Noise::new(5);
     for ty in [BlockType::Q8_0, BlockType::Q3_K, BlockType::F16] {
-        let cols = if ty.block_len() == 1 { 300 } else { 3 * ty.block_len() };
+        let cols = if ty.block_len() == 1 {
+            300
+        } else {
+            3 * ty.block_len()
+        };
         let parts = [64, 4, 13].map(|rows| tensor(&mut noise, ty, rows, cols));
         for gpu in gpus() {
             check(gpu, &parts.each_ref(), 2, &mut noise);

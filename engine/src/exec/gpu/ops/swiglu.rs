@@ -34,7 +34,11 @@ impl Swiglu {
             &[("THREADS", THREADS)],
         )?;
         let (width, stride) = (n_ff as u32 / 4, stride as u32 / 4);
-        let params = gpu.constant("swiglu", &[width, 2 * stride, stride, stride], Usage::UNIFORM)?;
+        let params = gpu.constant(
+            "swiglu",
+            &[width, 2 * stride, stride, stride],
+            Usage::UNIFORM,
+        )?;
         let group = gpu.bind(&pipeline, &[x, &params, y]);
         Ok(Self {
             pipeline,
