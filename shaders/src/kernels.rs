@@ -112,9 +112,10 @@ pub fn source(
         constant: &|name| constants.iter().find(|c| c.0 == name).map(|c| c.1),
     };
     let body = expand(&context, kernel.text())?;
-    let head: String = constants
+    let mut lines: Vec<String> = constants
         .iter()
-        .map(|(name, value)| format!("const {name}: u32 = {value}u;\n"))
+        .map(|(name, value)| format!("const {name}: u32 = {value}u;"))
         .collect();
-    Ok(head + &body)
+    lines.push(body);
+    Ok(lines.join("\n"))
 }

@@ -30,9 +30,9 @@ pub fn copy_gb_per_s(gpu: &Gpu) -> Result<f64, GpuError> {
     let mut best = f64::INFINITY;
     // The first run also makes the pages; it is never the fastest.
     for _ in 0..RUNS {
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        let mut encoder = gpu.encoder();
         {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             pass.set_pipeline(&pipeline.raw);
             pass.set_bind_group(0, &group, &[]);
             for _ in 0..COPIES {

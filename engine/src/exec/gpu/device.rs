@@ -234,6 +234,12 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// What commands are recorded into.
+    pub(super) fn encoder(&self) -> wgpu::CommandEncoder {
+        let descriptor = wgpu::CommandEncoderDescriptor::default();
+        self.device.create_command_encoder(&descriptor)
+    }
+
     /// Binds `buffers` to group 0 of `pipeline`, in order.
     pub(super) fn bind(&self, pipeline: &Pipeline, buffers: &[&wgpu::Buffer]) -> wgpu::BindGroup {
         let entries: Vec<wgpu::BindGroupEntry<'_>> = buffers

@@ -96,7 +96,7 @@ pub(super) struct Layers {
     rope: Rope,
     attention: Attention,
     swiglu: Swiglu,
-    layers: Vec<Layer>,
+    all: Vec<Layer>,
     /// `qkv`, `turns` and `mixed`, for the caches to bind.
     shared: [wgpu::Buffer; 3],
 }
@@ -129,7 +129,7 @@ impl Layers {
             rope: Rope::new(gpu, hp)?,
             attention: Attention::new(gpu, hp, strides.q)?,
             swiglu: Swiglu::new(gpu, hp.n_ff, strides.ff, &buffers.gate_up, &buffers.act)?,
-            layers,
+            all: layers,
             shared: [
                 buffers.qkv.clone(),
                 buffers.turns.clone(),
@@ -139,7 +139,7 @@ impl Layers {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.layers.len()
+        self.all.len()
     }
 
     /// Binds the cache of layer `l` to its kernels: rotation, attention.
@@ -150,7 +150,7 @@ impl Layers {
         cache: [&wgpu::Buffer; 2],
     ) -> (wgpu::BindGroup, wgpu::BindGroup) {
         let [qkv, turns, mixed] = &self.shared;
-        let bias = &self.layers[l].bias;
+        let bias = &self.all[l].bias;
         (
             self.rope.bind(gpu, [qkv, bias, turns], cache),
             self.attention.bind(gpu, qkv, cache, mixed),
@@ -160,9 +160,11 @@ impl Layers {
     /// Records all layers over the rows of the pass. `caches` are the sequences' caches, in the order of
     /// their slots, with the number of positions after the pass.
     pub(super) fn record(&self, to: &mut Recorder<'_>, caches: &[(&GpuKv, usize)]) {
-        for (l, layer) in self.layers.iter().enumerate() {
+        for (l, layer) in self.all.iter().enumerate() {
             let products = |to: &mut Recorder<'_>, list: &[Product]| {
-                list.iter().for_each(|p| p.record(to, ALL));
+                for product in list {
+                    product.record(to, ALL);
+                }
             };
             layer.attn_norm.record(to, ALL);
             products(to, &layer.qkv);

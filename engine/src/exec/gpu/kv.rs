@@ -87,7 +87,7 @@ impl GpuKv {
             .collect::<Result<_, GpuError>>()?;
         let kept = (2 * held * self.kv_width) as u64;
         if kept > 0 {
-            let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            let mut encoder = gpu.encoder();
             for (old, new) in self.layers.iter().zip(&made) {
                 encoder.copy_buffer_to_buffer(&old.keys, 0, &new.keys, 0, kept);
                 encoder.copy_buffer_to_buffer(&old.values, 0, &new.values, 0, kept);

@@ -60,6 +60,7 @@ struct Work {
     buffers: Buffers,
     slots: Slots,
     turns: Vec<(f32, f32)>,
+    angles: Vec<[f32; 2]>,
     flat: Vec<f32>,
     clock: Option<Clock>,
 }
@@ -103,6 +104,7 @@ impl GpuExecutor {
                 buffers,
                 slots,
                 turns: Vec::new(),
+                angles: Vec::new(),
                 flat: Vec::new(),
                 clock: None,
             }),
@@ -186,10 +188,12 @@ impl GpuExecutor {
             buffers,
             slots,
             turns,
+            angles,
             flat,
             clock,
         } = work;
-        (turns.clear(), flat.clear());
+        turns.clear();
+        flat.clear();
         let mut passes = vec![Pass::default(); 2];
         let mut ends = Vec::with_capacity(sequences.len());
         for s in &mut *sequences {
@@ -219,10 +223,11 @@ impl GpuExecutor {
         slots.set(gpu, passes);
         gpu.queue
             .write_buffer(&buffers.x, 0, bytemuck::cast_slice(flat));
-        let angles: Vec<[f32; 2]> = turns.iter().map(|t| [t.0, t.1]).collect();
+        angles.clear();
+        angles.extend(turns.iter().map(|t| [t.0, t.1]));
         gpu.queue
-            .write_buffer(&buffers.turns, 0, bytemuck::cast_slice(&angles));
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            .write_buffer(&buffers.turns, 0, bytemuck::cast_slice(angles));
+        let mut encoder = gpu.encoder();
         {
             let caches: Vec<(&GpuKv, usize)> = sequences
                 .iter_mut()
@@ -363,7 +368,7 @@ impl Executor for GpuExecutor {
             self.gpu
                 .queue
                 .write_buffer(&buffers.x, 0, bytemuck::cast_slice(rows));
-            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+            let mut encoder = self.gpu.encoder();
             head.record(&mut Recorder::new(&mut encoder, slots, clock.as_mut()));
             let (from, len) = (&buffers.logits, n * head.vocab);
             self.finish(encoder, buffers, clock, from, len, &mut |all| {

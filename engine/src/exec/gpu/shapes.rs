@@ -174,9 +174,10 @@ impl Bench {
         let y = gpu.storage("y", (4 * most * outputs) as u64)?;
         let software = gpu.report().kind == AdapterKind::Software;
         let room = gpu.report().memory_bytes.map_or(SPREAD, |n| n as usize / 4);
-        let copies = match software {
-            true => 1,
-            false => (SPREAD.min(room) / bytes_of_one).clamp(1, PRODUCTS),
+        let copies = if software {
+            1
+        } else {
+            (SPREAD.min(room) / bytes_of_one.max(1)).clamp(1, PRODUCTS)
         };
         let mut upload = Upload::default();
         let copies = (0..copies)
@@ -212,7 +213,7 @@ impl Bench {
         let mut times = Vec::new();
         // The first run compiles, and does not count.
         for _ in 0..=runs.max(1) {
-            let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            let mut encoder = gpu.encoder();
             let mut to = Recorder::new(&mut encoder, &slots, None);
             for copy in self.copies.iter().cycle().take(products) {
                 copy.record(&mut to, 0);

@@ -66,7 +66,7 @@ fn products(gpu: &Gpu, tensors: &[&Tensor], x: &[f32], n: usize) -> Vec<f32> {
             ..Pass::default()
         }],
     );
-    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    let mut encoder = gpu.encoder();
     product.record(&mut Recorder::new(&mut encoder, &slots, None), 0);
     encoder.copy_buffer_to_buffer(&y, 0, &staging, 0, y.size());
     gpu.queue.submit([encoder.finish()]);

@@ -16,8 +16,7 @@ pub(super) const THREADS: u32 = 64;
 /// What a kernel binds in group 0, and whether group 1 is its pass.
 pub(super) fn bindings(kernel: Kernel) -> (&'static [Binding], bool) {
     match kernel {
-        Kernel::Norm => (&[Read, Uniform, Read, Write], true),
-        Kernel::MatVec | Kernel::MatMul => (&[Read, Uniform, Read, Write], true),
+        Kernel::Norm | Kernel::MatVec | Kernel::MatMul => (&[Read, Uniform, Read, Write], true),
         Kernel::Rope => (&[Write, Uniform, Read, Read, Write, Write], true),
         Kernel::Attention => (&[Read, Uniform, Read, Read, Write], true),
         Kernel::Swiglu => (&[Read, Uniform, Write], false),
