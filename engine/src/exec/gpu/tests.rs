@@ -1,7 +1,7 @@
 //! Every product kernel against plain arithmetic, over all block types and odd shapes. Whole models are
 //! compared in `tests/tests/gpu.rs`.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use formats::blocks::{self, BlockType};
 use wgpu::BufferUsages as Usage;
@@ -11,8 +11,10 @@ use super::device::Gpu;
 use super::ops::matrix::{Place, Product};
 use super::record::{Pass, Recorder, Slots};
 use super::weights::{Upload, Weights};
+use super::{GpuError, GpuExecutor};
+use crate::exec::Executor as _;
 use crate::exec::noise::Noise;
-use crate::model::Tensor;
+use crate::model::{Architecture, HParams, LayerTensors, ModelPart, Rope, RopeStyle, Tensor};
 
 /// How far a product may be from the exact one, relative to the sum of its terms' magnitudes: sums
 /// of some hundred terms in f32, each rounded to 2⁻²⁴, in any order. The same for every type,
@@ -183,4 +185,87 @@ fn what_cannot_be_had_is_an_error() {
     let error = gpu.storage("too much", 1 << 60).unwrap_err().to_string();
     assert!(error.contains("too much"), "{error}");
     gpu.check().unwrap();
+}
+
+/// Two layers of width 32 in F16: some kilobytes.
+fn small_part() -> ModelPart {
+    let rope = Rope {
+        dims: 16,
+        base: 10_000.0,
+        linear_scale: 1.0,
+        factors: None,
+        style: RopeStyle::Interleaved,
+    };
+    let hparams = HParams {
+        architecture: Architecture::Llama,
+        n_layer: 3,
+        n_embd: 32,
+        n_head: 2,
+        n_head_kv: 2,
+        head_dim: 16,
+        n_ff: 64,
+        n_vocab: 300,
+        n_ctx_train: 64,
+        rms_eps: 1e-5,
+        rope,
+        tied: false,
+    };
+    let mut noise = Noise::new(17);
+    let mut matrix = |rows, cols| tensor(&mut noise, BlockType::F16, rows, cols);
+    let layer = LayerTensors {
+        attn_norm: vec![1.0; 32],
+        attn_q: matrix(32, 32),
+        attn_k: matrix(32, 32),
+        attn_v: matrix(32, 32),
+        attn_q_bias: None,
+        attn_k_bias: None,
+        attn_v_bias: None,
+        attn_output: matrix(32, 32),
+        ffn_norm: vec![1.0; 32],
+        ffn_gate: matrix(64, 32),
+        ffn_up: matrix(64, 32),
+        ffn_down: matrix(32, 64),
+    };
+    ModelPart {
+        hparams,
+        layers: 1..3,
+        blocks: vec![layer.clone(), layer],
+        token_embd: None,
+        head: None,
+    }
+}
+
+#[test]
+fn too_little_memory_names_what_would_fit() {
+    let mut adapter = Adapter::best(true).unwrap();
+    // 20 KiB a layer: one of two fits into 30 KiB, of which a tenth stays free.
+    adapter.report.memory_bytes = Some(30 << 10);
+    let gpu = Arc::new(Gpu::open_with(&adapter, wgpu::Features::empty(), u64::MAX).unwrap());
+    let error = GpuExecutor::new(small_part(), gpu).unwrap_err();
+    assert!(matches!(error, GpuError::Weights { .. }));
+    let text = error.to_string();
+    for part in [
+        "layers 1..3",
+        "about 1 of these 2 layers",
+        "splitconv",
+        "bits per weight",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_no_end() {
+    let adapter = Adapter::best(true).unwrap();
+    let gpu = Arc::new(Gpu::open(&adapter).unwrap());
+    let exec = GpuExecutor::new(small_part(), Arc::clone(&gpu)).unwrap();
+    let mut cache = exec.new_cache(8).unwrap();
+    exec.forward(&mut cache, &mut [0.5; 64]).unwrap();
+    gpu.device.destroy();
+    let error = exec.forward(&mut cache, &mut [0.5; 32]).unwrap_err();
+    assert!(error.to_string().contains("--device cpu"), "{error}");
+    assert_eq!(cache.len(), 2);
+    // And so for whoever comes next.
+    assert!(exec.forward(&mut cache, &mut [0.5; 32]).is_err());
+    assert!(GpuExecutor::new(small_part(), gpu).is_err());
 }
