@@ -272,7 +272,7 @@ pub(super) fn devices(args: &Devices) -> Result<(), RunError> {
     for a in &adapters {
         let gib = |n: u64| format!("{:.1} GiB", n as f64 / f64::from(1 << 30));
         print_line(&format!(
-            "gpu: {} ({}, {}), {}, {} a binding; {}{}; {}",
+            "gpu: {} ({}, {}), {}, {} a binding; {}; {}",
             a.name,
             a.kind,
             a.backend,
@@ -280,8 +280,6 @@ pub(super) fn devices(args: &Devices) -> Result<(), RunError> {
                 .map_or("memory unknown".to_owned(), |n| gib(n) + " of memory"),
             gib(a.max_binding_bytes),
             a.features.join(", "),
-            a.subgroup_size
-                .map_or(String::new(), |n| format!(" of {n}")),
             a.variants.join(", "),
         ))?;
     }

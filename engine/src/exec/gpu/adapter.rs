@@ -51,7 +51,7 @@ pub struct AdapterReport {
     /// Optional features it has that matter here.
     pub features: Vec<&'static str>,
     /// Variants of the kernels it gets.
-    pub variants: Vec<&'static str>,
+    pub variants: Vec<String>,
 }
 
 /// An adapter that can be opened.
@@ -132,8 +132,8 @@ fn report(raw: &wgpu::Adapter) -> AdapterReport {
             .map(|(_, name)| name)
             .collect(),
         variants: vec![match subgroup_size {
-            Some(_) => "matvec: sums over subgroups",
-            None => "matvec: sums in workgroup memory",
+            Some(n) => format!("sums over subgroups of {n}"),
+            None => "sums in workgroup memory".to_owned(),
         }],
     }
 }
