@@ -277,6 +277,11 @@ fn weights_that_cannot_be_encoded() {
     run("8").fails_with(&["`blk.1.ffn_up.weight`", "-inf"]);
     spoil(70_000.0);
     run("16").fails_with(&["bad.gguf", "`blk.1.ffn_up.weight`", "70000", "BF16"]);
+    // A block's scale is a half float too.
+    spoil(1e9);
+    for (bits, ty) in [("4", "IQ4_NL"), ("8", "Q8_0")] {
+        run(bits).fails_with(&["`blk.1.ffn_up.weight`", "1000000000", ty, "BF16"]);
+    }
     assert_eq!(bench.names(), ["bad.gguf", "m.gguf"]);
 }
 
@@ -303,7 +308,7 @@ fn outputs_in_the_way() {
     // A folder that cannot be one.
     bench
         .run(&[&args[..], &["--out", "m.gguf"]].concat())
-        .fails_with(&["m.gguf"]);
+        .fails_with(&["m.gguf", "not a folder", "--out"]);
 }
 
 /// The cloud's name cannot be had after the edge got its own: the old edge comes back.

@@ -246,6 +246,9 @@ fn what_cannot_be_converted_is_named() {
         json!(321),
         &["lm_head", "[320, 64]", "[321, 64]"],
     );
+    // Llama's own library would make them up.
+    let words = ["model.layers.0.self_attn.q_proj.bias", "missing"];
+    one.refused_config("attention_bias", json!(true), &words);
     one.refused_config(
         "num_hidden_layers",
         json!(5),

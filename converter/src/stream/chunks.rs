@@ -236,13 +236,25 @@ fn encode(
 /// Largest value that F16 holds without becoming infinite (its largest is 65504).
 const F16_LIMIT: f32 = 65_520.0;
 
+/// What no value may reach that is to become `ty`.
+fn limit(ty: BlockType) -> f32 {
+    match ty {
+        // A half float itself, as are the lowest value of the last two and ±1 times the scale.
+        BlockType::F16
+        | BlockType::TQ1_0
+        | BlockType::TQ2_0
+        | BlockType::Q4_1
+        | BlockType::Q5_1 => F16_LIMIT,
+        BlockType::F32 | BlockType::BF16 | BlockType::MXFP4 => f32::INFINITY,
+        // A half float times a code; the smallest range of codes, Q4_0's, ends at 8.
+        _ => 8.0 * 65_504.0,
+    }
+}
+
 /// A value that the new type cannot hold would spoil its whole block in silence.
 fn check(job: &Job<'_>, row: usize, values: &[f32]) -> Result<(), StreamError> {
     // One look at all of them that a compiler turns into vector code; the exact one comes after.
-    let limit = match job.to {
-        BlockType::F16 => F16_LIMIT,
-        _ => f32::INFINITY,
-    };
+    let limit = limit(job.to);
     if values.iter().fold(true, |fine, v| fine & (v.abs() < limit)) {
         return Ok(());
     }
@@ -261,6 +273,7 @@ fn check(job: &Job<'_>, row: usize, values: &[f32]) -> Result<(), StreamError> {
             tensor,
             row,
             value,
+            to: job.to,
         }),
         None => Ok(()),
     }

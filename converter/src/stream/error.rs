@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use formats::blocks::BlockType;
 use formats::gguf::WriteError;
 
 use crate::one_line;
@@ -100,9 +101,9 @@ pub enum StreamError {
         /// The value.
         value: f32,
     },
-    /// A value beyond the range of F16.
+    /// A value beyond the range of the type it should become.
     #[error(
-        "{}: tensor `{tensor}`, row {row} holds {value}, which F16 cannot; use --tensor-type '{}=BF16'",
+        "{}: tensor `{tensor}`, row {row} holds {value}, which {to} cannot; use --tensor-type '{}=BF16'",
         path.display(),
         regex::escape(.tensor)
     )]
@@ -115,6 +116,8 @@ pub enum StreamError {
         row: usize,
         /// The value.
         value: f32,
+        /// The type.
+        to: BlockType,
     },
     /// The frequency factors of the source are of a kind the cloud's key cannot hold.
     #[error(
@@ -125,7 +128,7 @@ pub enum StreamError {
         /// The file.
         path: PathBuf,
         /// What it is.
-        found: formats::blocks::BlockType,
+        found: BlockType,
     },
     /// No thread could be started.
     #[error("cannot start a thread; try -t 1")]
@@ -149,6 +152,10 @@ impl StreamError {
         let hint = match &source {
             WriteError::Io(e) if full(e) => {
                 " (make room there or choose another folder with --out)"
+            }
+            // Only a folder is made where something may stand already.
+            WriteError::Io(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                " (it is not a folder; choose one with --out)"
             }
             _ => "",
         };

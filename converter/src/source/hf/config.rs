@@ -98,6 +98,10 @@ pub(super) struct Config {
     pub(super) eps: f32,
     pub(super) theta: f64,
     pub(super) rope: Rope,
+    /// Whether Q, K and V have biases.
+    pub(super) biases: bool,
+    /// Rows that attention looks back at, where that is fewer than the context.
+    pub(super) window: Option<u32>,
     /// Whether the head is the embedding, where that is said.
     pub(super) tied: Option<bool>,
 }
@@ -142,12 +146,24 @@ impl Config {
         }
         let (theta, rope) = f.rope()?;
         let eps = f.number(&json, "rms_norm_eps")?.unwrap_or(1e-6);
+        let n_ctx = f
+            .whole("max_position_embeddings", u32::MAX)?
+            .unwrap_or_else(|| arch.default_context());
+        let on = |key: &str| json.get(key).and_then(Json::as_bool) == Some(true);
+        let windowed = match arch {
+            Arch::Llama => false,
+            Arch::Mistral => true,
+            Arch::Qwen2 => on("use_sliding_window"),
+        };
+        let window = json.get("sliding_window").filter(|_| windowed);
+        let window = window.and_then(Json::as_u64);
+        let window = window.and_then(|w| u32::try_from(w).ok().filter(|w| *w < n_ctx));
         Ok(Self {
             arch,
             n_layer,
-            n_ctx: f
-                .whole("max_position_embeddings", u32::MAX)?
-                .unwrap_or_else(|| arch.default_context()),
+            n_ctx,
+            biases: arch == Arch::Qwen2 || arch == Arch::Llama && on("attention_bias"),
+            window,
             n_embd,
             n_ff,
             n_head,
@@ -378,6 +394,26 @@ mod tests {
         assert!(c.states_head_dim && c.tied.is_none());
         let qwen = config(&[("architectures", json!(["Qwen2ForCausalLM"]))]).unwrap();
         assert!(!qwen.states_head_dim && !qwen.arch.interleaves());
+    }
+
+    #[test]
+    fn windows_count_where_the_library_has_them() {
+        let window = |class: &str, on: bool, rows: u32| {
+            let change = [
+                ("architectures", json!([class])),
+                ("max_position_embeddings", json!(2_048)),
+                ("sliding_window", json!(rows)),
+                ("use_sliding_window", json!(on)),
+            ];
+            config(&change).unwrap().window
+        };
+        assert_eq!(window("LlamaForCausalLM", true, 512), None);
+        assert_eq!(window("MistralForCausalLM", false, 512), Some(512));
+        assert_eq!(window("MistralForCausalLM", false, 4_096), None);
+        assert_eq!(window("Qwen2ForCausalLM", false, 512), None);
+        assert_eq!(window("Qwen2ForCausalLM", true, 512), Some(512));
+        let mistral = [("architectures", json!(["MistralForCausalLM"]))];
+        assert_eq!(config(&mistral).unwrap().window, None);
     }
 
     #[test]

@@ -89,7 +89,13 @@ impl Model {
         let (tensors, total) = place(&folder, &config, &checkpoint, n_vocab)?;
         let mut metadata = Metadata::new();
         keys(&folder, &config, &tensors, total, &mut metadata)?;
-        let notes = vocab::write(&folder, &config, n_vocab as usize, &mut metadata)?;
+        let mut notes = vocab::write(&folder, &config, n_vocab as usize, &mut metadata)?;
+        notes.extend(config.window.map(|rows| {
+            format!(
+                "{}: attention looks back at all rows, not only at `sliding_window` {rows}, as in llama.cpp: texts longer than that are computed otherwise than by the transformers library",
+                config.path.display()
+            )
+        }));
         let by_name = tensors.iter().enumerate();
         let by_name = by_name.map(|(i, t)| (t.info.name.clone(), i)).collect();
         Ok(Self {
@@ -209,7 +215,7 @@ fn place(
     for layer in 0..config.n_layer.min(have.saturating_add(1)) {
         for part in LAYER {
             take(&format!("model.layers.{layer}.{part}.weight"), true);
-            let bias = config.arch == Arch::Qwen2
+            let bias = config.biases
                 && matches!(
                     part,
                     "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj"
