@@ -18,19 +18,22 @@ pub enum Kernel {
     Attention,
     /// silu(gate) · up.
     Swiglu,
+    /// Place of the largest value.
+    Argmax,
     /// Copies memory.
     Copy,
 }
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Norm,
         Self::MatVec,
         Self::MatMul,
         Self::Rope,
         Self::Attention,
         Self::Swiglu,
+        Self::Argmax,
         Self::Copy,
     ];
 
@@ -43,6 +46,7 @@ impl Kernel {
             Self::Rope => "rope",
             Self::Attention => "attention",
             Self::Swiglu => "swiglu",
+            Self::Argmax => "argmax",
             Self::Copy => "copy",
         }
     }
@@ -60,6 +64,7 @@ impl Kernel {
             Self::Rope => include_str!("../kernels/rope.wgsl"),
             Self::Attention => include_str!("../kernels/attention.wgsl"),
             Self::Swiglu => include_str!("../kernels/swiglu.wgsl"),
+            Self::Argmax => include_str!("../kernels/argmax.wgsl"),
             Self::Copy => include_str!("../kernels/copy.wgsl"),
         }
     }

@@ -8,7 +8,7 @@ use engine::exec::gpu::{Adapter, Gpu, GpuExecutor};
 use engine::exec::{ExecError, Executor, Sequence};
 use engine::measure::{EvalOptions, compare, evaluate, log_softmax};
 use engine::model::ModelPart;
-use engine::text::Tokenizer;
+use engine::text::{Tokenizer, argmax};
 use fixtures::LlamaShape;
 use formats::blocks::BlockType;
 use formats::gguf::GgufSet;
@@ -169,6 +169,10 @@ fn what_is_fused_is_what_is_not() {
         exec.forward(&mut cache, &mut again).unwrap();
         exec.logits(&again[37 * 64..], &mut apart).unwrap();
         assert_eq!(fused, apart);
+        let mut cache = exec.new_cache(64).unwrap();
+        exec.embed(&ids(40), &mut rows).unwrap();
+        let id = exec.forward_argmax(&mut cache, &mut rows).unwrap();
+        assert_eq!((id, cache.len()), (argmax(&apart[2 * 320..]), 40));
     }
 }
 

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use crate::cache::KvCache;
 use crate::model::{HParams, ModelPart};
+use crate::text::argmax;
 
 /// Runs one range of layers of one model. Shared by all sequences; each sequence brings its own
 /// [`KvCache`].
@@ -75,6 +76,17 @@ pub trait Executor: Send + Sync {
         self.forward(cache, rows)?;
         let from = rows.len().saturating_sub(last * self.hparams().n_embd);
         self.logits(&rows[from..], logits)
+    }
+
+    /// [`forward`](Self::forward), then the likeliest token after the last row, the lowest id among
+    /// equals: all that greedy decoding needs of the logits, so a device need not send them.
+    ///
+    /// # Errors
+    /// As [`forward_logits`](Self::forward_logits).
+    fn forward_argmax(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<u32, ExecError> {
+        let mut logits = Vec::new();
+        self.forward_logits(cache, rows, 1, &mut logits)?;
+        Ok(argmax(&logits))
     }
 }
 

@@ -124,7 +124,13 @@ impl BackSession {
     ) -> Result<Option<Sampled>, ExecError> {
         let width = self.exec.hparams().n_embd;
         let want_token = want_token && rows.len() >= width;
+        // Nobody wants to see logits: the device need not send them.
+        let id_only = self.top_logprobs == 0 && self.sampler.is_argmax(&self.recent);
+        let mut likeliest = None;
         match (&mut self.cache, want_token) {
+            (Some(cache), true) if id_only => {
+                likeliest = Some(self.exec.forward_argmax(cache, rows)?);
+            }
             (Some(cache), true) => {
                 self.exec.forward_logits(cache, rows, 1, &mut self.logits)?;
             }
@@ -139,9 +145,10 @@ impl BackSession {
         if !want_token {
             return Ok(None);
         }
-        let id = self
-            .sampler
-            .sample(&self.logits, self.len as u64, &self.recent);
+        let id = likeliest.unwrap_or_else(|| {
+            let at = self.len as u64;
+            self.sampler.sample(&self.logits, at, &self.recent)
+        });
         self.recent.push(id);
         self.sampled_at.push(self.len);
         let mut sampled = Sampled {

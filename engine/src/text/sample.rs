@@ -93,13 +93,19 @@ impl Sampler {
         }
     }
 
+    /// Whether the token is the likeliest one, whatever came before but `recent`.
+    pub fn is_argmax(&self, recent: &[u32]) -> bool {
+        let t = self.params.temperature;
+        (t.is_nan() || t <= 0.0) && self.penalised(recent).is_empty()
+    }
+
     /// The token at `position` of the sequence. `logits` has one entry per token of the
     /// vocabulary, `recent` are the tokens so far, oldest first. Without any logits it is 0.
     pub fn sample(&self, logits: &[f32], position: u64, recent: &[u32]) -> u32 {
         let p = &self.params;
         let penalised = self.penalised(recent);
         let greedy = p.temperature.is_nan() || p.temperature <= 0.0;
-        if greedy && penalised.is_empty() {
+        if self.is_argmax(recent) {
             return argmax(logits);
         }
         let mut all: Vec<Candidate> = logits

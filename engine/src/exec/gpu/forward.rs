@@ -5,6 +5,7 @@ use wgpu::BufferUsages as Usage;
 use super::device::Gpu;
 use super::error::GpuError;
 use super::kv::GpuKv;
+use super::ops::argmax::Argmax;
 use super::ops::attention::Attention;
 use super::ops::matrix::{Place, Product};
 use super::ops::norm::Norm;
@@ -267,6 +268,7 @@ impl Layer {
 pub(super) struct Head {
     norm: Norm,
     product: Product,
+    pub(super) argmax: Argmax,
     /// Tokens.
     pub(super) vocab: usize,
 }
@@ -293,6 +295,7 @@ impl Head {
         Ok(Some(Self {
             norm: Norm::new(gpu, weight, hp.rms_eps, x, normed, strides.width)?,
             product: Product::new(gpu, &weights, buffers.normed(strides), logits, false)?,
+            argmax: Argmax::new(gpu, head.rows, &buffers.logits)?,
             vocab: head.rows,
         }))
     }

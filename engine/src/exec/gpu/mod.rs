@@ -40,6 +40,7 @@ use super::rope::RopeTable;
 use super::{ExecError, Executor, Sequence, embed, missing};
 use crate::cache::KvCache;
 use crate::model::{HParams, ModelPart};
+use crate::text::argmax;
 
 /// Runs a [`ModelPart`] on a device.
 #[derive(Debug)]
@@ -71,6 +72,19 @@ enum Wanted<'a> {
     Rows,
     /// Logits of the last `n` rows, appended.
     Logits { n: usize, to: &'a mut Vec<f32> },
+    /// The likeliest token after the last row.
+    Id(&'a mut u32),
+}
+
+impl Wanted<'_> {
+    /// Rows that go to the head.
+    fn head_rows(&self) -> usize {
+        match self {
+            Self::Rows => 0,
+            Self::Logits { n, .. } => *n,
+            Self::Id(_) => 1,
+        }
+    }
 }
 
 impl GpuExecutor {
@@ -213,13 +227,11 @@ impl GpuExecutor {
         }
         let rows = flat.len() / width;
         passes[ALL].rows = rows as u32;
-        if let Wanted::Logits { n, .. } = &wanted {
-            passes[HEAD] = Pass {
-                rows: *n as u32,
-                start: 0,
-                first: (rows - n) as u32,
-            };
-        }
+        passes[HEAD] = Pass {
+            rows: wanted.head_rows() as u32,
+            start: 0,
+            first: (rows - wanted.head_rows()) as u32,
+        };
         slots.set(gpu, passes);
         gpu.queue
             .write_buffer(&buffers.x, 0, bytemuck::cast_slice(flat));
@@ -236,8 +248,11 @@ impl GpuExecutor {
                 .collect();
             let mut to = Recorder::new(&mut encoder, slots, clock.as_mut());
             self.layers.record(&mut to, &caches);
-            if let (Wanted::Logits { .. }, Some(head)) = (&wanted, &self.head) {
+            if let (1.., Some(head)) = (wanted.head_rows(), &self.head) {
                 head.record(&mut to);
+                if matches!(wanted, Wanted::Id(_)) {
+                    head.argmax.record(&mut to);
+                }
             }
         }
         match wanted {
@@ -261,6 +276,12 @@ impl GpuExecutor {
                 let len = n * self.head.as_ref().map_or(0, |h| h.vocab);
                 self.finish(encoder, buffers, clock, &buffers.logits, len, &mut |all| {
                     to.extend_from_slice(all);
+                })?;
+            }
+            Wanted::Id(to) => {
+                let from = self.head.as_ref().map_or(&buffers.logits, |h| &h.argmax.id);
+                self.finish(encoder, buffers, clock, from, 1, &mut |id| {
+                    *to = id.first().map_or(0, |bits| bits.to_bits());
                 })?;
             }
         }
@@ -402,6 +423,23 @@ impl Executor for GpuExecutor {
             to: logits,
         };
         self.submit(&mut self.work(), &mut [Sequence { cache, rows }], wanted)
+    }
+
+    fn forward_argmax(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<u32, ExecError> {
+        if self.head.is_none() {
+            return Err(missing(&self.part, "head"));
+        }
+        let n = self.rows(rows.len())?;
+        if n == 0 || n > MAX_ROWS {
+            let mut logits = Vec::new();
+            self.forward_logits(cache, rows, 1, &mut logits)?;
+            return Ok(argmax(&logits));
+        }
+        self.check_cache(cache, n)?;
+        let mut id = 0;
+        let sequence = Sequence { cache, rows };
+        self.submit(&mut self.work(), &mut [sequence], Wanted::Id(&mut id))?;
+        Ok(id)
     }
 }
 

@@ -1,5 +1,6 @@
 //! One file per operation: its parameters, what it binds, how large its grid is.
 
+pub(super) mod argmax;
 pub(super) mod attention;
 pub(super) mod matrix;
 pub(super) mod norm;
@@ -19,7 +20,7 @@ pub(super) fn bindings(kernel: Kernel) -> (&'static [Binding], bool) {
         Kernel::Norm | Kernel::MatVec | Kernel::MatMul => (&[Read, Uniform, Read, Write], true),
         Kernel::Rope => (&[Write, Uniform, Read, Read, Write, Write], true),
         Kernel::Attention => (&[Read, Uniform, Read, Read, Write], true),
-        Kernel::Swiglu => (&[Read, Uniform, Write], false),
+        Kernel::Swiglu | Kernel::Argmax => (&[Read, Uniform, Write], false),
         Kernel::Copy => (&[Read, Write], false),
     }
 }
