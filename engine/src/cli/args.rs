@@ -308,6 +308,13 @@ pub(super) struct Calibrate {
     /// Windows [default: all the text has]
     #[arg(long, value_name = "N")]
     pub(super) chunks: Option<NonZeroUsize>,
+    /// Where the model will be cut (more than once for more cuts), to measure what codec `auto` may
+    /// leave out there [default: five cuts, the others follow from them]
+    #[arg(long = "cut", value_name = "N")]
+    pub(super) cuts: Vec<usize>,
+    /// Windows of the text for that; 0 leaves it out, and the bound of `auto` unproved.
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub(super) cut_chunks: usize,
     /// Also measure on TOKENS tokens of the text (256 if not said) what an error in each matrix
     /// costs, for `splitconv --recipe auto`. Takes 3.5 passes over
     /// them for each layer.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::args::{Bench, Compute, Devices, Eval, Tokenize};
+use super::roles::note_codec;
 use super::{executor, note, print_json, print_line, threads};
 use crate::exec::Executor;
 use crate::exec::cpu::Isa;
@@ -88,11 +89,19 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
     if matches!(model, OpenedModel::Whole { .. }) && args.codec.is_some() {
         note("an unsplit model has no boundary: the codec is ignored");
     }
+    let cut = match &model {
+        OpenedModel::Whole { .. } => None,
+        OpenedModel::Pair { edge, .. } => edge.boundary.clone(),
+    };
+    if let (Some(codec), OpenedModel::Pair { .. }) = (&args.codec, &model) {
+        note_codec(codec, cut.as_ref());
+    }
     let execs = executors(model, &args.compute)?;
     let options = EvalOptions {
         ctx: args.ctx.get(),
         chunks: args.chunks.map(usize::from),
         codec: args.codec,
+        cut,
         frame_rows: args.frame_rows.get(),
     };
     let mut progress = |done: usize, of: usize, ppl: f64| {
