@@ -114,8 +114,8 @@ pub(super) struct LinkArgs {
     /// Cloud: where to listen.
     #[arg(long, value_name = "HOST:PORT", default_value_t)]
     pub(super) listen: Address,
-    /// How boundary rows travel: f32, f16, int8, ts-tabq[:tau=…,delta=…,bits=…] or
-    /// auto[:max-kl=…].
+    /// How boundary rows travel: f32, f16, int8, ts-tabq[:tau=…,delta=…,bits=…],
+    /// tcq[:step=…] (calibrated pairs only) or auto[:max-kl=…].
     #[arg(long, value_name = "SPEC", default_value = "auto")]
     pub(super) codec: Codec,
     /// Cloud: certificate (PEM).

@@ -376,6 +376,8 @@ mod tests {
             "{unknown:?}"
         );
         assert!(matches!(refusal("ts-tabq:new=1"), Refusal::Unfit(_)));
+        // Known, but this pair has no statistics: the edge may ask again for another.
+        assert!(matches!(refusal("tcq"), Refusal::Unfit(text) if text.contains("calibrated")));
         assert!(matches!(refusal("ts-tabq:bits=x"), Refusal::Invalid(_)));
     }
 

@@ -180,7 +180,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn make_room(&mut self, frequency: u32) {
         // frequency ≤ 2^12, so this is at most 2^31, which no state reaches.
         if self.state >= frequency << (31 - PRECISION) {
@@ -189,7 +189,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn put(&mut self, table: &Table, symbol: usize) {
         let s = table.symbols[symbol];
         let frequency = u32::from(s.frequency);
@@ -199,7 +199,7 @@ impl<'a> Writer<'a> {
     }
 
     /// `count` ≤ 12 bits as they are.
-    #[inline(always)]
+    #[inline]
     pub(super) fn put_bits(&mut self, value: u32, count: u32) {
         let left = PRECISION - count;
         self.make_room(1 << left);
@@ -235,21 +235,17 @@ impl<'a> Reader<'a> {
         })
     }
 
-    #[inline(always)]
+    #[inline]
     fn refill(&mut self) {
         if self.state < LOW {
-            let word = match self.words.next() {
-                Some(w) => u32::from(u16::from_le_bytes(*w)),
-                None => {
-                    self.missing = true;
-                    0
-                }
-            };
+            let word = self.words.next();
+            self.missing |= word.is_none();
+            let word = word.map_or(0, |w| u32::from(u16::from_le_bytes(*w)));
             self.state = self.state << 16 | word;
         }
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn symbol(&mut self, table: &Table) -> usize {
         let slot = self.state & (TOTAL - 1);
         let symbol = usize::from(table.owner[slot as usize]);
@@ -259,7 +255,7 @@ impl<'a> Reader<'a> {
         symbol
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn bits(&mut self, count: u32) -> u32 {
         let left = PRECISION - count;
         let slot = self.state & (TOTAL - 1);

@@ -58,7 +58,7 @@ struct Class {
 
 impl Class {
     /// For a step of 2^(`ratio` / 16) spreads.
-    #[inline(always)]
+    #[inline]
     fn of(ratio: i32) -> Self {
         let class = ((ratio + 2) >> 2) + CLASS_ONE;
         let low = ((3 - class) >> 2).clamp(0, MOST_LOW_BITS);
@@ -70,7 +70,7 @@ impl Class {
     }
 
     /// The table that holds in a state of the trellis.
-    #[inline(always)]
+    #[inline]
     fn table(self, state: usize) -> usize {
         let odd = if self.low == 0 { state & 1 } else { 0 };
         usize::from(self.table) + odd

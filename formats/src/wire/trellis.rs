@@ -7,6 +7,9 @@
 //! encoder finds the cheapest of all ways through a row, error and expected bits together, with
 //! Viterbi's algorithm. No sum depends on the instruction set: encoders give the same bytes.
 
+// What a function of one instruction set calls is compiled for it only when it is inlined.
+#![allow(clippy::inline_always)]
+
 /// States of the trellis; a row begins in state 0, and in odd ones the odd quantiser holds.
 const STATES: usize = 8;
 /// Whether the parity of a code counts turned round in a state.
@@ -26,7 +29,7 @@ const NEVER: f32 = 1e30;
 /// Follows the trellis: the state behind a code.
 #[inline(always)]
 pub(super) fn next(state: usize, k: i32) -> usize {
-    (2 * state & 7) | ((k & 1) as usize ^ FLIP[state])
+    ((2 * state) & 7) | ((k & 1) as usize ^ FLIP[state])
 }
 
 /// Steps from the mean of code `k` in the quantiser of a state.
@@ -103,8 +106,10 @@ fn advance(metric: &mut [f32; STATES], costs: [f32; 4]) -> u8 {
     origins
 }
 
+/// Candidates of a whole row. `z` is NaN for an outlier: it has the code 0, its value goes another
+/// way.
 #[inline(always)]
-fn run(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
+fn prepare(t: &mut Trellis, z: &[f32], ratio: &[f32]) {
     let n = z.len();
     t.costs.resize(n, [0.0; 4]);
     t.codes.resize(n, [0; 4]);
@@ -116,24 +121,62 @@ fn run(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
     for ((&z, &u), (costs, codes)) in each {
         (*costs, *codes) = candidates(z, BIT * BITS_AT_SIGMA * u * u);
     }
-    // An outlier has the code 0: its value goes another way.
     for (z, (costs, codes)) in z.iter().zip(t.costs.iter_mut().zip(&mut t.codes)) {
         if z.is_nan() {
             (*costs, *codes) = ([0.0, NEVER, NEVER, 0.0], [0; 4]);
         }
     }
-    let mut metric = [NEVER; STATES];
-    metric[0] = 0.0;
+}
+
+/// Before the first column only state 0 is possible.
+const BEGIN: [f32; STATES] = [0.0, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER];
+
+fn run(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
+    prepare(t, z, ratio);
+    let mut metric = BEGIN;
     for (costs, origins) in t.costs.iter().zip(&mut t.origins) {
         *origins = advance(&mut metric, *costs);
     }
     metric
 }
 
+/// [`run`] with the eight states in one register.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn run_avx2(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
-    run(t, z, ratio)
+    use std::arch::x86_64::{
+        _CMP_LT_OQ, _mm_loadu_ps, _mm256_add_ps, _mm256_castps128_ps256, _mm256_cmp_ps,
+        _mm256_loadu_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_permutevar8x32_ps,
+        _mm256_setr_epi32, _mm256_storeu_ps,
+    };
+    prepare(t, z, ratio);
+    let pick = |of: [usize; STATES]| {
+        let [a, b, c, d, e, f, g, h] = of.map(|i| i as i32);
+        _mm256_setr_epi32(a, b, c, d, e, f, g, h)
+    };
+    let (from_low, from_high) = (pick(FROM_LOW), pick(FROM_HIGH));
+    let low_states = pick([0, 0, 1, 1, 2, 2, 3, 3]);
+    let high_states = pick([4, 4, 5, 5, 6, 6, 7, 7]);
+    // SAFETY: eight floats are read from an array of eight.
+    let mut metric = unsafe { _mm256_loadu_ps(BEGIN.as_ptr()) };
+    for (costs, origins) in t.costs.iter().zip(&mut t.origins) {
+        // SAFETY: four floats are read from an array of four. The upper half is not picked from.
+        let costs = _mm256_castps128_ps256(unsafe { _mm_loadu_ps(costs.as_ptr()) });
+        let low = _mm256_add_ps(
+            _mm256_permutevar8x32_ps(metric, low_states),
+            _mm256_permutevar8x32_ps(costs, from_low),
+        );
+        let high = _mm256_add_ps(
+            _mm256_permutevar8x32_ps(metric, high_states),
+            _mm256_permutevar8x32_ps(costs, from_high),
+        );
+        *origins = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(high, low)) as u8;
+        metric = _mm256_min_ps(high, low);
+    }
+    let mut out = [0.0; STATES];
+    // SAFETY: eight floats are written to an array of eight.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), metric) };
+    out
 }
 
 impl Trellis {
@@ -169,6 +212,23 @@ impl Trellis {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn both_ways_to_run_are_one() {
+        if !std::arch::is_x86_feature_detected!("avx2") {
+            return;
+        }
+        let z: Vec<f32> = (0..3000)
+            .map(|i| ((i * 7919) % 1001) as f32 / 90.0 - 5.5)
+            .collect();
+        let ratio: Vec<f32> = (0..3000).map(|i| (i % 9) as f32 * 0.2).collect();
+        let (mut a, mut b) = (Trellis::default(), Trellis::default());
+        let plain = run(&mut a, &z, &ratio);
+        // SAFETY: the processor has AVX2, it was asked for.
+        let wide = unsafe { run_avx2(&mut b, &z, &ratio) };
+        assert_eq!((plain, &a.origins), (wide, &b.origins));
+    }
 
     #[test]
     fn the_way_found_is_one_the_decoder_can_go() {
