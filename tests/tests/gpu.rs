@@ -273,6 +273,7 @@ fn the_real_model_is_the_same_on_both() {
         chunks: Some(1),
         codec: None,
         frame_rows: 1,
+        cut: None,
     };
     let perplexity = |front: &Arc<dyn Executor>, back: &Arc<dyn Executor>| {
         let mut quiet = |_: usize, _: usize, _: f64| {};

@@ -215,7 +215,7 @@ fn twenty_thousand_damaged_frames_reach_a_session() {
         .collect();
     let mut accepted = 0;
     for spec in ["f32", "f16", "int8", "auto"] {
-        let codec: Codec = spec.parse::<Codec>().unwrap().resolve();
+        let codec: Codec = spec.parse::<Codec>().unwrap().resolve(None);
         let origin = Origin {
             pair_tag: contract.pair_id.into(),
             first_position: 0,

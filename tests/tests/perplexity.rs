@@ -105,6 +105,7 @@ fn cut(set: &Arc<GgufSet>, at: usize, codec: &str, frame_rows: usize) -> EvalRep
     };
     let text = std::fs::read_to_string(fixtures::wiki_64k()).unwrap();
     let options = EvalOptions {
+        cut: None,
         ctx: 512,
         chunks: Some(1),
         codec: Some(codec.parse::<Codec>().unwrap()),

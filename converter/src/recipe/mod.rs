@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use formats::blocks::{BlockType, Effort};
 use formats::gguf::{TensorDecl, TensorInfo};
 use formats::pair::{Digest, HalfRole};
+use formats::wire::CutStatistics;
 use regex::Regex;
 
 pub use types::{BadBits, Bits, file_type, fits, half_float};
@@ -204,6 +205,8 @@ pub struct Plan {
     pub cloud: HalfCost,
     /// Digest of the importance matrix that was given.
     importance: Option<Digest>,
+    /// Statistics of the cut, if an importance matrix with them was given.
+    pub boundary: Option<CutStatistics>,
 }
 
 impl Plan {
@@ -303,6 +306,7 @@ pub fn plan(
         edge: edge_cost,
         cloud: cloud_cost,
         importance: importance.map(Importance::digest),
+        boundary: boundary_at(request.split, source, importance),
     };
     plan.notes.extend(spending(&uneven, importance));
     plan.notes.extend(fallbacks(request, &plan));
@@ -455,6 +459,17 @@ impl Chooser<'_> {
         }
         Ok(())
     }
+}
+
+/// What is known of the rows at the cut; statistics of rows of another width say nothing of them.
+fn boundary_at(
+    split: u32,
+    source: &Source,
+    importance: Option<&Importance>,
+) -> Option<CutStatistics> {
+    let boundary = importance?.boundary()?.at(split as usize)?;
+    let width = source.hparams().n_embd;
+    boundary.channels(width).is_some().then_some(boundary)
 }
 
 /// Says by which rule the bits of the halves in `uneven` are spent.

@@ -94,6 +94,7 @@ impl<'a> Headers<'a> {
             end_layer,
             source_digest: known.source,
             imatrix_digest: self.plan.imatrix_digest(),
+            boundary: self.plan.boundary.clone(),
             tensor_digests: own.collect(),
             rope_freqs: match role {
                 HalfRole::Edge => None,
@@ -125,6 +126,9 @@ impl<'a> Headers<'a> {
         let mut id = PairIdBuilder::new(source, self.plan.split);
         if let Some(digest) = self.plan.imatrix_digest() {
             id.importance(digest);
+        }
+        if let Some(boundary) = &self.plan.boundary {
+            id.boundary(boundary);
         }
         for t in &self.plan.tensors {
             id.tensor(t.role, &t.name, t.to, t.encode.then_some(self.plan.effort));

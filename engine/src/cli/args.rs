@@ -115,8 +115,8 @@ pub(super) struct LinkArgs {
     /// Cloud: where to listen.
     #[arg(long, value_name = "HOST:PORT", default_value_t)]
     pub(super) listen: Address,
-    /// How boundary rows travel: f32, f16, int8, ts-tabq[:tau=…,delta=…,bits=…] or
-    /// auto[:max-kl=…].
+    /// How boundary rows travel: f32, f16, int8, ts-tabq[:tau=…,delta=…,bits=…],
+    /// tcq[:step=…] (calibrated pairs only) or auto[:max-kl=…].
     #[arg(long, value_name = "SPEC", default_value = "auto")]
     pub(super) codec: Codec,
     /// Cloud: certificate (PEM).
@@ -327,6 +327,13 @@ pub(super) struct Calibrate {
     /// Windows [default: all the text has]
     #[arg(long, value_name = "N")]
     pub(super) chunks: Option<NonZeroUsize>,
+    /// Where the model will be cut (more than once for more cuts), to measure what codec `auto` may
+    /// leave out there [default: five cuts, the others follow from them]
+    #[arg(long = "cut", value_name = "N")]
+    pub(super) cuts: Vec<usize>,
+    /// Windows of the text for that; 0 leaves it out, and the bound of `auto` unproved.
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub(super) cut_chunks: usize,
     /// Also measure on TOKENS tokens of the text (256 if not said) what an error in each matrix
     /// costs, for `splitconv --recipe auto`. Takes 3.5 passes over
     /// them for each layer.

@@ -14,7 +14,7 @@ use super::measure::{parts, read_text};
 use super::{note, print_json, print_line};
 use crate::exec::cpu::CpuExecutor;
 use crate::measure;
-use crate::measure::{CalibrateOptions, SensitivityOptions};
+use crate::measure::{CalibrateOptions, SensitivityOptions, StepOptions};
 use crate::role::{RunError, open_model};
 use crate::text::Tokenizer;
 
@@ -70,6 +70,17 @@ pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
         note(&format!("window {done} of {of}, {left:.0} s left"));
     };
     let mut im = measure::calibrate(&execs, &tokenizer, &text, &options, &mut progress)?;
+    if let (Some(boundary), 1..) = (&mut im.boundary, args.cut_chunks) {
+        let options = StepOptions {
+            ctx: options.ctx,
+            windows: args.cut_chunks,
+            cuts: args.cuts.clone(),
+        };
+        let mut progress = |done: usize, of: usize| {
+            note(&format!("what steps of the codec cost: {done} of {of}"));
+        };
+        measure::steps(&execs, &tokenizer, &text, &options, boundary, &mut progress)?;
+    }
     let seconds = start.elapsed().as_secs_f64();
     im.sensitivity = sensitivities;
     let bytes = im

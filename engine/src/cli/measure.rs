@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::args::{Bench, Devices, Eval, Tokenize};
 use super::device::Place;
+use super::roles::note_codec;
 use super::{note, print_json, print_line};
 use crate::exec::cpu::Isa;
 use crate::exec::gpu::{Adapter, AdapterKind, GpuExecutor, ShapeOptions, ShapeTime, bench_shapes};
@@ -90,11 +91,19 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
     if matches!(model, OpenedModel::Whole { .. }) && args.codec.is_some() {
         note("an unsplit model has no boundary: the codec is ignored");
     }
+    let cut = match &model {
+        OpenedModel::Whole { .. } => None,
+        OpenedModel::Pair { edge, .. } => edge.boundary.clone(),
+    };
+    if let (Some(codec), OpenedModel::Pair { .. }) = (&args.codec, &model) {
+        note_codec(codec, cut.as_ref());
+    }
     let execs = executors(model, &Place::open(&args.compute)?)?;
     let options = EvalOptions {
         ctx: args.ctx.get(),
         chunks: args.chunks.map(usize::from),
         codec: args.codec,
+        cut,
         frame_rows: args.frame_rows.get(),
     };
     let mut progress = |done: usize, of: usize, ppl: f64| {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use formats::gguf::Metadata;
 use formats::pair::HalfRole;
-use formats::wire::Codec;
+use formats::wire::{Codec, CutStatistics};
 
 use super::args::{LinkArgs, Run};
 use super::device::Place;
@@ -66,7 +66,8 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
         place.threads()
     ));
     note(&format!("listening on {}", server.local_addr()));
-    Ok(server.run(Arc::new(CloudBackend::new(exec, contract, n_ctx)))?)
+    let backend = CloudBackend::new(exec, contract, n_ctx).with_boundary(half.boundary.as_ref());
+    Ok(server.run(Arc::new(backend))?)
 }
 
 fn token(link: &LinkArgs) -> Result<Option<Token>, RunError> {
@@ -80,11 +81,11 @@ fn token(link: &LinkArgs) -> Result<Option<Token>, RunError> {
 pub(super) fn edge(run: &Run) -> Result<(), RunError> {
     let half = open_half(run.model.model.as_deref(), HalfRole::Edge)?;
     let text = TextSide::new(half.set.metadata(), run)?;
-    let contract = half.contract;
+    let (contract, cut) = (half.contract, half.boundary);
     let exec = Place::open(&run.compute)?.executor(half.part)?;
     let n_ctx = context(run.ctx, &*exec);
     let link = &run.link;
-    note_codec(&link.codec);
+    note_codec(&link.codec, cut.as_ref());
     let tls = match (&link.tls_ca, link.tls || link.tls_name.is_some()) {
         (Some(ca), _) => Some(EdgeTls::from_ca_file(ca)?),
         (None, true) => Some(EdgeTls::default()),
@@ -104,7 +105,14 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
     let mut open = |prompt: &[u32]| {
         let session = session(run, prompt)?;
         let link = EdgeLink::connect(options.clone())?;
-        let back = RemoteBack::open(link, contract, &run.link.codec, n_ctx, session)?;
+        let back = RemoteBack::open(
+            link,
+            contract,
+            &run.link.codec,
+            cut.as_ref(),
+            n_ctx,
+            session,
+        )?;
         Ok(Generator::new(Arc::clone(&exec), back, n_ctx)?)
     };
     match text.work(run)? {
@@ -124,10 +132,12 @@ pub(super) fn both(run: &Run) -> Result<(), RunError> {
     let model = open_model(run.model.model.as_deref())?;
     let text = TextSide::new(model.metadata(), run)?;
     let place = Place::open(&run.compute)?;
+    let mut cut = None;
     let (front, back): (Arc<dyn Executor>, Option<Arc<dyn Executor>>) = match model {
         OpenedModel::Whole { part, .. } => (place.executor(*part)?, None),
         OpenedModel::Pair { edge, cloud } => {
-            note_codec(&run.link.codec);
+            cut = edge.boundary;
+            note_codec(&run.link.codec, cut.as_ref());
             let back = place.executor(cloud.part)?;
             (place.executor(edge.part)?, Some(back))
         }
@@ -143,7 +153,7 @@ pub(super) fn both(run: &Run) -> Result<(), RunError> {
             }
             None => (BackSession::head_only(Arc::clone(&front), session), None),
         };
-        let back = LocalBack::new(session, codec, width, n_ctx);
+        let back = LocalBack::new(session, codec, cut.as_ref(), width, n_ctx);
         Ok(Generator::new(Arc::clone(&front), back, n_ctx)?)
     };
     match text.work(run)? {
@@ -152,16 +162,22 @@ pub(super) fn both(run: &Run) -> Result<(), RunError> {
     }
 }
 
-/// Says what of the codec is not used yet.
-fn note_codec(codec: &Codec) {
-    if let Codec::Auto { max_kl } = codec
-        && *max_kl != Codec::AUTO_MAX_KL
-    {
-        note(&format!(
-            "auto uses fixed parameters ({}) and does not look at max-kl yet",
-            codec.resolve()
-        ));
-    }
+/// Says what `auto` takes, and whether its bound is more than a wish.
+pub(super) fn note_codec(codec: &Codec, cut: Option<&CutStatistics>) {
+    let Codec::Auto { max_kl } = codec else {
+        return;
+    };
+    let taken = codec.resolve(cut);
+    note(&match taken {
+        Codec::Tcq(_) => {
+            format!("auto: {taken}, which calibration predicts to keep the mean KL below {max_kl}")
+        }
+        _ => format!(
+            "auto: {taken}; whether that keeps the mean KL below {max_kl} is unproved, because the pair \
+             does not say what a step costs at this cut: run `splitrun calibrate` on the model and give \
+             its file to `splitconv --imatrix`"
+        ),
+    });
 }
 
 /// How a session samples, with the ids that a repeat penalty on `prompt` needs.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use formats::wire::{self, Codec, Expect, Origin, PairTag, Scratch};
+use formats::wire::{self, Codec, CutStatistics, Expect, Origin, PairTag, Scratch};
 use serde::Serialize;
 
 use super::distribution::{Comparison, compare, log_softmax};
@@ -23,6 +23,8 @@ pub struct EvalOptions {
     pub chunks: Option<usize>,
     /// The codec at the boundary; `None` for none.
     pub codec: Option<Codec>,
+    /// What the pair knows of its rows.
+    pub cut: Option<CutStatistics>,
     /// Rows of a frame.
     pub frame_rows: usize,
 }
@@ -167,10 +169,12 @@ pub fn evaluate(
         .as_ref()
         .filter(|_| back.is_some())
         .map(|codec| Boundary {
-            codec: codec.resolve(),
+            codec: codec.resolve(options.cut.as_ref()),
             // A window has no more rows than this.
             frame_rows: options.frame_rows.clamp(1, options.ctx),
-            scratch: Scratch::default(),
+            scratch: Scratch::calibrated(
+                (options.cut.as_ref()).and_then(|c| c.channels(front.hparams().n_embd)),
+            ),
             frame: Vec::new(),
             decoded: Vec::new(),
             bytes: 0,

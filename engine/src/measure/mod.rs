@@ -6,6 +6,7 @@ mod calibrate;
 mod distribution;
 mod eval;
 mod sensitivity;
+mod steps;
 mod windows;
 
 pub use against::{AgainstReport, evaluate_against};
@@ -14,3 +15,4 @@ pub use calibrate::{CalibrateOptions, calibrate};
 pub use distribution::{Comparison, compare, log_softmax};
 pub use eval::{EvalOptions, EvalReport, evaluate};
 pub use sensitivity::{SensitivityOptions, sensitivity};
+pub use steps::{StepOptions, steps};

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use formats::wire::Codec;
+
 use super::error::RunError;
 use crate::cache::KvCache;
 use crate::exec::{ExecError, Executor};
@@ -33,6 +35,9 @@ pub trait Back {
 
     /// Bytes of frames sent so far; 0 when nothing is encoded.
     fn uplink_bytes(&self) -> u64;
+
+    /// How rows are encoded, `auto` resolved; `None` when they are not.
+    fn codec(&self) -> Option<Codec>;
 
     /// Positions there is room for.
     fn n_ctx(&self) -> usize;

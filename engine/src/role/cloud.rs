@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use formats::pair::Contract;
-use formats::wire::{self, Codec, Coding, Expect, Scratch, SpecError};
+use formats::wire::{self, Channels, Codec, Coding, CutStatistics, Expect, Scratch, SpecError};
 
 use super::back::{BackSession, SessionOptions};
 use super::from_wire;
@@ -23,6 +23,7 @@ pub struct CloudBackend {
     /// Bytes that the caches of all sessions may have together; `None`: no bound.
     kv_budget: Option<usize>,
     kv_used: Arc<AtomicUsize>,
+    channels: Option<Arc<Channels>>,
 }
 
 impl CloudBackend {
@@ -35,7 +36,15 @@ impl CloudBackend {
             n_ctx,
             kv_budget: available_memory().map(|bytes| bytes / 5 * 4),
             kv_used: Arc::default(),
+            channels: None,
         }
+    }
+
+    /// Says what the pair knows of the rows that will come.
+    #[must_use]
+    pub fn with_boundary(mut self, cut: Option<&CutStatistics>) -> Self {
+        self.channels = cut.and_then(|c| c.channels(self.contract.width as usize));
+        self
     }
 
     /// Lets the caches of all sessions together take `bytes`. The system gives their memory only
@@ -94,11 +103,12 @@ fn mem_available(meminfo: &str) -> Option<usize> {
 
 /// How the frames of a session name its codec.
 fn coding_of(codec: &Codec) -> Result<Coding, Refusal> {
-    match codec.resolve() {
+    match codec.resolve(None) {
         Codec::F32 => Ok(Coding::F32),
         Codec::F16 => Ok(Coding::F16),
         Codec::Int8 => Ok(Coding::Int8),
         Codec::TsTabQ(_) => Ok(Coding::TsTabQ),
+        Codec::Tcq(_) => Ok(Coding::Tcq),
         other => Err(Refusal::Unfit(format!(
             "codec: `{other}` is not served; use auto, f16 or f32"
         ))),
@@ -112,6 +122,7 @@ fn name_of(coding: Coding) -> &'static str {
         Coding::F16 => "f16",
         Coding::Int8 => "int8",
         Coding::TsTabQ => "ts-tabq",
+        Coding::Tcq => "tcq",
         _ => "another codec",
     }
 }
@@ -133,6 +144,11 @@ impl Backend for CloudBackend {
             }
         })?;
         let coding = coding_of(&codec)?;
+        if codec.needs_calibration() && self.channels.is_none() {
+            return Err(Refusal::Unfit(format!(
+                "codec: `{codec}` needs a calibrated pair, and this half is not; use ts-tabq"
+            )));
+        }
         let n_ctx = match request.n_ctx as usize {
             0 => self.n_ctx,
             n => n.min(self.n_ctx),
@@ -152,7 +168,7 @@ impl Backend for CloudBackend {
                 n_ctx,
                 contract: self.contract,
                 coding,
-                scratch: Scratch::default(),
+                scratch: Scratch::calibrated(self.channels.clone()),
                 rows: Vec::new(),
                 _reserved: reserved,
             }),
@@ -319,7 +335,7 @@ mod tests {
         let rows: Vec<f32> = (0..8).map(|i| i as f32).collect();
         let mut frame = Vec::new();
         wire::encode(
-            &codec.resolve(),
+            &codec.resolve(None),
             &origin,
             &rows,
             &mut Scratch::default(),
@@ -360,6 +376,8 @@ mod tests {
             "{unknown:?}"
         );
         assert!(matches!(refusal("ts-tabq:new=1"), Refusal::Unfit(_)));
+        // Known, but this pair has no statistics: the edge may ask again for another.
+        assert!(matches!(refusal("tcq"), Refusal::Unfit(text) if text.contains("calibrated")));
         assert!(matches!(refusal("ts-tabq:bits=x"), Refusal::Invalid(_)));
     }
 

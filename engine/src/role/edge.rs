@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use formats::pair::Contract;
-use formats::wire::{self, Codec, Origin, Scratch};
+use formats::wire::{self, Codec, CutStatistics, EncodeError, Origin, Scratch};
 
 use super::back::{Back, SessionOptions};
 use super::error::RunError;
 use super::to_wire;
-use crate::link::{EdgeLink, OpenRequest, Stream, TokenOut};
+use crate::link::{EdgeLink, LinkError, OpenRequest, Stream, TokenOut};
 
 /// A cloud session, as the edge drives it.
 pub struct RemoteBack {
@@ -21,7 +21,9 @@ pub struct RemoteBack {
 }
 
 impl RemoteBack {
-    /// Opens a session for up to `n_ctx` positions.
+    /// Opens a session for up to `n_ctx` positions; `cut` is what the pair knows of its rows. Where
+    /// `auto` would take a codec that the cloud does not know yet, it takes the one that every
+    /// release knows.
     ///
     /// # Errors
     /// When the cloud refuses: another pair, full, an unknown codec.
@@ -29,24 +31,38 @@ impl RemoteBack {
         link: EdgeLink,
         contract: Contract,
         codec: &Codec,
+        cut: Option<&CutStatistics>,
         n_ctx: usize,
         options: SessionOptions,
     ) -> Result<Self, RunError> {
-        let codec = codec.resolve();
-        let stream = link.open(&OpenRequest {
+        let channels = cut.and_then(|c| c.channels(contract.width as usize));
+        let asked = codec;
+        let mut codec = asked.resolve(cut);
+        if codec.needs_calibration() && channels.is_none() {
+            return Err(EncodeError::NotCalibrated.into());
+        }
+        let mut request = OpenRequest {
             contract,
             codec: codec.to_string(),
             n_ctx: u32::try_from(n_ctx).unwrap_or(u32::MAX),
             sampling: to_wire(&options.sampling),
             top_logprobs: options.top_logprobs as u32,
             tail_ids: options.tail_ids,
-        })?;
+        };
+        let mut opened = link.open(&request);
+        if matches!(opened, Err(LinkError::Mismatch { .. })) && asked.resolve(None) != codec {
+            codec = asked.resolve(None);
+            request.codec = codec.to_string();
+            // What did not fit may have been another thing: then it is said again.
+            opened = link.open(&request);
+        }
+        let stream = opened?;
         Ok(Self {
             stream,
             _link: link,
             codec,
             contract,
-            scratch: Scratch::default(),
+            scratch: Scratch::calibrated(channels),
         })
     }
 
@@ -84,6 +100,10 @@ impl Back for RemoteBack {
 
     fn uplink_bytes(&self) -> u64 {
         self.stream.uplink_bytes()
+    }
+
+    fn codec(&self) -> Option<Codec> {
+        Some(self.codec)
     }
 
     fn n_ctx(&self) -> usize {

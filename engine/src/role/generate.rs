@@ -86,6 +86,9 @@ pub struct Generation {
     pub cloud_ms_per_token: f64,
     /// The rest of a step: the way there and back. 0 in one process.
     pub rtt_ms: f64,
+    /// How rows were encoded, `auto` resolved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub codec: Option<String>,
 }
 
 /// One sequence: the front here, the back wherever it is.
@@ -201,6 +204,7 @@ impl<B: Back> Generator<B> {
             edge_ms_per_token: 0.0,
             cloud_ms_per_token: 0.0,
             rtt_ms: 0.0,
+            codec: self.back.codec().map(|c| c.to_string()),
         };
         if options.max_tokens == Some(0) {
             return Ok(out);

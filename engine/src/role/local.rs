@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use formats::wire::{self, Codec, Expect, Origin, PairTag, Scratch};
+use formats::wire::{self, Codec, CutStatistics, Expect, Origin, PairTag, Scratch};
 
 use super::back::{Back, BackSession, token_out};
 use super::error::RunError;
@@ -25,14 +25,20 @@ pub struct LocalBack {
 }
 
 impl LocalBack {
-    /// A back of `n_ctx` positions for rows of `width`.
-    pub fn new(session: BackSession, codec: Option<Codec>, width: usize, n_ctx: usize) -> Self {
+    /// A back of `n_ctx` positions for rows of `width`, of which `cut` is known.
+    pub fn new(
+        session: BackSession,
+        codec: Option<Codec>,
+        cut: Option<&CutStatistics>,
+        width: usize,
+        n_ctx: usize,
+    ) -> Self {
         Self {
             session,
-            codec: codec.map(|c| c.resolve()),
+            codec: codec.map(|c| c.resolve(cut)),
             width,
             n_ctx,
-            scratch: Scratch::default(),
+            scratch: Scratch::calibrated(cut.and_then(|c| c.channels(width))),
             frame: Vec::new(),
             rows: Vec::new(),
             sent: 0,
@@ -90,6 +96,10 @@ impl Back for LocalBack {
 
     fn uplink_bytes(&self) -> u64 {
         self.sent
+    }
+
+    fn codec(&self) -> Option<Codec> {
+        self.codec
     }
 
     fn n_ctx(&self) -> usize {

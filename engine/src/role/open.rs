@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use formats::gguf::{Gguf, GgufSet, Metadata};
 use formats::pair::{Contract, HalfInfo, HalfRole, Located, locate};
+use formats::wire::CutStatistics;
 
 use super::error::RunError;
 use crate::model::{ModelError, ModelPart};
@@ -20,6 +21,8 @@ pub struct HalfFile {
     pub contract: Contract,
     /// Its layers and tensors.
     pub part: ModelPart,
+    /// What calibration knows of the rows at the cut, the same in both halves.
+    pub boundary: Option<CutStatistics>,
     /// Its metadata lives here.
     pub set: Arc<GgufSet>,
 }
@@ -105,10 +108,21 @@ fn open_file_as(path: &Path, role: HalfRole) -> Result<HalfFile, RunError> {
         }
         .into());
     }
+    let fits = |b: &CutStatistics| b.channels(c.width as usize).is_some();
+    if info.boundary.as_ref().is_some_and(|b| !fits(b)) {
+        return Err(wrong(
+            path,
+            format!(
+                "its statistics of the cut are not of rows of {}: the file is damaged; convert again",
+                c.width
+            ),
+        ));
+    }
     Ok(HalfFile {
         path: path.to_owned(),
         role,
         contract: c,
+        boundary: info.boundary,
         part,
         set,
     })

@@ -8,6 +8,7 @@
 //! | `splitconv.boundary.first_row_absmax` | width × cuts | the same, over the first rows of the windows |
 //! | `splitconv.boundary.row_norms` | quantiles × cuts | quantiles of the Euclidean norms of the rows |
 //! | `splitconv.boundary.outliers` | thresholds × cuts | mean number of values of a row at or above k σ |
+//! | `splitconv.boundary.kl` | steps × cuts | mean KL divergence with codec `tcq` at the steps [`KL_STEPS`]; the tensor is absent when it was not measured |
 //!
 //! The first row of a window is apart: many models put values hundreds of times larger than all
 //! others into it, and one such row would be most of every other figure. σ in the last line is
@@ -18,6 +19,7 @@
 use super::ImatrixErrorKind as Kind;
 use super::gguf_form::{Tensors, floats, push};
 use crate::gguf::{Gguf, Metadata, Value, WriteError};
+use crate::wire::{CutStatistics, KL_STEPS};
 
 /// The quantiles of row norms that are kept.
 pub const NORM_QUANTILES: [f32; 7] = [0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0];
@@ -36,6 +38,7 @@ const WIDE: [&str; 4] = [
 ];
 const NORMS: &str = "splitconv.boundary.row_norms";
 const OUTLIERS: &str = "splitconv.boundary.outliers";
+const KL: &str = "splitconv.boundary.kl";
 
 /// Statistics of the hidden rows at the cuts after 1, 2, … layers. Fields hold one stretch of
 /// numbers per cut, in this order.
@@ -59,9 +62,22 @@ pub struct Boundary {
     pub row_norms: Vec<f32>,
     /// Mean number of values of a row at or above each of [`OUTLIER_SIGMAS`].
     pub outliers: Vec<f32>,
+    /// Mean KL divergence at each of [`KL_STEPS`], nats; empty when it was not measured.
+    pub kl: Vec<f32>,
 }
 
 impl Boundary {
+    /// What a pair cut after `layers` layers carries.
+    pub fn at(&self, layers: usize) -> Option<CutStatistics> {
+        let cut = layers.checked_sub(1).filter(|c| *c < self.cuts)?;
+        let stretch = |v: &[f32], n: usize| v.get(cut * n..(cut + 1) * n).map(<[f32]>::to_vec);
+        Some(CutStatistics {
+            mean: stretch(&self.mean, self.width)?,
+            sigma: stretch(&self.sigma, self.width)?,
+            kl: stretch(&self.kl, KL_STEPS.len()).unwrap_or_default(),
+        })
+    }
+
     /// Mean of the squares of a row's values at the cut after `layers` layers.
     pub fn mean_square(&self, layers: usize) -> Option<f64> {
         let at = layers.checked_sub(1).filter(|c| *c < self.cuts)? * self.width;
@@ -113,6 +129,10 @@ pub(super) fn read(file: &Gguf) -> Result<Option<Boundary>, Kind> {
         first_row_absmax: values(WIDE[3], width)?,
         row_norms: values(NORMS, NORM_QUANTILES.len())?,
         outliers: values(OUTLIERS, OUTLIER_SIGMAS.len())?,
+        kl: match file.tensor(KL) {
+            Some(_) => values(KL, KL_STEPS.len())?,
+            None => Vec::new(),
+        },
     }))
 }
 
@@ -129,5 +149,9 @@ pub(super) fn describe<'a>(
         push(tensors, name, values, b.cuts)?;
     }
     push(tensors, NORMS, &b.row_norms, b.cuts)?;
-    push(tensors, OUTLIERS, &b.outliers, b.cuts)
+    push(tensors, OUTLIERS, &b.outliers, b.cuts)?;
+    if b.kl.is_empty() {
+        return Ok(());
+    }
+    push(tensors, KL, &b.kl, b.cuts)
 }

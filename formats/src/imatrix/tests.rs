@@ -23,6 +23,7 @@ fn boundary() -> Boundary {
         first_row_absmax: wide(100.0),
         row_norms: vec![2.0; 14],
         outliers: vec![0.25; 14],
+        kl: vec![0.5; 2 * crate::wire::KL_STEPS.len()],
     }
 }
 

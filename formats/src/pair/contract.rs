@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::wire::PairTag;
+
 /// Identity of a conversion: a hash of the source digests, the cut, the types and the format
 /// version. The same conversion anywhere gives the same id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -127,5 +129,11 @@ impl Contract {
             });
         }
         Ok(())
+    }
+}
+impl From<PairId> for PairTag {
+    fn from(id: PairId) -> Self {
+        let [a, b, c, d, ..] = id.0;
+        Self([a, b, c, d])
     }
 }

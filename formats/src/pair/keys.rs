@@ -14,6 +14,8 @@
 //! | `splitconv.tensor_digests` | arr[str] | BLAKE3 of each tensor's bytes, in the order of the file's tensor directory |
 //! | `splitconv.metadata_digest` | str | [`metadata_digest`] of all other keys of this file |
 //! | `splitconv.imatrix_digest` | str | when importances were used: their digest, 64 hexadecimal digits, see [`crate::imatrix::Imatrix::digest`] |
+//! | `splitconv.boundary.mean`, `splitconv.boundary.sigma` | arr[f32] | when calibrated: mean and standard deviation of each channel of the rows at the cut |
+//! | `splitconv.boundary.kl` | arr[f32] | when it was measured: what steps cost, see [`crate::wire::KL_STEPS`] |
 //! | `splitconv.rope_freqs` | arr[f32] | cloud only: the source's `rope_freqs.weight`, which stays on the edge |
 
 use std::fmt;
@@ -21,6 +23,7 @@ use std::fmt;
 use super::contract::{Contract, PairId};
 use crate::blocks::{BlockType, Effort};
 use crate::gguf::{Metadata, Value};
+use crate::wire::CutStatistics;
 
 /// The version of the pair's layout and of the meaning of its keys.
 pub const FORMAT_VERSION: u32 = 1;
@@ -42,6 +45,9 @@ pub mod key {
     pub const TENSOR_DIGESTS: &str = "splitconv.tensor_digests";
     pub const METADATA_DIGEST: &str = "splitconv.metadata_digest";
     pub const IMATRIX_DIGEST: &str = "splitconv.imatrix_digest";
+    pub const BOUNDARY_MEAN: &str = "splitconv.boundary.mean";
+    pub const BOUNDARY_SIGMA: &str = "splitconv.boundary.sigma";
+    pub const BOUNDARY_KL: &str = "splitconv.boundary.kl";
     pub const ROPE_FREQS: &str = "splitconv.rope_freqs";
 }
 
@@ -173,6 +179,8 @@ pub struct HalfInfo {
     pub source_digest: Digest,
     /// Digest of the importances that the encoders were given, if they were.
     pub imatrix_digest: Option<Digest>,
+    /// Statistics of the rows at the cut, if the model was calibrated.
+    pub boundary: Option<CutStatistics>,
     /// BLAKE3 of each tensor, in the order of the tensor directory.
     pub tensor_digests: Vec<Digest>,
     /// Cloud only: the rotary frequency factors, which stand as a tensor in the edge file.
@@ -241,13 +249,24 @@ impl HalfInfo {
             .ok_or_else(digests_bad)?
             .map(|s| Digest::from_hex(s).ok_or_else(digests_bad))
             .collect::<Result<Vec<_>, _>>()?;
-        let rope_freqs = match meta.get(key::ROPE_FREQS) {
-            None => None,
+        let floats = |key| match meta.get(key) {
+            None => Ok(None),
             Some(v) => {
                 let floats = v.as_array().and_then(|a| a.f32s());
-                let floats = floats.ok_or(bad(key::ROPE_FREQS, "an array of f32"))?;
-                Some(floats.collect())
+                let floats = floats.ok_or(bad(key, "an array of f32"))?;
+                Ok(Some(floats.collect::<Vec<f32>>()))
             }
+        };
+        let rope_freqs = floats(key::ROPE_FREQS)?;
+        let boundary = match (floats(key::BOUNDARY_MEAN)?, floats(key::BOUNDARY_SIGMA)?) {
+            (None, None) => None,
+            (Some(mean), Some(sigma)) => Some(CutStatistics {
+                mean,
+                sigma,
+                kl: floats(key::BOUNDARY_KL)?.unwrap_or_default(),
+            }),
+            (None, _) => return Err(bad(key::BOUNDARY_MEAN, "an array of f32")),
+            (_, None) => return Err(bad(key::BOUNDARY_SIGMA, "an array of f32")),
         };
         Ok(Some(Self {
             role,
@@ -261,6 +280,7 @@ impl HalfInfo {
             end_layer: end,
             source_digest,
             imatrix_digest,
+            boundary,
             tensor_digests,
             rope_freqs,
         }))
@@ -289,6 +309,13 @@ impl HalfInfo {
         meta.set(key::SOURCE_DIGEST, source);
         if let Some(digest) = self.imatrix_digest {
             meta.set(key::IMATRIX_DIGEST, Value::string(&digest.to_string()));
+        }
+        if let Some(b) = &self.boundary {
+            meta.set(key::BOUNDARY_MEAN, Value::f32_array(&b.mean));
+            meta.set(key::BOUNDARY_SIGMA, Value::f32_array(&b.sigma));
+            if !b.kl.is_empty() {
+                meta.set(key::BOUNDARY_KL, Value::f32_array(&b.kl));
+            }
         }
         let digests: Vec<String> = self.tensor_digests.iter().map(Digest::to_string).collect();
         meta.set(key::TENSOR_DIGESTS, Value::string_array(&digests));
@@ -395,6 +422,15 @@ impl PairIdBuilder {
         self.head.extend(digest.0);
     }
 
+    /// Says that the halves carry these statistics of the cut: frames are read by them.
+    pub fn boundary(&mut self, cut: &CutStatistics) {
+        self.head.extend(b"boundary");
+        for part in [&cut.mean, &cut.sigma, &cut.kl] {
+            self.head.extend((part.len() as u64).to_le_bytes());
+            self.head.extend(part.iter().flat_map(|x| x.to_le_bytes()));
+        }
+    }
+
     /// Adds a tensor that is written: its half, name and type, and with what effort it was encoded
     /// anew; `None` when it was copied.
     pub fn tensor(&mut self, role: HalfRole, name: &str, ty: BlockType, encoded: Option<Effort>) {
@@ -441,6 +477,11 @@ mod tests {
             end_layer: if role == HalfRole::Edge { 3 } else { 5 },
             source_digest: Digest::of(b"source"),
             imatrix_digest: (role == HalfRole::Edge).then(|| Digest::of(b"importances")),
+            boundary: (role == HalfRole::Cloud).then(|| CutStatistics {
+                mean: vec![0.0, 1.0],
+                sigma: vec![2.0, 3.0],
+                kl: vec![0.5],
+            }),
             tensor_digests: vec![Digest::of(b"a"), Digest::of(b"b")],
             rope_freqs: (role == HalfRole::Cloud).then(|| vec![1.0, 8.0]),
         }

@@ -3,13 +3,18 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::CutStatistics;
+
 /// Every name a `SPEC` may start with, as error messages list them.
-const NAMES: &str = "f32, f16, int8, ts-tabq[:tau=…,delta=…,bits=1..8], auto[:max-kl=…]";
+const NAMES: &str =
+    "f32, f16, int8, ts-tabq[:tau=…,delta=…,bits=1..8], tcq[:step=…], auto[:max-kl=…]";
 const TS_TABQ_OPTIONS: &str = "tau, delta, bits";
 const TAU_VALUES: &str = "an absolute value of at least 0 (`20`, `inf` for no splitting) or a multiple of the row's sigma (`4s`)";
 const DELTA_VALUES: &str =
     "a finite number of at least 0, in sigmas of the row (0 keeps every row at `bits`)";
 const BITS_VALUES: &str = "a whole number from 1 to 8";
+const STEP_VALUES: &str =
+    "a number from 0.01 to 8, in standard deviations of the middle channel (0.5 by default)";
 const MAX_KL_VALUES: &str = "a finite number above 0";
 
 /// The coding of a frame's rows.
@@ -28,6 +33,8 @@ pub enum Codec {
     Int8,
     /// Threshold splitting, then token-wise adaptive bits.
     TsTabQ(TsTabQ),
+    /// Trellis-coded quantisation under static probabilities, which come from calibration.
+    Tcq(Tcq),
     /// The fewest bytes predicted to hold the bound; see [`Codec::resolve`].
     Auto {
         /// Bound on the mean KL divergence of the final distribution, in nats.
@@ -56,6 +63,43 @@ pub struct TsTabQ {
     pub delta: f32,
     /// The highest width of a code, 1 to 8 bits.
     pub bits: u8,
+}
+
+/// Parameters of trellis-coded quantisation. They steer the encoder only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tcq {
+    /// The step that the rate is of, twice that of the error: in standard deviations of the
+    /// channel in the middle, for a row of ordinary spread. No value is further off than that,
+    /// and outliers are exact.
+    pub step: f32,
+}
+
+impl Tcq {
+    /// The smallest step.
+    pub const SMALLEST: f32 = 0.01;
+    /// The largest step.
+    pub const LARGEST: f32 = 8.0;
+
+    /// Whether the value is among the allowed ones.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn check(self) -> Result<(), SpecError> {
+        if (Self::SMALLEST..=Self::LARGEST).contains(&self.step) {
+            return Ok(());
+        }
+        Err(SpecError::BadValue {
+            option: "step",
+            value: self.step.to_string(),
+            allowed: STEP_VALUES,
+        })
+    }
+}
+
+impl Default for Tcq {
+    fn default() -> Self {
+        Self { step: 0.5 }
+    }
 }
 
 impl Default for TsTabQ {
@@ -106,7 +150,10 @@ impl Default for Codec {
 
 impl Codec {
     /// The bound of a bare `auto`.
-    pub const AUTO_MAX_KL: f32 = 0.012;
+    pub const AUTO_MAX_KL: f32 = 0.003;
+    /// Where `auto` aims, as a share of its bound: another text than that of calibration may be
+    /// harder.
+    const AUTO_AIM: f32 = 0.8;
 
     /// What `auto` uses where nothing is known of the model: τ at five trimmed sigmas, five bits
     /// for every row. `docs/wire-format.md` has the measurements behind it.
@@ -118,13 +165,21 @@ impl Codec {
         }
     }
 
-    /// The coding that is really used: `auto` becomes a [`Codec::TsTabQ`], all others stay.
+    /// The coding that is really used: [`Codec::Tcq`] for `auto` where calibration has measured
+    /// what a step costs, else [`Codec::auto_default`]; all others stay.
     #[must_use]
-    pub fn resolve(&self) -> Self {
+    pub fn resolve(&self, cut: Option<&CutStatistics>) -> Self {
         match self {
-            Self::Auto { .. } => Self::TsTabQ(Self::auto_default()),
+            Self::Auto { max_kl } => cut
+                .and_then(|c| c.step_for(max_kl * Self::AUTO_AIM))
+                .map_or(Self::TsTabQ(Self::auto_default()), Self::Tcq),
             other => *other,
         }
+    }
+
+    /// Whether frames in this coding need a calibrated pair; `auto` takes what there is.
+    pub fn needs_calibration(&self) -> bool {
+        matches!(self, Self::Tcq(_))
     }
 
     /// Whether the options are among the allowed ones; parsed codecs always are.
@@ -135,6 +190,7 @@ impl Codec {
         match self {
             Self::F32 | Self::F16 | Self::Int8 => Ok(()),
             Self::TsTabQ(t) => t.check(),
+            Self::Tcq(t) => t.check(),
             Self::Auto { max_kl } if max_kl.is_finite() && *max_kl > 0.0 => Ok(()),
             Self::Auto { max_kl } => Err(SpecError::BadValue {
                 option: "max-kl",
@@ -168,6 +224,7 @@ impl fmt::Display for Codec {
             Self::F16 => f.write_str("f16"),
             Self::Int8 => f.write_str("int8"),
             Self::TsTabQ(t) => t.fmt(f),
+            Self::Tcq(Tcq { step }) => write!(f, "tcq:step={step}"),
             Self::Auto { max_kl } => write!(f, "auto:max-kl={max_kl}"),
         }
     }
@@ -288,6 +345,18 @@ fn parse_ts_tabq(options: &str) -> Result<TsTabQ, SpecError> {
     Ok(t)
 }
 
+fn parse_tcq(options: &str) -> Result<Tcq, SpecError> {
+    let mut t = Tcq::default();
+    each_option("tcq", "step", options, |name, value| {
+        if name != "step" {
+            return Ok(None);
+        }
+        t.step = number("step", value, STEP_VALUES)?;
+        Ok(Some("step"))
+    })?;
+    Ok(t)
+}
+
 fn parse_auto(options: &str) -> Result<f32, SpecError> {
     let mut max_kl = Codec::AUTO_MAX_KL;
     each_option("auto", "max-kl", options, |name, value| {
@@ -320,6 +389,7 @@ impl FromStr for Codec {
             "f16" => plain("f16", Self::F16)?,
             "int8" => plain("int8", Self::Int8)?,
             "ts-tabq" => Self::TsTabQ(options.map_or(Ok(TsTabQ::default()), parse_ts_tabq)?),
+            "tcq" => Self::Tcq(options.map_or(Ok(Tcq::default()), parse_tcq)?),
             "auto" => Self::Auto {
                 max_kl: options.map_or(Ok(Self::AUTO_MAX_KL), parse_auto)?,
             },
@@ -364,7 +434,7 @@ mod tests {
                 }),
                 "ts-tabq:tau=inf,delta=0,bits=1",
             ),
-            ("auto", Codec::default(), "auto:max-kl=0.012"),
+            ("auto", Codec::default(), "auto:max-kl=0.003"),
             (
                 "auto:max-kl=1e-3",
                 Codec::Auto { max_kl: 0.001 },

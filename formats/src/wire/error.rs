@@ -34,6 +34,31 @@ pub enum EncodeError {
         /// Rows given.
         rows: usize,
     },
+    /// Trellis-coded rows of a pair that was not calibrated.
+    #[error(
+        "codec `tcq` needs a calibrated pair, and this one is not; run `splitrun calibrate` on the model and give its file to `splitconv --imatrix`, or use `ts-tabq`"
+    )]
+    NotCalibrated,
+    /// The calibration is of other rows.
+    #[error("the pair's calibration is of rows of {channels} values, these have {width}")]
+    Channels {
+        /// Channels calibrated.
+        channels: usize,
+        /// Width of a row.
+        width: usize,
+    },
+    /// A value that no model in order computes.
+    #[error(
+        "row {row} of the frame has {value} in channel {channel}: the model or its input is damaged; codec `f32` sends it all the same"
+    )]
+    NotFinite {
+        /// Index of the row in the frame.
+        row: usize,
+        /// Channel of the row.
+        channel: usize,
+        /// NaN or an infinity.
+        value: String,
+    },
     /// The compressor could not be set up, which is a lack of memory.
     #[error("zstd could not compress the frame: {cause}")]
     Zstd {
@@ -68,6 +93,16 @@ pub enum DecodeError {
         /// Of the bytes that came.
         computed: u32,
     },
+    /// A version 2 frame whose codes do not end where they must.
+    #[error(
+        "the frame is damaged, or of another pair: its codes do not end as they must; send it again, and use two files written by one splitconv run"
+    )]
+    Seed,
+    /// Trellis-coded rows for a half that knows nothing of their channels.
+    #[error(
+        "the frame needs a calibrated pair, and this half is not; use two files written by one splitconv run"
+    )]
+    NotCalibrated,
     /// Of the halves of another conversion.
     #[error(
         "the frame is of another pair: ours is {ours}…, the frame's {theirs}…; use two files written by one splitconv run"

@@ -1,25 +1,29 @@
 //! Putting a frame together and taking it apart: header, payload, checksum.
 
 use std::fmt;
+use std::sync::Arc;
 
 use zstd::bulk::{Compressor, Decompressor};
 
+use super::channels::Channels;
 use super::codec::{Codec, TsTabQ};
 use super::cursor::{Reader, put_varint};
 use super::tab_q::Scale;
 use super::ts::{self, Sparse};
-use super::{DecodeError, EncodeError, bits, dense};
-use crate::pair::PairId;
+use super::{DecodeError, EncodeError, bits, dense, tcq, thin};
 
-/// Version of the format that this module writes and reads.
-pub const VERSION: u8 = 1;
+/// Newest version of the format that is written and read. The codings of version 1 are written as
+/// version 1, which every reader knows.
+pub const VERSION: u8 = thin::VERSION;
+/// The version of the frames put together here.
+const FIRST_VERSION: u8 = 1;
 /// Widest row a frame may carry; far above any model's.
 pub const MAX_WIDTH: usize = 1 << 20;
 /// First byte: a mark in the upper half, the version in the lower.
-const MARK: u8 = 0xa0;
+pub(super) const MARK: u8 = 0xa0;
 const FLAG_ZSTD: u8 = 0x10;
 const FLAG_BYTE_CODES: u8 = 0x20;
-const CODEC: u8 = 0x0f;
+pub(super) const CODEC: u8 = 0x0f;
 const CHECKSUM_LEN: usize = 4;
 /// Every zstd frame starts so; ours leave it out.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -33,13 +37,6 @@ const VALUE_MAX: usize = 3 + 4;
 /// The first four bytes of a pair id, enough for a half to refuse a stranger's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PairTag(pub [u8; 4]);
-
-impl From<PairId> for PairTag {
-    fn from(id: PairId) -> Self {
-        let [a, b, c, d, ..] = id.0;
-        Self([a, b, c, d])
-    }
-}
 
 impl fmt::Display for PairTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,6 +78,8 @@ pub enum Coding {
     Int8,
     /// [`Codec::TsTabQ`], also as the choice of [`Codec::Auto`].
     TsTabQ,
+    /// [`Codec::Tcq`], also as the choice of [`Codec::Auto`].
+    Tcq,
 }
 
 /// What a decoded frame said of itself.
@@ -112,9 +111,11 @@ pub struct FrameStats {
 }
 
 /// Buffers and zstd contexts that live from frame to frame, so that encoding and decoding
-/// allocate nothing once warm. One a thread.
+/// allocate nothing once warm, and what is known of the pair's rows. One a thread.
 #[derive(Default)]
 pub struct Scratch {
+    pub(super) channels: Option<Arc<Channels>>,
+    pub(super) tcq: tcq::Buffers,
     compressor: Option<Compressor<'static>>,
     decompressor: Option<Decompressor<'static>>,
     sparse: Sparse,
@@ -156,7 +157,8 @@ pub fn encode(
 ) -> Result<FrameStats, EncodeError> {
     out.clear();
     codec.check()?;
-    let codec = codec.resolve();
+    // Whoever knows the pair's calibration has resolved `auto` by it.
+    let codec = codec.resolve(None);
     let width = origin.width;
     if width == 0 || width > MAX_WIDTH {
         return Err(EncodeError::Width { width });
@@ -175,6 +177,13 @@ pub fn encode(
             rows: n,
         })?;
 
+    if let Codec::Tcq(params) = codec {
+        let done = thin::encode(params, origin, rows, scratch, out);
+        if done.is_err() {
+            out.clear();
+        }
+        return done;
+    }
     scratch.sparse.clear();
     scratch.dense.clear();
     scratch.payload.clear();
@@ -200,7 +209,7 @@ pub fn encode(
             (2, 8 * dense.len())
         }
         // `resolve` leaves no `Auto`; were there one, its choice would be the right answer.
-        Codec::Auto { .. } | Codec::TsTabQ(_) => {
+        Codec::Auto { .. } | Codec::TsTabQ(_) | Codec::Tcq(_) => {
             let params = match codec {
                 Codec::TsTabQ(params) => params,
                 _ => Codec::auto_default(),
@@ -213,7 +222,7 @@ pub fn encode(
         }
     };
 
-    out.extend_from_slice(&[MARK | VERSION, id | flags]);
+    out.extend_from_slice(&[MARK | FIRST_VERSION, id | flags]);
     out.extend_from_slice(&origin.pair_tag.0);
     put_varint(out, first_position);
     put_varint(out, count);
@@ -234,6 +243,14 @@ pub fn encode(
 }
 
 impl Scratch {
+    /// Buffers for a pair whose rows were calibrated: what [`Codec::Tcq`] needs on both ends.
+    pub fn calibrated(channels: Option<Arc<Channels>>) -> Self {
+        Self {
+            channels,
+            ..Self::default()
+        }
+    }
+
     /// Bytes held, but for zstd's own.
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
@@ -458,7 +475,10 @@ fn decode_into(
     if first & 0xf0 != MARK {
         return Err(DecodeError::NotAFrame { first });
     }
-    if first != MARK | VERSION {
+    if first == MARK | VERSION {
+        return thin::decode(bytes, expect, scratch, rows);
+    }
+    if first != MARK | FIRST_VERSION {
         let theirs = first & 0x0f;
         return Err(DecodeError::Version { theirs });
     }
@@ -558,6 +578,8 @@ fn read_payload(
         Coding::F32 => dense::read_f32(r, rows),
         Coding::F16 => dense::read_f16(r, width, &scratch.sparse, rows),
         Coding::Int8 => dense::read_int8(r, width, &scratch.sparse, rows),
-        Coding::TsTabQ => scratch.read_ts_tab_q(r, flags & FLAG_BYTE_CODES != 0, width, rows),
+        Coding::TsTabQ | Coding::Tcq => {
+            scratch.read_ts_tab_q(r, flags & FLAG_BYTE_CODES != 0, width, rows)
+        }
     }
 }

@@ -12,6 +12,12 @@
 //! | `ts` | threshold splitting: outliers travel exactly |
 //! | `tab_q` | token-wise adaptive bit quantisation of the rest |
 //! | `bits` | packing of codes |
+//! | `thin` | the second version of the frame, for calibrated pairs |
+//! | `channels` | what calibration knows of a cut |
+//! | `statistics` | what a pair carries of its cut |
+//! | `tcq` | rows to symbols and back |
+//! | `trellis` | trellis-coded quantisation |
+//! | `entropy` | probabilities and the coder |
 //! | `dense` | f32, f16, int8 |
 //! | `cursor` | integers of variable length, a reader that cannot run over |
 //! | `error` | what can be wrong with rows, and with a stranger's bytes |
@@ -38,21 +44,29 @@
 //! ```
 
 mod bits;
+mod channels;
 mod codec;
 mod cursor;
 mod dense;
+mod entropy;
 mod error;
 mod frame;
+mod statistics;
 mod tab_q;
+mod tcq;
+mod thin;
+mod trellis;
 mod ts;
 
 #[cfg(test)]
 mod tests;
 
-pub use codec::{Codec, SpecError, Tau, TsTabQ};
+pub use channels::Channels;
+pub use codec::{Codec, SpecError, Tau, Tcq, TsTabQ};
 pub use error::{DecodeError, EncodeError};
 pub use frame::{
     Coding, Expect, FrameHeader, FrameStats, MAX_WIDTH, Origin, PairTag, Scratch, VERSION, decode,
     encode,
 };
+pub use statistics::{CutStatistics, KL_STEPS};
 pub use ts::trimmed_sigma;

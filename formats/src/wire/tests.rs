@@ -314,7 +314,7 @@ fn each_fault_has_its_name() {
     assert!(read(&sealed(body.to_vec()), 4).is_ok());
     assert_eq!(read(&[], 4), Err(DecodeError::Truncated { what: "header" }));
     assert_eq!(with(0, b'G'), DecodeError::NotAFrame { first: b'G' });
-    assert_eq!(with(0, 0xa2), DecodeError::Version { theirs: 2 });
+    assert_eq!(with(0, 0xa3), DecodeError::Version { theirs: 3 });
     assert_eq!(with(1, 9), DecodeError::Coding { id: 9 });
     for flags in [0x10, 0x20, 0x30, 0x40, 0x80] {
         assert_eq!(with(1, flags | 2), DecodeError::Flags { flags });

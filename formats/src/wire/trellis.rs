@@ -1,0 +1,259 @@
+//! Trellis-coded quantisation (Marcellin and Fischer, 1990) with two quantisers and eight states.
+//!
+//! The points of a channel are whole steps from its mean. The *even* quantiser has 0, ±2, ±4, …
+//! with codes k = 0, ±1, ±2, …; the *odd* one 0, ±1, ±3, ±5, …. Which of them a channel uses
+//! follows from the parities of the codes before it in the row. So codes cost what those of a
+//! quantiser of two steps cost, and the error comes close to that of a quantiser of one. The
+//! encoder finds the cheapest of all ways through a row, error and expected bits together, with
+//! Viterbi's algorithm. No sum depends on the instruction set: encoders give the same bytes.
+
+// What a function of one instruction set calls is compiled for it only when it is inlined.
+#![allow(clippy::inline_always)]
+
+/// States of the trellis; a row begins in state 0, and in odd ones the odd quantiser holds.
+const STATES: usize = 8;
+/// Whether the parity of a code counts turned round in a state.
+const FLIP: [usize; STATES] = [0, 1, 1, 0, 1, 0, 0, 1];
+/// Subset that leads to a state from the one of its two origins below four, and from the other.
+/// 0: even quantiser, even k; 1: odd, odd; 2: even, odd; 3: odd, even.
+const FROM_LOW: [usize; STATES] = [0, 2, 1, 3, 2, 0, 3, 1];
+const FROM_HIGH: [usize; STATES] = [2, 0, 3, 1, 0, 2, 1, 3];
+
+/// What a bit costs in squares of a step: the slope of error against rate.
+const BIT: f32 = 0.4;
+/// ½ log₂ e: bits of a Gaussian at one standard deviation above those at its mean.
+const BITS_AT_SIGMA: f32 = 0.721_347_5;
+/// More than any way through a row costs.
+const NEVER: f32 = 1e30;
+
+/// Follows the trellis: the state behind a code.
+#[inline(always)]
+pub(super) fn next(state: usize, k: i32) -> usize {
+    ((2 * state) & 7) | ((k & 1) as usize ^ FLIP[state])
+}
+
+/// Steps from the mean of code `k` in the quantiser of a state.
+#[inline(always)]
+pub(super) fn point(state: usize, k: i32) -> i32 {
+    2 * k - k.signum() * (state & 1) as i32
+}
+
+/// Buffers of one row.
+#[derive(Default)]
+pub(super) struct Trellis {
+    /// Cost and code of the best point of each subset, by channel.
+    costs: Vec<[f32; 4]>,
+    codes: Vec<[i32; 4]>,
+    /// Which origin each state was reached from: one bit a state.
+    origins: Vec<u8>,
+}
+
+/// Rounds to nearest even; for magnitudes below 2^22.
+#[inline(always)]
+fn round(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    (x + MAGIC) - MAGIC
+}
+
+/// The best point of each subset for `z` steps, and what each costs; `rate` is the cost of a
+/// squared step in bits.
+#[inline(always)]
+fn candidates(z: f32, rate: f32) -> ([f32; 4], [i32; 4]) {
+    let a = z.abs();
+    let v0 = 4.0 * round(z * 0.25);
+    let v2 = 4.0 * round((z - 2.0) * 0.25) + 2.0;
+    let v1 = 4.0 * round((a - 1.0) * 0.25).max(0.0) + 1.0;
+    let far = 4.0 * round((a + 1.0) * 0.25).max(1.0) - 1.0;
+    let v3 = if a < 1.5 { 0.0 } else { far };
+    // Cells around zero are narrower than the others: a half, and three quarters.
+    let narrow1 = if v1 < 2.0 { BIT * 0.415 } else { 0.0 };
+    let narrow3 = if a < 1.5 { BIT } else { 0.0 };
+    let cost = |x: f32, v: f32, more: f32| {
+        let e = x - v;
+        e * e + rate * (v * v) + more
+    };
+    let costs = [
+        cost(z, v0, 0.0),
+        cost(a, v1, narrow1),
+        cost(z, v2, 0.0),
+        cost(a, v3, narrow3),
+    ];
+    let sign = if z < 0.0 { -0.5 } else { 0.5 };
+    let up3 = if a < 1.5 { 0.0 } else { far + 1.0 };
+    let codes = [
+        (v0 * 0.5) as i32,
+        ((v1 + 1.0) * sign) as i32,
+        (v2 * 0.5) as i32,
+        (up3 * sign) as i32,
+    ];
+    (costs, codes)
+}
+
+/// One column of the trellis.
+#[inline(always)]
+fn advance(metric: &mut [f32; STATES], costs: [f32; 4]) -> u8 {
+    let (mut low, mut high) = ([0.0; STATES], [0.0; STATES]);
+    for n in 0..STATES {
+        low[n] = metric[n / 2] + costs[FROM_LOW[n]];
+        high[n] = metric[n / 2 + 4] + costs[FROM_HIGH[n]];
+    }
+    let mut origins = 0;
+    for n in 0..STATES {
+        let other = high[n] < low[n];
+        metric[n] = if other { high[n] } else { low[n] };
+        origins |= u8::from(other) << n;
+    }
+    origins
+}
+
+/// Candidates of a whole row. `z` is NaN for an outlier: it has the code 0, its value goes another
+/// way.
+#[inline(always)]
+fn prepare(t: &mut Trellis, z: &[f32], ratio: &[f32]) {
+    let n = z.len();
+    t.costs.resize(n, [0.0; 4]);
+    t.codes.resize(n, [0; 4]);
+    t.origins.resize(n, 0);
+    let each = z
+        .iter()
+        .zip(ratio)
+        .zip(t.costs.iter_mut().zip(&mut t.codes));
+    for ((&z, &u), (costs, codes)) in each {
+        (*costs, *codes) = candidates(z, BIT * BITS_AT_SIGMA * u * u);
+    }
+    for (z, (costs, codes)) in z.iter().zip(t.costs.iter_mut().zip(&mut t.codes)) {
+        if z.is_nan() {
+            (*costs, *codes) = ([0.0, NEVER, NEVER, 0.0], [0; 4]);
+        }
+    }
+}
+
+/// Before the first column only state 0 is possible.
+const BEGIN: [f32; STATES] = [0.0, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER];
+
+fn run(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
+    prepare(t, z, ratio);
+    let mut metric = BEGIN;
+    for (costs, origins) in t.costs.iter().zip(&mut t.origins) {
+        *origins = advance(&mut metric, *costs);
+    }
+    metric
+}
+
+/// [`run`] with the eight states in one register.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn run_avx2(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
+    use std::arch::x86_64::{
+        _CMP_LT_OQ, _mm_loadu_ps, _mm256_add_ps, _mm256_castps128_ps256, _mm256_cmp_ps,
+        _mm256_loadu_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_permutevar8x32_ps,
+        _mm256_setr_epi32, _mm256_storeu_ps,
+    };
+    prepare(t, z, ratio);
+    let pick = |of: [usize; STATES]| {
+        let [a, b, c, d, e, f, g, h] = of.map(|i| i as i32);
+        _mm256_setr_epi32(a, b, c, d, e, f, g, h)
+    };
+    let (from_low, from_high) = (pick(FROM_LOW), pick(FROM_HIGH));
+    let low_states = pick([0, 0, 1, 1, 2, 2, 3, 3]);
+    let high_states = pick([4, 4, 5, 5, 6, 6, 7, 7]);
+    // SAFETY: eight floats are read from an array of eight.
+    let mut metric = unsafe { _mm256_loadu_ps(BEGIN.as_ptr()) };
+    for (costs, origins) in t.costs.iter().zip(&mut t.origins) {
+        // SAFETY: four floats are read from an array of four. The upper half is not picked from.
+        let costs = _mm256_castps128_ps256(unsafe { _mm_loadu_ps(costs.as_ptr()) });
+        let low = _mm256_add_ps(
+            _mm256_permutevar8x32_ps(metric, low_states),
+            _mm256_permutevar8x32_ps(costs, from_low),
+        );
+        let high = _mm256_add_ps(
+            _mm256_permutevar8x32_ps(metric, high_states),
+            _mm256_permutevar8x32_ps(costs, from_high),
+        );
+        *origins = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(high, low)) as u8;
+        metric = _mm256_min_ps(high, low);
+    }
+    let mut out = [0.0; STATES];
+    // SAFETY: eight floats are written to an array of eight.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), metric) };
+    out
+}
+
+impl Trellis {
+    /// Codes for `z`, steps from the mean by channel, NaN for an outlier; `ratio` is the step over
+    /// the spread. Appends one `(state, code)` for each.
+    pub(super) fn quantise(&mut self, z: &[f32], ratio: &[f32], out: &mut Vec<(u8, i32)>) {
+        #[cfg(target_arch = "x86_64")]
+        let metric = if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2, it was asked for.
+            unsafe { run_avx2(self, z, ratio) }
+        } else {
+            run(self, z, ratio)
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let metric = run(self, z, ratio);
+        let best = |best: usize, n: usize| if metric[n] < metric[best] { n } else { best };
+        let mut state = (1..STATES).fold(0, best);
+        let start = out.len();
+        out.resize(start + z.len(), (0, 0));
+        for (c, slot) in out[start..].iter_mut().enumerate().rev() {
+            let other = usize::from(self.origins[c] >> state & 1);
+            let subset = if other == 1 {
+                FROM_HIGH[state]
+            } else {
+                FROM_LOW[state]
+            };
+            state = state / 2 + 4 * other;
+            *slot = (state as u8, self.codes[c][subset]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn both_ways_to_run_are_one() {
+        if !std::arch::is_x86_feature_detected!("avx2") {
+            return;
+        }
+        let z: Vec<f32> = (0..3000)
+            .map(|i| ((i * 7919) % 1001) as f32 / 90.0 - 5.5)
+            .collect();
+        let ratio: Vec<f32> = (0..3000).map(|i| (i % 9) as f32 * 0.2).collect();
+        let (mut a, mut b) = (Trellis::default(), Trellis::default());
+        let plain = run(&mut a, &z, &ratio);
+        // SAFETY: the processor has AVX2, it was asked for.
+        let wide = unsafe { run_avx2(&mut b, &z, &ratio) };
+        assert_eq!((plain, &a.origins), (wide, &b.origins));
+    }
+
+    #[test]
+    fn the_way_found_is_one_the_decoder_can_go() {
+        let mut x = 1u32;
+        let mut noise = || {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (x >> 8) as f32 / (1 << 24) as f32 * 12.0 - 6.0
+        };
+        let mut z: Vec<f32> = (0..1000).map(|_| noise()).collect();
+        z[17] = f32::NAN;
+        let mut out = Vec::new();
+        Trellis::default().quantise(&z, &[0.2; 1000], &mut out);
+        let (mut state, mut square) = (0, 0.0);
+        for (z, &(s, k)) in z.iter().zip(&out) {
+            assert_eq!(usize::from(s), state);
+            if z.is_nan() {
+                assert_eq!(k, 0);
+            } else {
+                let e = z - point(state, k) as f32;
+                assert!(e.abs() <= 2.0, "{z} became {}", point(state, k));
+                square += e * e;
+            }
+            state = next(state, k);
+        }
+        // A quantiser of two steps has a third; one of one step a twelfth.
+        assert!(square / 1000.0 < 0.27, "{square}");
+    }
+}
