@@ -111,12 +111,19 @@ fn spread_of(row: &[f32], channels: &Channels, squares: &mut Vec<f32>) -> f32 {
     let (mut limit, mut last, mut mean) = (f32::INFINITY, usize::MAX, 0.0);
     for _ in 0..ROUNDS {
         let (mut sums, mut counts) = ([0f32; LANES], [0u32; LANES]);
-        for chunk in squares.chunks(LANES) {
+        let mut add = |lane: usize, y: f32| {
+            let inside = y < limit;
+            sums[lane] += if inside { y } else { 0.0 };
+            counts[lane] += u32::from(inside);
+        };
+        let (whole, rest) = squares.as_chunks::<LANES>();
+        for chunk in whole {
             for (lane, &y) in chunk.iter().enumerate() {
-                let inside = y < limit;
-                sums[lane] += if inside { y } else { 0.0 };
-                counts[lane] += u32::from(inside);
+                add(lane, y);
             }
+        }
+        for (lane, &y) in rest.iter().enumerate() {
+            add(lane, y);
         }
         let kept = counts.iter().sum::<u32>() as usize;
         if kept == 0 || kept == last {
@@ -174,10 +181,11 @@ impl Buffers {
         self.path.clear();
         self.trellis
             .quantise(&self.steps, &self.ratios, &mut self.path);
+        let tables = tables();
         let each = self.path.iter().zip(&self.classes);
         for ((&(state, k), class), (&z, &x)) in each.zip(self.steps.iter().zip(row)) {
             let index = class.table(usize::from(state));
-            let table = &tables()[index];
+            let table = &tables[index];
             let (symbol, low) = if z.is_nan() {
                 self.exact.push(x);
                 (table.escape(), 0)
@@ -198,8 +206,9 @@ impl Buffers {
     pub(super) fn write(&mut self, seed: u32, out: &mut Vec<u8>) {
         let mut writer = Writer::new(seed, &mut self.words);
         let mut exact = self.exact.iter().rev();
+        let tables = tables();
         for item in self.items.iter().rev() {
-            let table = &tables()[usize::from(item.table)];
+            let table = &tables[usize::from(item.table)];
             let symbol = usize::from(item.symbol);
             if symbol == table.escape() {
                 let bits = exact.next().map_or(0, |x| x.to_bits());

@@ -23,6 +23,8 @@ const FROM_HIGH: [usize; STATES] = [2, 0, 3, 1, 0, 2, 1, 3];
 const BIT: f32 = 0.4;
 /// ½ log₂ e: bits of a Gaussian at one standard deviation above those at its mean.
 const BITS_AT_SIGMA: f32 = 0.721_347_5;
+/// Channels whose candidates are found together.
+const WIDE: usize = 8;
 /// More than any way through a row costs.
 const NEVER: f32 = 1e30;
 
@@ -41,52 +43,62 @@ pub(super) fn point(state: usize, k: i32) -> i32 {
 /// Buffers of one row.
 #[derive(Default)]
 pub(super) struct Trellis {
-    /// Cost and code of the best point of each subset, by channel.
-    costs: Vec<[f32; 4]>,
-    codes: Vec<[i32; 4]>,
+    /// Cost and code of the best point of each subset, for eight channels at a time.
+    costs: Vec<[[f32; WIDE]; 4]>,
+    codes: Vec<[[i32; WIDE]; 4]>,
     /// Which origin each state was reached from: one bit a state.
     origins: Vec<u8>,
 }
 
+/// 1.5 · 2^23: numbers of this size are whole.
+const MAGIC: f32 = 12_582_912.0;
+
 /// Rounds to nearest even; for magnitudes below 2^22.
 #[inline(always)]
 fn round(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
     (x + MAGIC) - MAGIC
 }
 
-/// The best point of each subset for `z` steps, and what each costs; `rate` is the cost of a
-/// squared step in bits.
+/// The best point of each subset for eight channels at `z` steps, and what each costs; `rate` is
+/// the cost of a squared step. For NaN, an outlier, code 0: its value goes another way.
 #[inline(always)]
-fn candidates(z: f32, rate: f32) -> ([f32; 4], [i32; 4]) {
-    let a = z.abs();
-    let v0 = 4.0 * round(z * 0.25);
-    let v2 = 4.0 * round((z - 2.0) * 0.25) + 2.0;
-    let v1 = 4.0 * round((a - 1.0) * 0.25).max(0.0) + 1.0;
-    let far = 4.0 * round((a + 1.0) * 0.25).max(1.0) - 1.0;
-    let v3 = if a < 1.5 { 0.0 } else { far };
-    // Cells around zero are narrower than the others: a half, and three quarters.
-    let narrow1 = if v1 < 2.0 { BIT * 0.415 } else { 0.0 };
-    let narrow3 = if a < 1.5 { BIT } else { 0.0 };
-    let cost = |x: f32, v: f32, more: f32| {
-        let e = x - v;
-        e * e + rate * (v * v) + more
-    };
-    let costs = [
-        cost(z, v0, 0.0),
-        cost(a, v1, narrow1),
-        cost(z, v2, 0.0),
-        cost(a, v3, narrow3),
-    ];
-    let sign = if z < 0.0 { -0.5 } else { 0.5 };
-    let up3 = if a < 1.5 { 0.0 } else { far + 1.0 };
-    let codes = [
-        (v0 * 0.5) as i32,
-        ((v1 + 1.0) * sign) as i32,
-        (v2 * 0.5) as i32,
-        (up3 * sign) as i32,
-    ];
-    (costs, codes)
+fn candidates(
+    z: &[f32; WIDE],
+    rate: &[f32; WIDE],
+    costs: &mut [[f32; WIDE]; 4],
+    codes: &mut [[i32; WIDE]; 4],
+) {
+    for i in 0..WIDE {
+        let (outlier, rate) = (z[i].is_nan(), rate[i]);
+        let z = if outlier { 0.0 } else { z[i] };
+        let a = z.abs();
+        let v0 = 4.0 * round(z * 0.25);
+        let v2 = 4.0 * round((z - 2.0) * 0.25) + 2.0;
+        let v1 = 4.0 * round((a - 1.0) * 0.25).max(0.0) + 1.0;
+        let far = 4.0 * round((a + 1.0) * 0.25).max(1.0) - 1.0;
+        let near = a < 1.5;
+        let v3 = if near { 0.0 } else { far };
+        // Cells around zero are narrower than the others: a half, and three quarters.
+        let narrow1 = if v1 < 2.0 { BIT * 0.415 } else { 0.0 };
+        let narrow3 = if near { BIT } else { 0.0 };
+        let cost = |x: f32, v: f32, more: f32| {
+            let e = x - v;
+            e * e + rate * (v * v) + more
+        };
+        let never = |cost: f32| if outlier { NEVER } else { cost };
+        costs[0][i] = if outlier { 0.0 } else { cost(z, v0, 0.0) };
+        costs[1][i] = never(cost(a, v1, narrow1));
+        costs[2][i] = never(cost(z, v2, 0.0));
+        costs[3][i] = if outlier { 0.0 } else { cost(a, v3, narrow3) };
+        let sign = if z < 0.0 { -0.5 } else { 0.5 };
+        let up3 = if near { 0.0 } else { far + 1.0 };
+        // Whole numbers below 2^22: their sum with 1.5 · 2^23 has them in its low bits.
+        let whole = |x: f32| (x + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+        codes[0][i] = whole(v0 * 0.5);
+        codes[1][i] = whole((v1 + 1.0) * sign);
+        codes[2][i] = whole(v2 * 0.5);
+        codes[3][i] = whole(up3 * sign);
+    }
 }
 
 /// One column of the trellis.
@@ -106,25 +118,21 @@ fn advance(metric: &mut [f32; STATES], costs: [f32; 4]) -> u8 {
     origins
 }
 
-/// Candidates of a whole row. `z` is NaN for an outlier: it has the code 0, its value goes another
-/// way.
+/// Candidates of a whole row; behind its end stand those of zeros, which nothing reads.
 #[inline(always)]
 fn prepare(t: &mut Trellis, z: &[f32], ratio: &[f32]) {
-    let n = z.len();
-    t.costs.resize(n, [0.0; 4]);
-    t.codes.resize(n, [0; 4]);
-    t.origins.resize(n, 0);
-    let each = z
-        .iter()
-        .zip(ratio)
-        .zip(t.costs.iter_mut().zip(&mut t.codes));
-    for ((&z, &u), (costs, codes)) in each {
-        (*costs, *codes) = candidates(z, BIT * BITS_AT_SIGMA * u * u);
-    }
-    for (z, (costs, codes)) in z.iter().zip(t.costs.iter_mut().zip(&mut t.codes)) {
-        if z.is_nan() {
-            (*costs, *codes) = ([0.0, NEVER, NEVER, 0.0], [0; 4]);
+    let groups = z.len().div_ceil(WIDE);
+    t.costs.resize(groups, [[0.0; WIDE]; 4]);
+    t.codes.resize(groups, [[0; WIDE]; 4]);
+    t.origins.resize(z.len(), 0);
+    let each = z.chunks(WIDE).zip(ratio.chunks(WIDE));
+    for ((z, ratio), (costs, codes)) in each.zip(t.costs.iter_mut().zip(&mut t.codes)) {
+        let (mut eight, mut rate) = ([0.0; WIDE], [0.0; WIDE]);
+        eight[..z.len()].copy_from_slice(z);
+        for (r, u) in rate.iter_mut().zip(ratio) {
+            *r = BIT * BITS_AT_SIGMA * u * u;
         }
+        candidates(&eight, &rate, costs, codes);
     }
 }
 
@@ -134,8 +142,10 @@ const BEGIN: [f32; STATES] = [0.0, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEV
 fn run(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
     prepare(t, z, ratio);
     let mut metric = BEGIN;
-    for (costs, origins) in t.costs.iter().zip(&mut t.origins) {
-        *origins = advance(&mut metric, *costs);
+    for (costs, origins) in t.costs.iter().zip(t.origins.chunks_mut(WIDE)) {
+        for (i, origins) in origins.iter_mut().enumerate() {
+            *origins = advance(&mut metric, costs.map(|c| c[i]));
+        }
     }
     metric
 }
@@ -145,9 +155,9 @@ fn run(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
 #[target_feature(enable = "avx2")]
 fn run_avx2(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
     use std::arch::x86_64::{
-        _CMP_LT_OQ, _mm_loadu_ps, _mm256_add_ps, _mm256_castps128_ps256, _mm256_cmp_ps,
-        _mm256_loadu_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_permutevar8x32_ps,
-        _mm256_setr_epi32, _mm256_storeu_ps,
+        _CMP_LT_OQ, _mm256_add_ps, _mm256_cmp_ps, _mm256_loadu_ps, _mm256_min_ps,
+        _mm256_movemask_ps, _mm256_permutevar8x32_ps, _mm256_setr_epi32, _mm256_setr_ps,
+        _mm256_storeu_ps,
     };
     prepare(t, z, ratio);
     let pick = |of: [usize; STATES]| {
@@ -159,19 +169,21 @@ fn run_avx2(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
     let high_states = pick([4, 4, 5, 5, 6, 6, 7, 7]);
     // SAFETY: eight floats are read from an array of eight.
     let mut metric = unsafe { _mm256_loadu_ps(BEGIN.as_ptr()) };
-    for (costs, origins) in t.costs.iter().zip(&mut t.origins) {
-        // SAFETY: four floats are read from an array of four. The upper half is not picked from.
-        let costs = _mm256_castps128_ps256(unsafe { _mm_loadu_ps(costs.as_ptr()) });
-        let low = _mm256_add_ps(
-            _mm256_permutevar8x32_ps(metric, low_states),
-            _mm256_permutevar8x32_ps(costs, from_low),
-        );
-        let high = _mm256_add_ps(
-            _mm256_permutevar8x32_ps(metric, high_states),
-            _mm256_permutevar8x32_ps(costs, from_high),
-        );
-        *origins = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(high, low)) as u8;
-        metric = _mm256_min_ps(high, low);
+    for (costs, origins) in t.costs.iter().zip(t.origins.chunks_mut(WIDE)) {
+        for (i, origins) in origins.iter_mut().enumerate() {
+            let [a, b, c, d] = costs.map(|c| c[i]);
+            let costs = _mm256_setr_ps(a, b, c, d, 0.0, 0.0, 0.0, 0.0);
+            let low = _mm256_add_ps(
+                _mm256_permutevar8x32_ps(metric, low_states),
+                _mm256_permutevar8x32_ps(costs, from_low),
+            );
+            let high = _mm256_add_ps(
+                _mm256_permutevar8x32_ps(metric, high_states),
+                _mm256_permutevar8x32_ps(costs, from_high),
+            );
+            *origins = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(high, low)) as u8;
+            metric = _mm256_min_ps(high, low);
+        }
     }
     let mut out = [0.0; STATES];
     // SAFETY: eight floats are written to an array of eight.
@@ -204,7 +216,7 @@ impl Trellis {
                 FROM_LOW[state]
             };
             state = state / 2 + 4 * other;
-            *slot = (state as u8, self.codes[c][subset]);
+            *slot = (state as u8, self.codes[c / WIDE][subset][c % WIDE]);
         }
     }
 }
