@@ -129,7 +129,10 @@ fn main(
             for (var t = part; t < last; t += PARTS) {
                 let value = floats(values[(begin + t) * attention.kv_stride + kv + dim]);
 //#repeat r QUERIES
-                mixed_$r = fma(vec4<f32>(weights[$ru * TILE + t]), value, mixed_$r);
+                // What a row does not see must not count, not even as 0 times infinity.
+                if begin + t < sees + $ru {
+                    mixed_$r = fma(vec4<f32>(weights[$ru * TILE + t]), value, mixed_$r);
+                }
 //#end
             }
         }

@@ -33,7 +33,9 @@ fn every_variant_is_valid() {
             vec![None]
         };
         for block in blocks {
-            for (subgroups, interleaved, acts) in [(false, false, 1), (true, true, 4)] {
+            for i in 0..8 {
+                let (subgroups, interleaved) = (i & 1 != 0, i & 2 != 0);
+                let acts = if i & 4 == 0 { 1 } else { 4 };
                 let features = Features {
                     subgroups,
                     interleaved,

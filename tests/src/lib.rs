@@ -35,9 +35,17 @@ pub fn program(name: &str) -> PathBuf {
     bin_dir().join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
 }
 
+/// A program as the tests run it: on the processor unless it is told otherwise, because they compare
+/// bits.
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(program(name));
+    command.env("SPLITRUN_DEVICE", "cpu");
+    command
+}
+
 /// Runs `name` in `dir` and waits for it.
 pub fn run(dir: &Path, name: &str, args: &[&str]) -> Output {
-    Command::new(program(name))
+    command(name)
         .args(args)
         .current_dir(dir)
         .stdin(Stdio::null())
@@ -79,7 +87,7 @@ impl Cloud {
 
     /// Starts it with exactly these arguments.
     pub fn start_as_typed(dir: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(program("splitrun"))
+        let mut child = command("splitrun")
             .args(args)
             .current_dir(dir)
             .stdin(Stdio::null())

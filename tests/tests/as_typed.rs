@@ -1,10 +1,10 @@
 //! The three lines of the README, exactly as typed, on a model of the shape of Llama-2-13B.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use fixtures::LlamaShape;
 use formats::blocks::BlockType;
-use integration::{Cloud, must, program};
+use integration::{Cloud, command, must};
 
 /// Layers: a few more than the ten of the edge. The width is the real one.
 const LAYERS: u32 = 11;
@@ -31,7 +31,7 @@ fn convert_cloud_edge() {
     assert_eq!(cloud.address, "127.0.0.1:7433");
 
     // splitrun --role edge, with a line on standard input and an end to the noise it answers
-    let mut edge = Command::new(program("splitrun"))
+    let mut edge = command("splitrun")
         .args(["--role", "edge", "-n", "2"])
         .current_dir(dir.path())
         .stdin(Stdio::piped())

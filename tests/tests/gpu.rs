@@ -141,9 +141,34 @@ fn a_sequence_does_not_feel_its_neighbours() {
         }
         last
     };
-    let alone = step(5, false);
-    assert_eq!(alone, step(5, true));
-    assert_eq!(alone[..2], step(2, true)[..]);
+    let alone = step(21, false);
+    for n in [2, 5, 8, 9, 21] {
+        assert_eq!(alone[..n], step(n, true)[..], "{n} sequences");
+    }
+    // A prompt among them, and one with nothing to do.
+    let mut caches: Vec<_> = (0..3).map(|_| exec.new_cache(64).unwrap()).collect();
+    let mut rows = vec![Vec::new(); 3];
+    for (rows, ids) in rows.iter_mut().zip([&ids(30)[..], &[], &[5]]) {
+        exec.embed(ids, rows).unwrap();
+    }
+    let mut want = rows.clone();
+    let pairs = caches.iter_mut().zip(&mut rows);
+    let mut batch: Vec<_> = pairs
+        .map(|(cache, rows)| Sequence { cache, rows })
+        .collect();
+    exec.forward_batch(&mut batch).unwrap();
+    assert_eq!(
+        caches
+            .iter()
+            .map(engine::cache::KvCache::len)
+            .collect::<Vec<_>>(),
+        [30, 0, 1]
+    );
+    for (rows, want) in rows.iter().zip(&mut want) {
+        exec.forward(&mut exec.new_cache(64).unwrap(), want)
+            .unwrap();
+        assert_eq!(rows, want);
+    }
 
     // Two threads at once, each with a sequence of its own.
     let ids = ids(120);
@@ -171,7 +196,9 @@ fn what_is_fused_is_what_is_not() {
         assert_eq!(fused, apart);
         let mut cache = exec.new_cache(64).unwrap();
         exec.embed(&ids(40), &mut rows).unwrap();
-        let id = exec.forward_argmax(&mut cache, &mut rows).unwrap();
+        let id = exec
+            .forward_argmax(&mut cache, &mut rows, &mut Vec::new())
+            .unwrap();
         assert_eq!((id, cache.len()), (argmax(&apart[2 * 320..]), 40));
     }
 }
@@ -208,40 +235,6 @@ fn a_cache_grows_rolls_back_and_stays_with_its_executor() {
     let cpu = on_cpu(&set, 0..6);
     let refused = cpu.forward(&mut cache, &mut [0.0; 64]).unwrap_err();
     assert!(matches!(refused, ExecError::OtherCache { .. }));
-}
-
-/// Resident memory of this process in bytes.
-#[cfg(target_os = "linux")]
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = status.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn ten_thousand_tokens_take_no_more_memory_than_a_thousand() {
-    let dir = tempfile::tempdir().unwrap();
-    let shape = LlamaShape {
-        n_layer: 1,
-        ..LlamaShape::tiny()
-    };
-    let set = model(dir.path(), &shape);
-    let exec = on_gpu(&set, 0..1);
-    let generation = |tokens: usize| {
-        let mut cache = exec.new_cache(600).unwrap();
-        let (mut rows, mut logits) = (Vec::new(), Vec::new());
-        for t in 0..tokens {
-            exec.embed(&[t as u32 % 320], &mut rows).unwrap();
-            exec.forward_logits(&mut cache, &mut rows, 1, &mut logits)
-                .unwrap();
-        }
-    };
-    (0..2).for_each(|_| generation(500));
-    let before = resident();
-    (0..18).for_each(|_| generation(500));
-    let grown = resident().saturating_sub(before);
-    assert!(grown < 24 << 20, "{grown} bytes more");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Real processes over real sockets.
 
 use std::io::{BufReader, Read as _};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use integration::{Cloud, must_json, program, run, smollm2_pair, wait};
+use integration::{Cloud, command, must_json, run, smollm2_pair, wait};
 use serde_json::Value;
 
 const PROMPT: &str = "Question: why is the sky blue, and why are sunsets red? Give the physics, \
@@ -150,7 +150,7 @@ fn several_edges_share_a_cloud_and_do_not_feel_each_other() {
     let children: Vec<_> = prompts
         .iter()
         .map(|p| {
-            Command::new(program("splitrun"))
+            command("splitrun")
                 .args(args(p))
                 .current_dir(dir)
                 .stdout(Stdio::piped())
@@ -170,7 +170,7 @@ fn a_cloud_killed_in_mid_generation_is_named_within_the_deadline() {
     let dir = smollm2_pair();
     let mut cloud = Cloud::start(dir, &[]);
     let address = cloud.address.clone();
-    let mut edge = Command::new(program("splitrun"))
+    let mut edge = command("splitrun")
         .args([
             "--role", "edge", "--cloud", &address, "-p", PROMPT, "-n", "2000",
         ])

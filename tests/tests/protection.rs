@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use integration::{Cloud, must_json, program, run, smollm2_pair, wait};
+use integration::{Cloud, command, must_json, run, smollm2_pair, wait};
 
 /// A self-signed certificate for this machine, its key and a token, as files.
 fn secrets(dir: &Path) {
@@ -106,7 +106,7 @@ fn interrupt(child: &Child) {
 fn ctrl_c_ends_an_answer_and_then_the_cloud_in_order() {
     let dir = smollm2_pair();
     let mut cloud = Cloud::start(dir, &["--max-sessions", "1"]);
-    let mut edge = Command::new(program("splitrun"))
+    let mut edge = command("splitrun")
         .args([
             "--role",
             "edge",

@@ -362,6 +362,8 @@ impl Programs {
             None => Command::new(name),
         };
         command.args(args).current_dir(&self.root);
+        // Tests compare bits, and figures name the processor, also where there is a card.
+        command.env("SPLITRUN_DEVICE", "cpu");
         command
     }
 

@@ -68,7 +68,7 @@ pub(super) enum Device {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Compute {
     /// Where to compute.
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    #[arg(long, value_enum, default_value_t = Device::Auto, env = "SPLITRUN_DEVICE")]
     pub(super) device: Device,
     /// Threads that compute [default: one per core]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -328,7 +328,7 @@ pub(super) struct Calibrate {
     #[arg(long, value_name = "N")]
     pub(super) chunks: Option<NonZeroUsize>,
     /// Where the model will be cut (more than once for more cuts), to measure what codec `auto` may
-    /// leave out there [default: five cuts, the others follow from them]
+    /// leave out there [default: five from the first to the last; those between follow from them]
     #[arg(long = "cut", value_name = "N")]
     pub(super) cuts: Vec<usize>,
     /// Windows of the text for that; 0 leaves it out, and the bound of `auto` unproved.

@@ -12,6 +12,7 @@ use super::args::Calibrate;
 use super::device::observable;
 use super::measure::{parts, read_text};
 use super::{note, print_json, print_line};
+use crate::exec::Executor as _;
 use crate::exec::cpu::CpuExecutor;
 use crate::measure;
 use crate::measure::{CalibrateOptions, SensitivityOptions, StepOptions};
@@ -47,6 +48,9 @@ pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
         .into_iter()
         .map(|p| observable(p, &args.compute))
         .collect::<Result<Vec<_>, _>>()?;
+    if let Some(exec) = execs.first() {
+        measure::check_cuts(&args.cuts, exec.hparams().n_layer)?;
+    }
     let dataset = args.text.file_name().unwrap_or_default();
     let options = CalibrateOptions {
         ctx: args.ctx.get(),
@@ -79,7 +83,13 @@ pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
         let mut progress = |done: usize, of: usize| {
             note(&format!("what steps of the codec cost: {done} of {of}"));
         };
-        measure::steps(&execs, &tokenizer, &text, &options, boundary, &mut progress)?;
+        let done = measure::steps(&execs, &tokenizer, &text, &options, boundary, &mut progress);
+        // What was measured before is worth keeping.
+        if let Err(e) = done {
+            note(&format!(
+                "what steps of the codec cost was not measured: {e}"
+            ));
+        }
     }
     let seconds = start.elapsed().as_secs_f64();
     im.sensitivity = sensitivities;

@@ -15,7 +15,7 @@ pub(super) struct Place {
     threads: usize,
     isa: Isa,
     gpu: Option<Arc<Gpu>>,
-    /// Whether the processor will do when the device has too little memory.
+    /// Whether the processor will do when the device does not.
     fall_back: bool,
 }
 
@@ -41,7 +41,9 @@ impl Place {
             Device::Cpu => None,
             Device::Gpu => Some(open(&Adapter::best(true).map_err(gpu_error)?)?),
             Device::Auto => match Adapter::best(false) {
-                Ok(adapter) => Some(open(&adapter)?),
+                Ok(adapter) => open(&adapter)
+                    .inspect_err(|e| note(&format!("computing on the CPU: {e}")))
+                    .ok(),
                 Err(_) => None,
             },
         };
@@ -71,10 +73,7 @@ impl Place {
                         gpu: Some(gpu),
                     });
                 }
-                (
-                    Err(e @ (GpuError::Weights { .. } | GpuError::Unsupported { .. })),
-                    Some(part),
-                ) => {
+                (Err(e), Some(part)) => {
                     note(&format!("computing on the CPU: {e}"));
                     return self.on_cpu(part);
                 }
@@ -101,10 +100,10 @@ impl Place {
         self.threads
     }
 
-    /// Instruction set, or the name of the adapter.
-    pub(super) fn kernels(&self) -> String {
-        match &self.gpu {
-            Some(gpu) => gpu.report().name.clone(),
+    /// The instruction set, or the name of the adapter that `gpu` runs on.
+    pub(super) fn kernels(&self, gpu: Option<&Arc<GpuExecutor>>) -> String {
+        match gpu {
+            Some(exec) => exec.gpu().report().name.clone(),
             None => self.isa.to_string(),
         }
     }

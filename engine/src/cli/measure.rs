@@ -209,7 +209,7 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
         options,
         weight_bytes,
         place.threads(),
-        &place.kernels(),
+        &place.kernels(gpus.first()),
     )?;
     report.gpu = bench_gpu(&execs, &gpus, options)?;
     if args.json {

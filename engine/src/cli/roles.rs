@@ -11,7 +11,7 @@ use formats::pair::HalfRole;
 use formats::wire::{Codec, CutStatistics};
 
 use super::args::{LinkArgs, Run};
-use super::device::Place;
+use super::device::{Opened, Place};
 use super::{context, note, print_json, print_line};
 use crate::exec::Executor;
 use crate::link::{
@@ -54,7 +54,7 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
     let server = Server::bind(&link.listen, options)?;
     let contract = half.contract;
     let place = Place::open(&run.compute)?;
-    let exec = place.executor(half.part)?;
+    let Opened { exec, gpu } = place.opened(half.part)?;
     let n_ctx = context(run.ctx, &*exec);
     note(&format!(
         "{}: layers {}..{} of pair {}, on {}, {} threads",
@@ -62,7 +62,7 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
         exec.layers().start,
         exec.layers().end,
         contract.pair_id,
-        place.kernels(),
+        place.kernels(gpu.as_ref()),
         place.threads()
     ));
     note(&format!("listening on {}", server.local_addr()));

@@ -79,14 +79,19 @@ pub trait Executor: Send + Sync {
     }
 
     /// [`forward`](Self::forward), then the likeliest token after the last row, the lowest id among
-    /// equals: all that greedy decoding needs of the logits, so a device need not send them.
+    /// equals: all that greedy decoding needs of the logits, so a device need not send them. `logits` is room for them
+    /// where they come all the same.
     ///
     /// # Errors
     /// As [`forward_logits`](Self::forward_logits).
-    fn forward_argmax(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<u32, ExecError> {
-        let mut logits = Vec::new();
-        self.forward_logits(cache, rows, 1, &mut logits)?;
-        Ok(argmax(&logits))
+    fn forward_argmax(
+        &self,
+        cache: &mut KvCache,
+        rows: &mut [f32],
+        logits: &mut Vec<f32>,
+    ) -> Result<u32, ExecError> {
+        self.forward_logits(cache, rows, 1, logits)?;
+        Ok(argmax(logits))
     }
 }
 

@@ -194,7 +194,7 @@ fn pass(
     let last = parts.len().saturating_sub(1);
     for (i, (p, c)) in parts.iter().zip(caches).enumerate() {
         if head && i == last {
-            return p.forward_argmax(c, &mut rows);
+            return p.forward_argmax(c, &mut rows, &mut Vec::new());
         }
         p.forward(c, &mut rows)?;
     }

@@ -15,4 +15,4 @@ pub use calibrate::{CalibrateOptions, calibrate};
 pub use distribution::{Comparison, compare, log_softmax};
 pub use eval::{EvalOptions, EvalReport, evaluate};
 pub use sensitivity::{SensitivityOptions, sensitivity};
-pub use steps::{StepOptions, steps};
+pub use steps::{StepOptions, check_cuts, steps};

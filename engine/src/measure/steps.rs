@@ -45,6 +45,14 @@ impl Observer for Keeper<'_> {
     }
 }
 
+/// Whether a model of `n_layer` layers can be cut at all of `cuts`.
+///
+/// # Errors
+/// With the first that it cannot.
+pub fn check_cuts(cuts: &[usize], n_layer: usize) -> Result<(), RunError> {
+    chosen(cuts, n_layer).map(drop)
+}
+
 /// The cuts to measure in a model of `n_layer` layers, ascending.
 fn chosen(cuts: &[usize], n_layer: usize) -> Result<Vec<usize>, RunError> {
     if let Some(bad) = cuts.iter().find(|c| !(1..n_layer).contains(*c)) {
@@ -54,9 +62,9 @@ fn chosen(cuts: &[usize], n_layer: usize) -> Result<Vec<usize>, RunError> {
         )));
     }
     let mut cuts = if cuts.is_empty() {
-        (1..=CUTS)
-            .map(|i| n_layer * i / (CUTS + 1))
-            .filter(|c| *c > 0)
+        // The first and the last cut are among them, so every other lies between two.
+        (0..CUTS)
+            .map(|i| 1 + n_layer.saturating_sub(2) * i / (CUTS - 1))
             .collect()
     } else {
         cuts.to_vec()
@@ -175,15 +183,15 @@ pub fn steps(
 }
 
 /// The measured value at `cut`, every second of `values` being one of `cuts`: between two of them
-/// their weighted geometric mean, outside the nearest.
+/// their weighted geometric mean, outside 0, which stands for not measured.
 fn between(cuts: &[usize], values: &[f64], cut: usize) -> f64 {
     let value = |i: usize| values[i * KL_STEPS.len()];
     let after = cuts.partition_point(|c| *c < cut);
-    if after == cuts.len() {
-        return value(after - 1);
-    }
-    if after == 0 || cuts[after] == cut {
+    if cuts.get(after) == Some(&cut) {
         return value(after);
+    }
+    if after == 0 || after == cuts.len() {
+        return 0.0;
     }
     let (a, b) = (cuts[after - 1], cuts[after]);
     let share = (cut - a) as f64 / (b - a) as f64;
@@ -197,7 +205,7 @@ mod tests {
 
     #[test]
     fn cuts_are_spread_and_checked() {
-        assert_eq!(chosen(&[], 30).unwrap(), [5, 10, 15, 20, 25]);
+        assert_eq!(chosen(&[], 30).unwrap(), [1, 8, 15, 22, 29]);
         assert_eq!(chosen(&[], 3).unwrap(), [1, 2]);
         assert_eq!(chosen(&[7, 2, 7], 30).unwrap(), [2, 7]);
         for bad in [0, 30] {
@@ -209,7 +217,7 @@ mod tests {
     fn values_between_cuts_are_interpolated() {
         let values = [1.0, 9.0, 4.0, 9.0];
         let at = |cut| between(&[2, 4], &values, cut);
-        assert_eq!((at(1), at(2), at(4), at(9)), (1.0, 1.0, 4.0, 4.0));
+        assert_eq!((at(1), at(2), at(4), at(9)), (0.0, 1.0, 4.0, 0.0));
         assert!((at(3) - 2.0).abs() < 1e-12);
     }
 }

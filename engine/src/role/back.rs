@@ -134,7 +134,7 @@ impl BackSession {
         let mut likeliest = None;
         match (&mut self.cache, want_token) {
             (Some(cache), true) if id_only => {
-                likeliest = Some(self.exec.forward_argmax(cache, rows)?);
+                likeliest = Some(self.exec.forward_argmax(cache, rows, &mut self.logits)?);
             }
             (Some(cache), true) => {
                 self.exec.forward_logits(cache, rows, 1, &mut self.logits)?;

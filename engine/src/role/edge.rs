@@ -50,10 +50,17 @@ impl RemoteBack {
             tail_ids: options.tail_ids,
         };
         let mut opened = link.open(&request);
-        if matches!(opened, Err(LinkError::Mismatch { .. })) && asked.resolve(None) != codec {
-            codec = asked.resolve(None);
+        let plain = asked.resolve(None);
+        if let Err(LinkError::Mismatch { reason, .. }) = &opened
+            && reason.starts_with("codec")
+            && plain != codec
+        {
+            // Somebody else asked for `auto`; what it stands for is said where it is chosen.
+            tracing::warn!(
+                "the cloud does not take codec {codec} ({reason}); rows travel as {plain}, the bound of `auto` is unproved"
+            );
+            codec = plain;
             request.codec = codec.to_string();
-            // What did not fit may have been another thing: then it is said again.
             opened = link.open(&request);
         }
         let stream = opened?;

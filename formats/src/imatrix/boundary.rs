@@ -62,7 +62,8 @@ pub struct Boundary {
     pub row_norms: Vec<f32>,
     /// Mean number of values of a row at or above each of [`OUTLIER_SIGMAS`].
     pub outliers: Vec<f32>,
-    /// Mean KL divergence at each of [`KL_STEPS`], nats; empty when it was not measured.
+    /// Mean KL divergence at each of [`KL_STEPS`], nats; 0 at cuts that were not measured and lie
+    /// between none that were; empty when it was not measured at all.
     pub kl: Vec<f32>,
 }
 

@@ -436,7 +436,7 @@ impl Scratch {
 
 /// Reads one frame. `rows` is replaced by its values (`header.rows × width`, row after row).
 ///
-/// Checks, in this order: mark and version, checksum, pair, coding and flags, positions, rows,
+/// Checks of a frame of version 1, in this order: mark and version, checksum, pair, coding and flags, positions, rows,
 /// width, payload; every byte must be accounted for. Allocates at most what `expect` implies:
 /// about 20 bytes for each value of a full frame, whatever the bytes claim.
 ///

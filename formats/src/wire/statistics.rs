@@ -28,8 +28,8 @@ impl CutStatistics {
     }
 
     /// The largest step of codec `tcq` that was predicted to keep the mean KL below `max_kl`
-    /// nats: a power law through each two neighbours of the measured steps. `None` when nothing
-    /// was measured.
+    /// nats: a power law through each two neighbours of the measured steps, and no more than twice
+    /// the largest of them. `None` when nothing was measured, or no step is small enough.
     pub fn step_for(&self, max_kl: f32) -> Option<Tcq> {
         let good = |k: &f32| *k > 0.0 && k.is_finite();
         let fit = self.kl.len() == KL_STEPS.len() && self.kl.iter().all(good);
@@ -51,8 +51,11 @@ impl CutStatistics {
         // Noise can flatten a measured curve; no quantiser's error grows slower than its step.
         let slope = ((k1 - k0) / (s1 - s0)).max(1.0);
         let step = (s0 + (wanted - k0) / slope).exp() as f32;
-        let step = step.clamp(Tcq::SMALLEST, Tcq::LARGEST);
-        Some(Tcq { step })
+        // A curve says little about steps far beyond the largest measured one.
+        let largest = 2.0 * KL_STEPS.iter().fold(0.0, |a, b| b.max(a));
+        (step >= Tcq::SMALLEST).then(|| Tcq {
+            step: step.min(largest).min(Tcq::LARGEST),
+        })
     }
 }
 
@@ -78,8 +81,8 @@ mod tests {
                 "{kl}: {step}"
             );
         }
-        assert_eq!(cut.step_for(1e-9).unwrap().step, Tcq::SMALLEST);
-        assert_eq!(cut.step_for(1e9).unwrap().step, Tcq::LARGEST);
+        assert_eq!(cut.step_for(1e-9), None);
+        assert_eq!(cut.step_for(1e9).unwrap().step, 2.0);
         cut.kl[1] = 0.0;
         assert_eq!(cut.step_for(0.003), None);
         cut.kl.clear();

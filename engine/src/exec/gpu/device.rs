@@ -214,6 +214,13 @@ impl Gpu {
 
     /// A buffer that kernels read and write.
     pub(super) fn storage(&self, what: &'static str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        if bytes > self.max_binding {
+            return Err(GpuError::Memory {
+                adapter: self.name(),
+                what,
+                needed: bytes,
+            });
+        }
         self.buffer(
             what,
             bytes,

@@ -7,7 +7,7 @@ use super::error::GpuError;
 use super::kv::GpuKv;
 use super::ops::argmax::Argmax;
 use super::ops::attention::Attention;
-use super::ops::matrix::{Place, Product};
+use super::ops::matrix::{FEW, Place, Product};
 use super::ops::norm::Norm;
 use super::ops::rope::Rope;
 use super::ops::swiglu::Swiglu;
@@ -19,8 +19,6 @@ use crate::model::{HParams, LayerTensors, ModelPart, Tensor};
 pub(super) const MAX_ROWS: usize = 256;
 /// Rows whose logits are computed at once.
 pub(super) const MAX_LOGITS: usize = 32;
-/// Sequences of a pass.
-pub(super) const MAX_SEQUENCES: usize = 64;
 /// Slot of all rows of a pass.
 pub(super) const ALL: usize = 0;
 /// Slot of the rows that go to the head.
@@ -307,7 +305,7 @@ impl Head {
     }
 }
 
-/// Slots of a pass.
+/// Slots of a pass, in which at most [`FEW`] sequences have a row each.
 pub(super) fn slots(gpu: &Gpu) -> Result<Slots, GpuError> {
-    Slots::new(gpu, SEQUENCES + MAX_SEQUENCES)
+    Slots::new(gpu, SEQUENCES + FEW as usize)
 }

@@ -60,10 +60,17 @@ impl GpuKv {
         end: usize,
         n_ctx: usize,
     ) -> Result<(), GpuError> {
-        if end <= self.capacity {
+        // A sequence without rows among others needs bindings too.
+        if end <= self.capacity && self.capacity > 0 {
             return Ok(());
         }
-        let capacity = end.next_power_of_two().max(FIRST).min(n_ctx).max(end);
+        let most = gpu.max_binding as usize / (2 * self.kv_width);
+        let capacity = end
+            .next_power_of_two()
+            .max(FIRST)
+            .min(n_ctx)
+            .min(most)
+            .max(end);
         let bytes = (2 * capacity * self.kv_width) as u64;
         if bytes > gpu.max_binding {
             return Err(GpuError::Memory {

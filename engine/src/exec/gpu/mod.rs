@@ -32,8 +32,9 @@ pub use error::GpuError;
 pub use record::KernelTime;
 pub use shapes::{ShapeOptions, ShapeReport, ShapeTime, bench_shapes};
 
-use self::forward::{ALL, Buffers, HEAD, Head, Layers, MAX_LOGITS, MAX_ROWS, MAX_SEQUENCES};
+use self::forward::{ALL, Buffers, HEAD, Head, Layers, MAX_LOGITS, MAX_ROWS};
 use self::kv::GpuKv;
+use self::ops::matrix::FEW;
 use self::record::{Clock, Pass, Recorder, Slots};
 use self::weights::{Upload, device_bytes};
 use super::rope::RopeTable;
@@ -198,6 +199,9 @@ impl GpuExecutor {
     ) -> Result<(), ExecError> {
         let (gpu, width) = (&*self.gpu, self.part.hparams.n_embd);
         gpu.check()?;
+        if sequences.iter().all(|s| s.rows.is_empty()) {
+            return Ok(());
+        }
         let Work {
             buffers,
             slots,
@@ -340,26 +344,44 @@ impl Executor for GpuExecutor {
         let n = self.rows(rows.len())?;
         self.check_cache(cache, n)?;
         let mut work = self.work();
+        let start = cache.len();
         for rows in rows.chunks_mut(MAX_ROWS * self.part.hparams.n_embd) {
             let sequence = Sequence { cache, rows };
-            self.submit(&mut work, &mut [sequence], Wanted::Rows)?;
+            let done = self.submit(&mut work, &mut [sequence], Wanted::Rows);
+            if done.is_err() {
+                cache.truncate(start);
+                return done;
+            }
         }
         Ok(())
     }
 
     fn forward_batch(&self, sequences: &mut [Sequence<'_>]) -> Result<(), ExecError> {
-        let mut rows = 0;
+        let width = self.part.hparams.n_embd;
         for s in &mut *sequences {
             let n = self.rows(s.rows.len())?;
             self.check_cache(s.cache, n)?;
-            rows += n;
         }
-        if rows > MAX_ROWS || sequences.len() > MAX_SEQUENCES {
-            return sequences
-                .iter_mut()
-                .try_for_each(|s| self.forward(s.cache, s.rows));
+        // Few rows are multiplied one by one, so those of several sequences can go together without
+        // a difference; a longer stretch takes other kernels and goes alone.
+        let mut rest = sequences;
+        while let Some(first) = rest.first() {
+            let mut rows = first.rows.len() / width;
+            let mut n = 1;
+            while let Some(next) = rest.get(n).map(|s| s.rows.len() / width)
+                && rows + next <= FEW as usize
+            {
+                rows += next;
+                n += 1;
+            }
+            let (group, others) = rest.split_at_mut(n);
+            match group {
+                [one] => self.forward(one.cache, one.rows)?,
+                _ => self.submit(&mut self.work(), group, Wanted::Rows)?,
+            }
+            rest = others;
         }
-        self.submit(&mut self.work(), sequences, Wanted::Rows)
+        Ok(())
     }
 
     fn logits(&self, rows: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError> {
@@ -425,15 +447,19 @@ impl Executor for GpuExecutor {
         self.submit(&mut self.work(), &mut [Sequence { cache, rows }], wanted)
     }
 
-    fn forward_argmax(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<u32, ExecError> {
+    fn forward_argmax(
+        &self,
+        cache: &mut KvCache,
+        rows: &mut [f32],
+        logits: &mut Vec<f32>,
+    ) -> Result<u32, ExecError> {
         if self.head.is_none() {
             return Err(missing(&self.part, "head"));
         }
         let n = self.rows(rows.len())?;
         if n == 0 || n > MAX_ROWS {
-            let mut logits = Vec::new();
-            self.forward_logits(cache, rows, 1, &mut logits)?;
-            return Ok(argmax(&logits));
+            self.forward_logits(cache, rows, 1, logits)?;
+            return Ok(argmax(logits));
         }
         self.check_cache(cache, n)?;
         let mut id = 0;
@@ -483,10 +509,13 @@ fn too_large(gpu: &Gpu, part: &ModelPart, needed: u64) -> GpuError {
     let available = gpu.report().memory_bytes;
     let layers = part.layers.len() as u64;
     let advice = match available {
+        Some(there) if needed <= there => {
+            "others use it, or what comes besides weights takes the rest: end what runs there, or let fewer layers run here".to_owned()
+        }
         // A tenth is left for keys, values and activations.
-        Some(there) if needed > 0 => {
+        Some(there) => {
             let there = there / 10 * 9;
-            let fit = u128::from(layers) * u128::from(there) / u128::from(needed);
+            let fit = u128::from(layers) * u128::from(there) / u128::from(needed.max(1));
             let weights: u64 = part.matrices().map(|t| (t.rows * t.cols) as u64).sum();
             let bits = 8.0 * there as f64 / weights.max(1) as f64;
             format!(

@@ -12,7 +12,7 @@ use crate::exec::gpu::weights::Weights;
 
 /// Rows up to which weights are multiplied row by row instead of in tiles. Up to here a row's
 /// result does not depend on how many there are.
-const FEW: u32 = 8;
+pub(in crate::exec::gpu) const FEW: u32 = 8;
 /// Rows of activations that [`Kernel::MatVec`] takes at once, where there are several.
 const ACTS: u32 = 4;
 /// Rows of weights a thread keeps.
