@@ -119,6 +119,22 @@ pub struct LayerTensors {
     pub ffn_down: Tensor,
 }
 
+impl LayerTensors {
+    /// Its matrices, in the order in which rows meet them.
+    pub fn matrices(&self) -> impl Iterator<Item = &Tensor> {
+        [
+            &self.attn_q,
+            &self.attn_k,
+            &self.attn_v,
+            &self.attn_output,
+            &self.ffn_gate,
+            &self.ffn_up,
+            &self.ffn_down,
+        ]
+        .into_iter()
+    }
+}
+
 /// A range of layers, with the embedding when it starts at the first and the head when it ends
 /// at the last.
 #[derive(Clone, Debug)]
@@ -204,17 +220,7 @@ impl ModelPart {
 
     /// The matrices that one decoded token meets: those of the layers, and the head.
     pub fn matrices(&self) -> impl Iterator<Item = &Tensor> {
-        let layers = self.blocks.iter().flat_map(|b| {
-            [
-                &b.attn_q,
-                &b.attn_k,
-                &b.attn_v,
-                &b.attn_output,
-                &b.ffn_gate,
-                &b.ffn_up,
-                &b.ffn_down,
-            ]
-        });
+        let layers = self.blocks.iter().flat_map(LayerTensors::matrices);
         layers.chain(self.head.iter().map(|(_, t)| t))
     }
 

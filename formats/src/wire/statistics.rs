@@ -74,7 +74,7 @@ mod tests {
             sigma: vec![1.0; 4],
             kl: KL_STEPS.iter().map(|s| 0.016 * s * s).collect(),
         };
-        for kl in [0.0001, 0.003, 0.02, 0.2] {
+        for kl in [0.0001, 0.003, 0.02, 0.06] {
             let Tcq { step } = cut.step_for(kl).unwrap();
             assert!(
                 (0.016 * step * step / kl - 1.0).abs() < 1e-3,

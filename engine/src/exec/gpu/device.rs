@@ -14,6 +14,10 @@ use super::error::GpuError;
 /// How long a device may take for one submission before it counts as lost.
 const DEADLINE: Duration = Duration::from_mins(5);
 
+/// Multiplications after which a prompt's layers go on in another submission. Some systems take a
+/// device for hung that works on one for seconds; this is a fraction of a second on a small one.
+const MOST_WORK: u64 = 1 << 36;
+
 /// Bytes from one uniform of a pass to the next (WebGPU's largest alignment).
 pub(super) const SLOT: u64 = 256;
 
@@ -27,6 +31,8 @@ pub struct Gpu {
     /// Most bytes of one binding.
     pub(super) max_binding: u64,
     pub(super) timestamps: bool,
+    /// Most multiplications of one submission, if a layer is not more by itself.
+    pub(super) most_work: u64,
     fault: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     cache: Option<(wgpu::PipelineCache, PathBuf)>,
@@ -143,6 +149,7 @@ impl Gpu {
                 .min(max_binding)
                 & !0xfff,
             timestamps: features.contains(inside),
+            most_work: MOST_WORK,
             device,
             queue,
             fault,

@@ -1,5 +1,7 @@
 //! The layers of a half as dispatches, and the buffers that they share.
 
+use std::ops::Range;
+
 use wgpu::BufferUsages as Usage;
 
 use super::device::Gpu;
@@ -156,10 +158,21 @@ impl Layers {
         )
     }
 
-    /// Records all layers over the rows of the pass. `caches` are the sequences' caches, in the order of
+    /// Records layers `layers` over the rows of the pass. `caches` are the sequences' caches, in the order of
     /// their slots, with the number of positions after the pass.
-    pub(super) fn record(&self, to: &mut Recorder<'_>, caches: &[(&GpuKv, usize)]) {
-        for (l, layer) in self.all.iter().enumerate() {
+    pub(super) fn record(
+        &self,
+        to: &mut Recorder<'_>,
+        caches: &[(&GpuKv, usize)],
+        layers: Range<usize>,
+    ) {
+        for (l, layer) in self
+            .all
+            .iter()
+            .enumerate()
+            .take(layers.end)
+            .skip(layers.start)
+        {
             let products = |to: &mut Recorder<'_>, list: &[Product]| {
                 for product in list {
                     product.record(to, ALL);

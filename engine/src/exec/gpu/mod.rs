@@ -40,7 +40,7 @@ use self::weights::{Upload, device_bytes};
 use super::rope::RopeTable;
 use super::{ExecError, Executor, Sequence, embed, missing};
 use crate::cache::KvCache;
-use crate::model::{HParams, ModelPart};
+use crate::model::{HParams, LayerTensors, ModelPart};
 use crate::text::argmax;
 
 /// Runs a [`ModelPart`] on a device.
@@ -55,6 +55,8 @@ pub struct GpuExecutor {
     /// What a pass works in; one pass at a time.
     work: Mutex<Work>,
     device_bytes: u64,
+    /// Weights of a layer, the largest.
+    layer_weights: u64,
 }
 
 #[derive(Debug)]
@@ -112,7 +114,9 @@ impl GpuExecutor {
             e => e,
         })?;
         gpu.save_pipelines();
+        let weights = |b: &LayerTensors| b.matrices().map(|t| (t.rows * t.cols) as u64).sum();
         Ok(Self {
+            layer_weights: part.blocks.iter().map(weights).max().unwrap_or(0),
             id: IDS.fetch_add(1, Ordering::Relaxed),
             rope: RopeTable::new(&part.hparams.rope),
             work: Mutex::new(Work {
@@ -190,7 +194,8 @@ impl GpuExecutor {
         }
     }
 
-    /// One submission: the rows of `sequences`, [`MAX_ROWS`] in all at most, through the layers.
+    /// One pass: the rows of `sequences`, [`MAX_ROWS`] in all at most, through the layers. One
+    /// submission, or several in a row where it is much work; nothing is waited for but the end.
     fn submit(
         &self,
         work: &mut Work,
@@ -250,13 +255,26 @@ impl GpuExecutor {
                 .zip(ends)
                 .filter_map(|(s, end)| Some((&*s.cache.device_mut::<GpuKv>()?, end)))
                 .collect();
-            let mut to = Recorder::new(&mut encoder, slots, clock.as_mut());
-            self.layers.record(&mut to, &caches);
-            if let (1.., Some(head)) = (wanted.head_rows(), &self.head) {
-                head.record(&mut to);
-                if matches!(wanted, Wanted::Id(_)) {
-                    head.argmax.record(&mut to);
+            let step = gpu.most_work / (rows as u64 * self.layer_weights).max(1);
+            let (step, mut at) = (step.clamp(1, 1 << 16) as usize, 0);
+            loop {
+                let end = self.layers.len().min(at + step);
+                let mut to = Recorder::new(&mut encoder, slots, clock.as_mut());
+                self.layers.record(&mut to, &caches, at..end);
+                if end < self.layers.len() {
+                    drop(to);
+                    let full = std::mem::replace(&mut encoder, gpu.encoder());
+                    gpu.queue.submit([full.finish()]);
+                    at = end;
+                    continue;
                 }
+                if let (1.., Some(head)) = (wanted.head_rows(), &self.head) {
+                    head.record(&mut to);
+                    if matches!(wanted, Wanted::Id(_)) {
+                        head.argmax.record(&mut to);
+                    }
+                }
+                break;
             }
         }
         match wanted {

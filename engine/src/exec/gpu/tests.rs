@@ -254,6 +254,22 @@ fn too_little_memory_names_what_would_fit() {
     }
 }
 
+/// Much work goes in several submissions, and nothing else is different.
+#[test]
+fn a_pass_may_be_cut_between_layers() {
+    let adapter = Adapter::best(true).unwrap();
+    let run = |most_work: Option<u64>| {
+        let mut gpu = Gpu::open(&adapter).unwrap();
+        gpu.most_work = most_work.unwrap_or(gpu.most_work);
+        let exec = GpuExecutor::new(small_part(), Arc::new(gpu)).unwrap();
+        let mut cache = exec.new_cache(16).unwrap();
+        let mut rows = Noise::new(2).take(12 * 32);
+        exec.forward(&mut cache, &mut rows).unwrap();
+        (rows, cache.len())
+    };
+    assert_eq!(run(Some(1)), run(None));
+}
+
 #[test]
 fn a_lost_device_is_an_error_and_no_end() {
     let adapter = Adapter::best(true).unwrap();
