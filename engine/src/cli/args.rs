@@ -73,9 +73,13 @@ pub(super) struct Compute {
     /// Threads that compute [default: one per core]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
-    /// Instruction set of the kernels: auto, scalar or avx2 (all give the same bits).
+    /// Instruction set of the kernels: auto, scalar, avx2 or avx512 (all give the same bits).
     #[arg(long, value_name = "ISA", default_value = "auto")]
     pub(super) isa: String,
+    /// On the processor, multiply with activations as they are; otherwise generating and bench
+    /// round them to 8 bits, and eval and calibrate do not.
+    #[arg(long)]
+    pub(super) exact: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -266,6 +270,10 @@ pub(super) struct Eval {
     /// The model that --model was made from: how far its answers have moved.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["codec", "frame_rows"])]
     pub(super) against: Option<PathBuf>,
+    /// On the processor, activations rounded to 8 bits, as when generating (never in the model of
+    /// --against).
+    #[arg(long, conflicts_with = "exact")]
+    pub(super) int8: bool,
     /// One JSON object on standard output.
     #[arg(long)]
     pub(super) json: bool,

@@ -4,16 +4,18 @@ use std::sync::Arc;
 
 use super::args::{Compute, Device};
 use super::note;
-use crate::exec::cpu::{CpuExecutor, Isa};
+use crate::exec::cpu::{Activations, CpuExecutor, Isa};
 use crate::exec::gpu::{Adapter, Gpu, GpuError, GpuExecutor};
 use crate::exec::{ExecError, Executor};
 use crate::model::ModelPart;
 use crate::role::RunError;
 
 /// Where to compute, decided once per run.
+#[derive(Clone)]
 pub(super) struct Place {
     threads: usize,
     isa: Isa,
+    activations: Activations,
     gpu: Option<Arc<Gpu>>,
     /// Whether the processor will do when the device does not.
     fall_back: bool,
@@ -51,9 +53,22 @@ impl Place {
         Ok(Self {
             threads: compute.threads.map_or_else(cores, usize::from),
             isa,
+            activations: if compute.exact {
+                Activations::F32
+            } else {
+                Activations::Int8
+            },
             gpu,
             fall_back: compute.device == Device::Auto,
         })
+    }
+
+    /// The same, with activations as they are: for what measures a model and not a machine.
+    pub(super) fn exact(&self) -> Self {
+        Self {
+            activations: Activations::F32,
+            ..self.clone()
+        }
     }
 
     /// An executor for `part`.
@@ -85,9 +100,15 @@ impl Place {
 
     fn on_cpu(&self, part: ModelPart) -> Result<Opened, RunError> {
         Ok(Opened {
-            exec: Arc::new(cpu(part, self.threads, self.isa)?),
+            exec: Arc::new(self.cpu(part)?),
             gpu: None,
         })
+    }
+
+    fn cpu(&self, part: ModelPart) -> Result<CpuExecutor, RunError> {
+        let exec = CpuExecutor::new(part, self.threads, self.isa)
+            .map_err(RunError::io("starting threads"))?;
+        Ok(exec.with_activations(self.activations))
     }
 
     /// The device, if there is one to use.
@@ -104,16 +125,13 @@ impl Place {
     pub(super) fn kernels(&self, gpu: Option<&Arc<GpuExecutor>>) -> String {
         match gpu {
             Some(exec) => exec.gpu().report().name.clone(),
+            None if self.activations == Activations::Int8 => format!("{} int8", self.isa),
             None => self.isa.to_string(),
         }
     }
 }
 
-fn cpu(part: ModelPart, threads: usize, isa: Isa) -> Result<CpuExecutor, RunError> {
-    CpuExecutor::new(part, threads, isa).map_err(RunError::io("starting threads"))
-}
-
-/// An executor on the processor, for what looks on while it computes.
+/// An executor on the processor, for what looks on while it computes: always exact.
 pub(super) fn observable(part: ModelPart, compute: &Compute) -> Result<Arc<CpuExecutor>, RunError> {
     if compute.device == Device::Gpu {
         return Err(RunError::Usage(
@@ -126,5 +144,5 @@ pub(super) fn observable(part: ModelPart, compute: &Compute) -> Result<Arc<CpuEx
         ..compute.clone()
     };
     let place = Place::open(&compute)?;
-    Ok(Arc::new(cpu(part, place.threads, place.isa)?))
+    Ok(Arc::new(place.exact().cpu(part)?))
 }

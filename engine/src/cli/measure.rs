@@ -41,14 +41,23 @@ fn executors(model: OpenedModel, place: &Place) -> Result<Vec<Arc<dyn Executor>>
         .collect()
 }
 
+/// Where `eval` computes: exactly, unless told otherwise.
+fn place(args: &Eval) -> Result<Place, RunError> {
+    let place = Place::open(&args.compute)?;
+    Ok(if args.int8 { place } else { place.exact() })
+}
+
 /// `eval --against`.
 fn eval_against(args: &Eval, source: &Path) -> Result<(), RunError> {
     let text = read_text(&args.text)?;
     let model = open_model(args.model.model.as_deref())?;
     let source = open_model(Some(source))?;
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
-    let place = Place::open(&args.compute)?;
-    let (model, source) = (executors(model, &place)?, executors(source, &place)?);
+    let place = place(args)?;
+    let (model, source) = (
+        executors(model, &place)?,
+        executors(source, &place.exact())?,
+    );
     let mut progress = |done: usize, of: usize, kl: f64| {
         note(&format!("window {done} of {of}: KL {kl:.5}"));
     };
@@ -98,7 +107,7 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
     if let (Some(codec), OpenedModel::Pair { .. }) = (&args.codec, &model) {
         note_codec(codec, cut.as_ref());
     }
-    let execs = executors(model, &Place::open(&args.compute)?)?;
+    let execs = executors(model, &place(args)?)?;
     let options = EvalOptions {
         ctx: args.ctx.get(),
         chunks: args.chunks.map(usize::from),

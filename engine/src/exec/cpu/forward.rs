@@ -77,7 +77,7 @@ pub(super) fn run(
     seen: &mut impl Observer,
 ) {
     let hp = &exec.part.hparams;
-    let isa = exec.isa;
+    let (isa, math) = (exec.isa, exec.math());
     let (width, q_width, kv_width) = (hp.n_embd, hp.q_width(), hp.kv_width());
     let n = rows.len() / width;
     let start = cache.len();
@@ -101,9 +101,9 @@ pub(super) fn run(
         let q = sized(&mut s.q, n * q_width);
         let k = sized(&mut s.k, n * kv_width);
         let v = sized(&mut s.v, n * kv_width);
-        matmul(session, isa, &w.attn_q, &mut s.normed, q, q_width);
-        matmul(session, isa, &w.attn_k, &mut s.normed, k, kv_width);
-        matmul(session, isa, &w.attn_v, &mut s.normed, v, kv_width);
+        matmul(session, math, &w.attn_q, &mut s.normed, q, q_width);
+        matmul(session, math, &w.attn_k, &mut s.normed, k, kv_width);
+        matmul(session, math, &w.attn_v, &mut s.normed, v, kv_width);
         add_bias(q, w.attn_q_bias.as_deref());
         add_bias(k, w.attn_k_bias.as_deref());
         add_bias(v, w.attn_v_bias.as_deref());
@@ -137,7 +137,7 @@ pub(super) fn run(
         seen.input(layer, Site::AttnOutput, Rows::of(&s.mixed));
 
         let out = sized(&mut s.out, n * width);
-        matmul(session, isa, &w.attn_output, &mut s.mixed, out, width);
+        matmul(session, math, &w.attn_output, &mut s.mixed, out, width);
         rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
 
         norm(
@@ -155,17 +155,17 @@ pub(super) fn run(
         let up = sized(&mut s.up, n * stride);
         matmul(
             session,
-            isa,
+            math,
             &w.ffn_gate,
             &mut s.normed,
             s.gate.values_mut(),
             stride,
         );
-        matmul(session, isa, &w.ffn_up, &mut s.normed, up, stride);
+        matmul(session, math, &w.ffn_up, &mut s.normed, up, stride);
         swiglu(session, isa, s.gate.values_mut(), up, hp.n_ff, stride);
         seen.input(layer, Site::FfnDown, Rows::of(&s.gate));
         let out = sized(&mut s.out, n * width);
-        matmul(session, isa, &w.ffn_down, &mut s.gate, out, width);
+        matmul(session, math, &w.ffn_down, &mut s.gate, out, width);
         rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
         seen.hidden(layer + 1, start, Rows::packed(rows, width));
     }

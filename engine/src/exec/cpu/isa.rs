@@ -7,15 +7,16 @@ use std::str::FromStr;
 use formats::blocks::BlockType;
 use half::f16;
 
+use super::integer::{self, CodeBlock, Codes};
 use super::matmul::{Acts, Out};
 use super::scalar;
 
 #[cfg(target_arch = "x86_64")]
-use super::avx2;
+use super::{avx2, avx512};
 
 /// An instruction set for the kernels. All give the same bits.
 ///
-/// Only [`detect`](Self::detect) and [`available`](Self::available) make one, so a value is proof
+/// Only [`available`](Self::available) makes one, so a value is proof
 /// that the processor has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Kind);
@@ -26,6 +27,9 @@ enum Kind {
     /// With FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// F, BW, DQ, VL and VNNI, beside all that `Avx2` says.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
@@ -34,24 +38,63 @@ impl Isa {
 
     /// The best this processor has.
     pub fn detect() -> Self {
+        Self::available().pop().unwrap_or(Self::SCALAR)
+    }
+
+    /// Every set this processor can run, the best last.
+    pub fn available() -> Vec<Self> {
+        let mut all = vec![Self::SCALAR];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
         {
-            return Self(Kind::Avx2);
-        }
-        Self::SCALAR
-    }
-
-    /// Every set this processor can run.
-    pub fn available() -> Vec<Self> {
-        let mut all = vec![Self::SCALAR];
-        let best = Self::detect();
-        if best != Self::SCALAR {
-            all.push(best);
+            all.push(Self(Kind::Avx2));
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                all.push(Self(Kind::Avx512));
+            }
         }
         all
+    }
+
+    /// Codes of one row of activations: `out(b, block)` receives block `b`.
+    pub(super) fn encode(self, x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
+        match self.0 {
+            Kind::Scalar => integer::encode(x, out),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::encode(x, out) },
+        }
+    }
+
+    /// Products in whole numbers; `ty` is one that [`integer::covers`].
+    pub(super) fn products(
+        self,
+        ty: BlockType,
+        weights: &[u8],
+        row_bytes: usize,
+        rows: Range<usize>,
+        x: &Codes,
+        out: Out,
+    ) {
+        match self.0 {
+            Kind::Scalar => scalar::products(ty, weights, row_bytes, rows, x, &mut |r, i, v| {
+                // SAFETY: `matmul` gives each task its own range of columns.
+                unsafe { out.set(r, i, v) }
+            }),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected; `matmul` gives each task its own range of
+            // columns and has checked the sizes.
+            Kind::Avx2 => unsafe { avx2::products(ty, weights, row_bytes, rows, x, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::products(ty, weights, row_bytes, rows, x, out) },
+        }
     }
 
     pub(crate) fn matmul(
@@ -69,9 +112,11 @@ impl Isa {
                 unsafe { out.set(r, i, v) }
             }),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `detect` is the only maker of `Avx2` and has seen the features; `matmul`
+            // SAFETY: `available` is the only maker of these and has seen the features; `matmul`
             // gives each task its own range of columns and has checked the sizes.
-            Kind::Avx2 => unsafe { avx2::matmul(ty, weights, row_bytes, rows, x, out) },
+            Kind::Avx2 | Kind::Avx512 => unsafe {
+                avx2::matmul(ty, weights, row_bytes, rows, x, out)
+            },
         }
     }
 
@@ -81,7 +126,7 @@ impl Isa {
             Kind::Scalar => scalar::sum_squares(x),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::sum_squares(x) },
+            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::sum_squares(x) },
         }
     }
 
@@ -102,7 +147,7 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::scores(q, keys, stride, scale, scores) },
+            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::scores(q, keys, stride, scale, scores) },
         }
     }
 
@@ -112,7 +157,7 @@ impl Isa {
             Kind::Scalar => scalar::softmax(s),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::softmax(s) },
+            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::softmax(s) },
         }
     }
 
@@ -128,7 +173,7 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::weighted_sum(w, values, stride, out) },
+            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::weighted_sum(w, values, stride, out) },
         }
     }
 
@@ -138,7 +183,7 @@ impl Isa {
             Kind::Scalar => scalar::swiglu(gate, up),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::swiglu(gate, up) },
+            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::swiglu(gate, up) },
         }
     }
 }
@@ -149,6 +194,8 @@ impl fmt::Display for Isa {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
         })
     }
 }

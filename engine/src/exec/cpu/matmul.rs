@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::integer::{self, Codes};
 use super::isa::Isa;
 use super::lanes::LANES;
 use super::pool::Session;
@@ -23,6 +24,8 @@ pub(crate) struct ActBuf {
     x: Vec<f32>,
     sums: [Vec<f32>; 2],
     has_sums: [bool; 2],
+    codes: Codes,
+    has_codes: bool,
 }
 
 impl ActBuf {
@@ -34,6 +37,7 @@ impl ActBuf {
         self.x.clear();
         self.x.resize(rows * self.stride, 0.0);
         self.has_sums = [false; 2];
+        self.has_codes = false;
         &mut self.x
     }
 
@@ -55,7 +59,18 @@ impl ActBuf {
     /// The values, to change them in place before the first product.
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         self.has_sums = [false; 2];
+        self.has_codes = false;
         &mut self.x
+    }
+
+    /// The rows as codes of 8 bits, made when first asked for.
+    pub(super) fn codes(&mut self, session: &Session<'_>, isa: Isa) -> &Codes {
+        if !self.has_codes {
+            self.codes
+                .fill(session, isa, &self.x, self.rows, self.stride);
+            self.has_codes = true;
+        }
+        &self.codes
     }
 
     pub(super) fn view(&mut self, g: Grouping) -> Acts<'_> {
@@ -168,22 +183,37 @@ impl Out {
     }
 }
 
+/// How products are computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Math {
+    pub(super) isa: Isa,
+    pub(super) activations: Activations,
+}
+
+/// In what form activations meet the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// As they are.
+    F32,
+    /// As codes of 8 bits, where the weights' type has a kernel for that; the others as they are.
+    Int8,
+}
+
 /// `out[r × out_stride + i] = w[i] · x[r]` for every weight row `i` and activation row `r`.
-pub(crate) fn matmul(
+pub(super) fn matmul(
     session: &Session<'_>,
-    isa: Isa,
+    math: Math,
     w: &Tensor,
     x: &mut ActBuf,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let acts = x.view(grouping(w.block_type));
     assert!(
-        acts.cols == w.cols && w.rows <= out_stride,
+        x.cols == w.cols && w.rows <= out_stride,
         "{}: shapes differ",
         w.name
     );
-    assert!(out.len() >= acts.rows.saturating_sub(1) * out_stride + w.rows);
+    assert!(out.len() >= x.rows.saturating_sub(1) * out_stride + w.rows);
     let data = w.data();
     let row_bytes = w.row_bytes();
     // The kernels trust these sizes.
@@ -195,6 +225,15 @@ pub(crate) fn matmul(
     );
     assert_eq!(data.len(), row_bytes * w.rows);
     let out = Out::new(out, out_stride);
+    let isa = math.isa;
+    if math.activations == Activations::Int8 && integer::covers(w.block_type) {
+        let codes = x.codes(session, isa);
+        session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {
+            isa.products(w.block_type, data, row_bytes, rows, codes, out);
+        });
+        return;
+    }
+    let acts = x.view(grouping(w.block_type));
     session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {
         isa.matmul(w.block_type, data, row_bytes, rows, &acts, out);
     });

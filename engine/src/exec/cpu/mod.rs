@@ -6,7 +6,10 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod forward;
+mod integer;
 mod isa;
 mod lanes;
 mod matmul;
@@ -20,10 +23,11 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 pub use isa::{Isa, IsaError};
+pub use matmul::Activations;
 pub use observe::{Observer, Rows, Site};
 
 use self::forward::{Scratch, Span};
-use self::matmul::matmul;
+use self::matmul::{Math, matmul};
 use self::pool::Pool;
 use super::rope::RopeTable;
 use super::{ExecError, Executor, embed, missing};
@@ -38,6 +42,7 @@ const MAX_ROWS: usize = 128;
 pub struct CpuExecutor {
     part: ModelPart,
     isa: Isa,
+    activations: Activations,
     pool: Pool,
     rope: RopeTable,
     /// Buffers of forward passes that are not running now.
@@ -45,7 +50,7 @@ pub struct CpuExecutor {
 }
 
 impl CpuExecutor {
-    /// An executor with `threads` threads.
+    /// An executor with `threads` threads, which multiplies with activations as they are.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -54,10 +59,25 @@ impl CpuExecutor {
         Ok(Self {
             part,
             isa,
+            activations: Activations::F32,
             pool: Pool::new(threads)?,
             rope,
             scratch: Mutex::default(),
         })
+    }
+
+    /// The same with other activations.
+    #[must_use]
+    pub fn with_activations(mut self, activations: Activations) -> Self {
+        self.activations = activations;
+        self
+    }
+
+    fn math(&self) -> Math {
+        Math {
+            isa: self.isa,
+            activations: self.activations,
+        }
     }
 
     /// The model part it runs.
@@ -230,7 +250,7 @@ impl Executor for CpuExecutor {
                 let session = self.pool.session();
                 let x = &mut scratch.normed;
                 forward::norm(&session, self.isa, rows, width, norm, eps, x);
-                matmul(&session, self.isa, head, x, logits, head.rows);
+                matmul(&session, self.math(), head, x, logits, head.rows);
             }
         });
         Ok(())

@@ -231,9 +231,9 @@ impl Session<'_> {
             .div_ceil(self.threads() * 6)
             .max(grain.max(1))
             .max(n.div_ceil(MAX_ITEMS));
-        // Kernels take four weight rows at a time.
+        // Kernels take up to 16 weight rows at a time.
         let per = if per > 4 {
-            per.next_multiple_of(4)
+            per.next_multiple_of(16)
         } else {
             per
         };

@@ -3,13 +3,15 @@
 use formats::blocks::{self, BlockType};
 use half::f16;
 
+use super::integer;
 use super::isa::Isa;
 use super::lanes::LANES;
 use super::matmul::{ActBuf, Out};
+use super::pool::Pool;
 use super::scalar::grouping;
 use crate::exec::noise::Noise;
 
-fn product(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) -> Vec<f32> {
+fn activations(x: &[f32], n: usize) -> ActBuf {
     let cols = x.len() / n;
     let mut acts = ActBuf::default();
     let stride = {
@@ -19,6 +21,11 @@ fn product(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) 
     for (r, row) in x.chunks(cols).enumerate() {
         acts.values_mut()[r * stride..r * stride + cols].copy_from_slice(row);
     }
+    acts
+}
+
+fn product(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) -> Vec<f32> {
+    let mut acts = activations(x, n);
     let mut out = vec![0.0; n * rows];
     let view = acts.view(grouping(ty));
     isa.matmul(
@@ -77,6 +84,129 @@ fn products_agree_with_decoded_weights_and_between_instruction_sets() {
                     assert!(same, "{isa} {ty}: {rows} × {cols}, {n} activation rows");
                 }
             }
+        }
+    }
+}
+
+/// [`product`] in whole numbers.
+fn whole(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) -> Vec<f32> {
+    let mut acts = activations(x, n);
+    let pool = Pool::new(1).unwrap();
+    let mut out = vec![0.0; n * rows];
+    let codes = acts.codes(&pool.session(), isa);
+    isa.products(
+        ty,
+        w,
+        w.len() / rows,
+        0..rows,
+        codes,
+        Out::new(&mut out, rows),
+    );
+    out
+}
+
+fn bits(v: &[f32]) -> Vec<u32> {
+    v.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn products_in_whole_numbers_are_close_and_the_same_everywhere() {
+    let mut noise = Noise::new(17);
+    for ty in BlockType::ALL.into_iter().filter(|t| integer::covers(*t)) {
+        let lens: &[usize] = if ty.block_len() == 32 {
+            &[32, 96, 576]
+        } else {
+            &[256, 1536]
+        };
+        for &cols in lens {
+            let rows = 35;
+            let w: Vec<u8> = (0..rows).flat_map(|_| noise.row(ty, cols)).collect();
+            for n in [1, 3, 130] {
+                let x = noise.take(n * cols);
+                let want = whole(Isa::SCALAR, ty, &w, rows, &x, n);
+                let float = product(Isa::detect(), ty, &w, rows, &x, n);
+                let norm = |v: &[f32]| v.iter().map(|v| f64::from(v * v)).sum::<f64>();
+                let off: Vec<f32> = want.iter().zip(&float).map(|(a, b)| a - b).collect();
+                assert!(norm(&off) < 1.5e-4 * norm(&float), "{ty} {cols}, {n} rows");
+                for isa in Isa::available() {
+                    let got = whole(isa, ty, &w, rows, &x, n);
+                    assert_eq!(bits(&got), bits(&want), "{isa} {ty} {cols}, {n} rows");
+                }
+                // A row alone is the row among others.
+                let last = whole(Isa::detect(), ty, &w, rows, &x[(n - 1) * cols..], 1);
+                assert_eq!(bits(&last), bits(&want[(n - 1) * rows..]), "{ty} {cols}");
+            }
+        }
+    }
+}
+
+#[test]
+fn whole_numbers_do_not_overflow_at_the_ends_of_their_ranges() {
+    let mut noise = Noise::new(19);
+    for ty in BlockType::ALL.into_iter().filter(|t| integer::covers(*t)) {
+        let (cols, rows) = (512, 16);
+        for fill in [0, 0x80, 0xff] {
+            // Scales stay numbers: those of a real row, the quants all alike.
+            let mut w: Vec<u8> = (0..rows).flat_map(|_| noise.row(ty, cols)).collect();
+            for block in w.chunks_exact_mut(ty.block_bytes()) {
+                let quants = match ty {
+                    BlockType::Q2_K => 16..80,
+                    BlockType::Q3_K => 0..96,
+                    BlockType::Q6_K => 0..192,
+                    BlockType::Q4_K | BlockType::Q5_K => 16..ty.block_bytes(),
+                    BlockType::IQ4_XS => 8..136,
+                    BlockType::MXFP4 => 1..17,
+                    BlockType::Q4_1 | BlockType::Q5_1 => 4..ty.block_bytes(),
+                    _ => 2..ty.block_bytes(),
+                };
+                block[quants].fill(fill);
+            }
+            for sign in [1.0, -1.0] {
+                let x: Vec<f32> = (0..cols).map(|i| sign * (1 + i / 32) as f32).collect();
+                let want = bits(&whole(Isa::SCALAR, ty, &w, rows, &x, 1));
+                for isa in Isa::available() {
+                    assert_eq!(bits(&whole(isa, ty, &w, rows, &x, 1)), want, "{isa} {ty}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_are_the_same_everywhere_and_keep_what_is_no_number() {
+    let mut noise = Noise::new(23);
+    let mut x = noise.take(320);
+    x[..32].fill(0.0);
+    x[32..64].fill(1e-38);
+    x[70] = f32::NAN;
+    x[100] = f32::INFINITY;
+    let run = |isa: Isa| {
+        let mut blocks = Vec::new();
+        isa.encode(&x, &mut |b, block| blocks.push((b, block)));
+        blocks
+    };
+    let want = run(Isa::SCALAR);
+    assert_eq!(want.len(), 10);
+    for (b, block) in &want {
+        assert_eq!(block.scale.is_nan(), [2, 3].contains(b), "block {b}");
+        let sum: i32 = block.codes.iter().map(|c| i32::from(*c)).sum();
+        assert_eq!(
+            (-block.minus[0], block.minus[1] + block.minus[2]),
+            (sum, -sum)
+        );
+        let x = &x[b * 32..b * 32 + 32];
+        if *b > 3 {
+            for (x, c) in x.iter().zip(block.codes) {
+                assert!((f32::from(c) * block.scale - x).abs() <= 0.501 * block.scale);
+            }
+        }
+    }
+    for isa in Isa::available() {
+        for ((_, a), (_, b)) in run(isa).iter().zip(&want) {
+            assert_eq!((a.codes, a.minus), (b.codes, b.minus), "{isa}");
+            assert_eq!(a.scale.is_nan(), b.scale.is_nan(), "{isa}");
+            let same = a.scale.to_bits() == b.scale.to_bits() && bits(&a.sum) == bits(&b.sum);
+            assert!(same || a.scale.is_nan(), "{isa}");
         }
     }
 }

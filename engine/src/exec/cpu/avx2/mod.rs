@@ -15,12 +15,14 @@ mod attention;
 mod block32;
 mod float;
 mod grouped;
+mod integer;
 mod matmul;
 mod super256;
 
 use std::arch::x86_64::*;
 
 pub(crate) use attention::{scores, softmax, weighted_sum};
+pub(crate) use integer::{encode, products};
 pub(crate) use matmul::matmul;
 
 use super::lanes::{LANES, exp};

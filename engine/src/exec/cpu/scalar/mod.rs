@@ -4,11 +4,13 @@ mod attention;
 mod block32;
 mod float;
 mod grouped;
+mod integer;
 mod super256;
 
 use formats::blocks::BlockType;
 
 pub(crate) use attention::{add_scaled, dot_f16};
+pub(crate) use integer::products;
 pub(crate) use super256::{scale_k3, scale_min_k4};
 
 use super::lanes::{LANES, Lanes, exp, fold};

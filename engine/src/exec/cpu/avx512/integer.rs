@@ -1,0 +1,216 @@
+//! Products in whole numbers, sixteen weight rows at a time.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use formats::blocks::BlockType;
+
+use super::super::integer::{self, Codes, Rows, Vector};
+use super::super::matmul::Out;
+
+/// Sixteen lanes.
+#[derive(Clone, Copy)]
+struct V(__m512i);
+
+impl Vector for V {
+    type F = __m512;
+    const LANES: usize = 16;
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn words(rows: &Rows, at: usize) -> [Self; 4] {
+        // SAFETY: by the contract.
+        unsafe {
+            let mut z = [_mm512_setzero_si512(); 4];
+            for j in 0..4 {
+                let at = |k: usize| rows[k + j].wrapping_add(at).cast::<__m128i>();
+                let v = _mm512_castsi128_si512(at(0).read_unaligned());
+                let v = _mm512_inserti32x4::<1>(v, at(4).read_unaligned());
+                let v = _mm512_inserti32x4::<2>(v, at(8).read_unaligned());
+                z[j] = _mm512_inserti32x4::<3>(v, at(12).read_unaligned());
+            }
+            let t0 = _mm512_unpacklo_epi32(z[0], z[1]);
+            let t1 = _mm512_unpackhi_epi32(z[0], z[1]);
+            let t2 = _mm512_unpacklo_epi32(z[2], z[3]);
+            let t3 = _mm512_unpackhi_epi32(z[2], z[3]);
+            [
+                Self(_mm512_unpacklo_epi64(t0, t2)),
+                Self(_mm512_unpackhi_epi64(t0, t2)),
+                Self(_mm512_unpacklo_epi64(t1, t3)),
+                Self(_mm512_unpackhi_epi64(t1, t3)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: &[u32; 16]) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_loadu_si512(p.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(b: u8) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_set1_epi8(b as i8) })
+    }
+
+    #[inline(always)]
+    unsafe fn lanes(v: i32) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_set1_epi32(v) })
+    }
+
+    #[inline(always)]
+    unsafe fn and(self, o: Self) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_and_si512(self.0, o.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn or(self, o: Self) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_or_si512(self.0, o.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn xor(self, o: Self) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_xor_si512(self.0, o.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn shr(self, n: usize) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_srl_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
+    }
+
+    #[inline(always)]
+    unsafe fn sar(self, n: usize) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_sra_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
+    }
+
+    #[inline(always)]
+    unsafe fn shl(self, n: usize) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_sll_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
+    }
+
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[u8; 16]) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            Self(_mm512_shuffle_epi8(table, self.0))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fifth(self, word: usize) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            // The byte that holds the four bits, to all bytes of the lane.
+            let from = _mm512_set4_epi32(12, 8, 4, 0);
+            let from = _mm512_add_epi32(from, _mm512_set1_epi32((word / 2) as i32));
+            let from = _mm512_mullo_epi32(from, _mm512_set1_epi32(0x0101_0101));
+            let bits = _mm512_shuffle_epi8(self.0, from);
+            let each = _mm512_set1_epi32(if word.is_multiple_of(2) {
+                0x0804_0201
+            } else {
+                0x8040_2010_u32 as i32
+            });
+            let set = _mm512_test_epi8_mask(bits, each);
+            Self(_mm512_maskz_set1_epi8(set, 16))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const N: usize, const MAX: u8>(init: Self, w: &[Self; N], x: *const i8) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let mut acc = init.0;
+            for j in 0..N {
+                let x = x.add(4 * j).cast::<i32>().read_unaligned();
+                acc = _mm512_dpbusd_epi32(acc, w[j].0, _mm512_set1_epi32(x));
+            }
+            Self(acc)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn float(self) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { _mm512_cvtepi32_ps(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn half(self) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn same(self) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { _mm512_castsi512_ps(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { _mm512_set1_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn get(p: *const f32) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn put(p: *mut f32, v: __m512) {
+        // SAFETY: by the contract.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn neg(a: __m512) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { _mm512_xor_ps(a, _mm512_set1_ps(-0.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: by the contract.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}
+
+/// See [`integer::products`].
+///
+/// # Safety
+/// AVX-512 F, BW, DQ, VL and VNNI, and the contract of [`integer::products`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn products(
+    ty: BlockType,
+    weights: &[u8],
+    row_bytes: usize,
+    rows: Range<usize>,
+    x: &Codes,
+    out: Out,
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::products::<V>(ty, weights, row_bytes, rows, x, out) }
+}

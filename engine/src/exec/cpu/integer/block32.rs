@@ -1,0 +1,247 @@
+//! Blocks of 32 quants with one scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4.
+
+// As in `tile`.
+#![allow(clippy::inline_always)]
+
+use formats::blocks::{BlockMxfp4, Grouped as _, IQ4_NL_LEVELS, MXFP4_LEVELS};
+
+use super::tile::{Blocks, PANEL};
+use super::vector::{Rows, Vector};
+
+/// For each block of a panel, a word of each row.
+pub(super) struct Words([[u32; 16]; PANEL]);
+
+/// The half floats at `at` (and `at + 2`) in the first `n` blocks of each row.
+///
+/// # Safety
+/// `n` blocks of `bytes` readable in the first `lanes` of `p`, four bytes from `at` on in each.
+#[inline(always)]
+unsafe fn words(p: &Rows, n: usize, lanes: usize, bytes: usize, at: usize) -> Words {
+    let mut words = Words([[0; 16]; PANEL]);
+    for (j, p) in p[..lanes].iter().enumerate() {
+        for (b, word) in words.0[..n].iter_mut().enumerate() {
+            // SAFETY: by the contract.
+            word[j] = unsafe { p.add(b * bytes + at).cast::<u32>().read_unaligned() };
+        }
+    }
+    words
+}
+
+/// `LEVELS`, moved up by `by` to be unsigned.
+const fn raised(levels: [i8; 16], by: u8) -> [u8; 16] {
+    let mut out = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        out[i] = (levels[i] as u8).wrapping_add(by);
+        i += 1;
+    }
+    out
+}
+
+const IQ4_NL_RAISED: [u8; 16] = raised(IQ4_NL_LEVELS, 128);
+const MXFP4_RAISED: [u8; 16] = raised(MXFP4_LEVELS, 16);
+
+/// Low nibbles are the first 16 quants, high nibbles the last 16.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+pub(super) unsafe fn nibbles<V: Vector>(w: &[V; 4]) -> [V; 8] {
+    // SAFETY: by the contract.
+    unsafe {
+        let low = V::bytes(15);
+        [
+            w[0].and(low),
+            w[1].and(low),
+            w[2].and(low),
+            w[3].and(low),
+            w[0].shr(4).and(low),
+            w[1].shr(4).and(low),
+            w[2].shr(4).and(low),
+            w[3].shr(4).and(low),
+        ]
+    }
+}
+
+/// Each byte of `w` in `table`.
+///
+/// # Safety
+/// `V`'s instruction set; all bytes below 16.
+#[inline(always)]
+pub(super) unsafe fn levels<V: Vector>(mut w: [V; 8], table: &[u8; 16]) -> [V; 8] {
+    for w in &mut w {
+        // SAFETY: by the contract.
+        *w = unsafe { w.lookup(table) };
+    }
+    w
+}
+
+/// A type of blocks that start with an f16 scale, and maybe an f16 minimum behind it.
+macro_rules! block32 {
+    ($(#[$doc:meta])* $name:ident, $bytes:expr, $min:expr, $max:expr, $offset:expr,
+     $raw:ty, |$p:ident, $at:ident| $read:expr, |$w:ident| $quants:expr) => {
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl<V: Vector> Blocks<V> for $name {
+            const BYTES: usize = $bytes;
+            const LEN: usize = 32;
+            const GROUP: usize = 32;
+            const MIN: bool = $min;
+            const MAX: u8 = $max;
+            const OFFSET: u32 = $offset;
+            const UNIT: usize = 1;
+            type Head = Words;
+            type Raw = $raw;
+
+            #[inline(always)]
+            unsafe fn head(p: &Rows, n: usize) -> Words {
+                // SAFETY: blocks are larger than four bytes.
+                unsafe { words(p, n, V::LANES, $bytes, 0) }
+            }
+
+            #[inline(always)]
+            unsafe fn raw($p: &Rows, u: usize) -> $raw {
+                let $at = u * $bytes;
+                // SAFETY: a whole block is readable.
+                unsafe { $read }
+            }
+
+            #[inline(always)]
+            unsafe fn quants($w: &$raw, _: usize, _: usize) -> [V; 8] {
+                // SAFETY: by the contract.
+                unsafe { $quants }
+            }
+
+            #[inline(always)]
+            unsafe fn scale(head: &Words, g: usize) -> V::F {
+                // SAFETY: by the contract.
+                unsafe { V::load(&head.0[g]).half() }
+            }
+
+            #[inline(always)]
+            unsafe fn min(head: &Words, g: usize) -> V::F {
+                // SAFETY: by the contract.
+                unsafe { V::load(&head.0[g]).shr(16).half() }
+            }
+        }
+    };
+}
+
+block32!(
+    /// `d · (n − 8)`.
+    Q4_0, 18, false, 15, 8, [V; 4], |p, at| V::words(p, at + 2), |w| nibbles(w)
+);
+block32!(
+    /// `d · n + m`.
+    Q4_1, 20, true, 15, 0, [V; 4], |p, at| V::words(p, at + 4), |w| nibbles(w)
+);
+block32!(
+    /// `d · table[n]`.
+    Iq4Nl, 18, false, 255, 128, [V; 4], |p, at| V::words(p, at + 2),
+    |w| levels(nibbles(w), &IQ4_NL_RAISED)
+);
+block32!(
+    /// `d · n`.
+    Q8_0, 34, false, 255, 128, [[V; 4]; 2],
+    |p, at| [V::words(p, at + 2), V::words(p, at + 18)],
+    |w| {
+        let sign = V::bytes(128);
+        [
+            w[0][0].xor(sign),
+            w[0][1].xor(sign),
+            w[0][2].xor(sign),
+            w[0][3].xor(sign),
+            w[1][0].xor(sign),
+            w[1][1].xor(sign),
+            w[1][2].xor(sign),
+            w[1][3].xor(sign),
+        ]
+    }
+);
+block32!(
+    /// `d · (n − 16)`.
+    Q5_0, 22, false, 31, 16, (V, [V; 4]),
+    |p, at| (high_bits::<V>(p, at + 2), V::words(p, at + 6)),
+    |w| fifth(w.0, nibbles(&w.1))
+);
+block32!(
+    /// `d · n + m`.
+    Q5_1, 24, true, 31, 0, (V, [V; 4]),
+    |p, at| (high_bits::<V>(p, at + 4), V::words(p, at + 8)),
+    |w| fifth(w.0, nibbles(&w.1))
+);
+
+/// The word at `at` of each row.
+///
+/// # Safety
+/// `V`'s instruction set; four bytes readable.
+#[inline(always)]
+unsafe fn high_bits<V: Vector>(p: &Rows, at: usize) -> V {
+    let mut words = [0; 16];
+    for (word, p) in words[..V::LANES].iter_mut().zip(p) {
+        // SAFETY: by the contract.
+        *word = unsafe { p.add(at).cast::<u32>().read_unaligned() };
+    }
+    // SAFETY: by the contract.
+    unsafe { V::load(&words) }
+}
+
+/// Nibbles with their fifth bits from `bits`.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn fifth<V: Vector>(bits: V, mut w: [V; 8]) -> [V; 8] {
+    for (i, w) in w.iter_mut().enumerate() {
+        // SAFETY: by the contract.
+        *w = unsafe { w.or(bits.fifth(i)) };
+    }
+    w
+}
+
+/// The levels of a 4-bit float; the scale is a power of two.
+pub(super) struct Mxfp4;
+
+impl<V: Vector> Blocks<V> for Mxfp4 {
+    const BYTES: usize = size_of::<BlockMxfp4>();
+    const LEN: usize = 32;
+    const GROUP: usize = 32;
+    const MIN: bool = false;
+    const MAX: u8 = 31;
+    const OFFSET: u32 = 16;
+    const UNIT: usize = 1;
+    /// Scales, as the bits of floats.
+    type Head = Words;
+    type Raw = [V; 4];
+
+    #[inline(always)]
+    unsafe fn head(p: &Rows, n: usize) -> Words {
+        let mut words = Words([[0; 16]; PANEL]);
+        for (j, p) in p[..V::LANES].iter().enumerate() {
+            for (b, word) in words.0[..n].iter_mut().enumerate() {
+                // SAFETY: a whole block is readable, and blocks lie at any address.
+                word[j] = unsafe { (*p.cast::<BlockMxfp4>().add(b)).scale(0) }.to_bits();
+            }
+        }
+        words
+    }
+
+    #[inline(always)]
+    unsafe fn raw(p: &Rows, u: usize) -> [V; 4] {
+        // SAFETY: a whole block is readable.
+        unsafe { V::words(p, u * size_of::<BlockMxfp4>() + 1) }
+    }
+
+    #[inline(always)]
+    unsafe fn quants(raw: &[V; 4], _: usize, _: usize) -> [V; 8] {
+        // SAFETY: by the contract.
+        unsafe { levels(nibbles(raw), &MXFP4_RAISED) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(head: &Words, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::load(&head.0[g]).same() }
+    }
+}

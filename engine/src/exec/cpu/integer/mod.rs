@@ -1,0 +1,208 @@
+//! Products in whole numbers: activations as codes of 8 bits.
+//!
+//! An activation row is cut along K into blocks of 32. A block with the largest magnitude `a` has
+//! the scale `d = a / 127` and the codes `c = round(x · 127 / a)`, ties to even. Weights are, as
+//! everywhere, groups of 16 or 32 quants `q` with a scale `s` and maybe a minimum `m`. One product
+//! is one chain along K, group after group:
+//!
+//! ```text
+//! i   = Σ q·c                       (exact: whole numbers below 2^24)
+//! acc = (s·d)·i + acc               (s·d rounded, then fused)
+//! acc = m·(d·Σc) + acc              (d·Σc rounded, then fused)
+//! ```
+//!
+//! So the lanes of a vector are rows of weights, nothing is ever folded, and every instruction set
+//! gives the same bits whatever its width: scalar code follows the same chain. A row's codes depend
+//! on that row alone, so batches, chunks and threads change nothing.
+//!
+//! The minimum meets the sum of the *codes*, not of the activations: then a rounding error is
+//! multiplied with the weight `s·q + m`, not with the larger `s·q`.
+
+#[cfg(target_arch = "x86_64")]
+mod block32;
+#[cfg(target_arch = "x86_64")]
+mod super256;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod vector;
+
+use formats::blocks::BlockType;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use tile::products;
+#[cfg(target_arch = "x86_64")]
+pub(super) use vector::{Rows, Vector};
+
+use super::isa::Isa;
+use super::pool::Session;
+
+/// Columns of a block.
+pub(super) const BLOCK: usize = 32;
+/// Below this magnitude a block counts as zero: 127 by it would overflow.
+const TINY: f32 = 1e-30;
+
+/// Whether products with weights of type `ty` can run in whole numbers; the others stay in floats.
+pub(super) fn covers(ty: BlockType) -> bool {
+    use BlockType as T;
+    match ty {
+        T::Q4_0
+        | T::Q4_1
+        | T::Q5_0
+        | T::Q5_1
+        | T::Q8_0
+        | T::IQ4_NL
+        | T::IQ4_XS
+        | T::MXFP4
+        | T::Q2_K
+        | T::Q3_K
+        | T::Q4_K
+        | T::Q5_K
+        | T::Q6_K => true,
+        T::F32
+        | T::F16
+        | T::BF16
+        | T::IQ1_S
+        | T::IQ1_M
+        | T::IQ2_XXS
+        | T::IQ2_XS
+        | T::IQ2_S
+        | T::IQ3_XXS
+        | T::IQ3_S
+        | T::TQ1_0
+        | T::TQ2_0 => false,
+    }
+}
+
+/// 32 activations of one row as codes: one line of the cache.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(super) struct CodeBlock {
+    /// The codes, −127 to 127.
+    pub(super) codes: [i8; BLOCK],
+    /// The step.
+    pub(super) scale: f32,
+    /// Minus the sum of the codes: of all, of the first 16, of the last 16.
+    pub(super) minus: [i32; 3],
+    /// The sum of the codes times the step: of all, of the first 16, of the last 16.
+    pub(super) sum: [f32; 3],
+}
+
+impl CodeBlock {
+    const ZERO: Self = Self {
+        codes: [0; BLOCK],
+        scale: 0.0,
+        minus: [0; 3],
+        sum: [0.0; 3],
+    };
+}
+
+/// Activation rows as codes, block after block, in a block row after row.
+#[derive(Debug, Default)]
+pub(super) struct Codes {
+    rows: usize,
+    blocks: Vec<CodeBlock>,
+}
+
+impl Codes {
+    /// Turns `rows` rows of `stride` values (a multiple of [`BLOCK`]) into codes.
+    pub(super) fn fill(
+        &mut self,
+        session: &Session<'_>,
+        isa: Isa,
+        x: &[f32],
+        rows: usize,
+        stride: usize,
+    ) {
+        self.rows = rows;
+        let n = rows * (stride / BLOCK);
+        self.blocks.resize(n, CodeBlock::ZERO);
+        let out = Blocks {
+            ptr: self.blocks.as_mut_ptr(),
+            len: n,
+        };
+        session.ranges(rows, 8, &|range| {
+            for r in range {
+                // SAFETY: row `r` belongs to this task alone, and each row has its own blocks.
+                isa.encode(&x[r * stride..(r + 1) * stride], &mut |b, block| unsafe {
+                    out.set(b * rows + r, block);
+                });
+            }
+        });
+    }
+
+    /// Activation rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Blocks of a row.
+    pub(super) fn per_row(&self) -> usize {
+        self.blocks.len() / self.rows.max(1)
+    }
+
+    /// Block `b` of all rows.
+    #[inline]
+    pub(super) fn of(&self, b: usize) -> &[CodeBlock] {
+        &self.blocks[b * self.rows..(b + 1) * self.rows]
+    }
+}
+
+/// Blocks that tasks write to, each its own.
+struct Blocks {
+    ptr: *mut CodeBlock,
+    len: usize,
+}
+
+// SAFETY: a plain address; `set` is only called for blocks that one task owns.
+unsafe impl Sync for Blocks {}
+
+impl Blocks {
+    /// # Safety
+    /// No other thread may access block `i` at the same time.
+    unsafe fn set(&self, i: usize, block: CodeBlock) {
+        assert!(i < self.len);
+        // SAFETY: in range; exclusive by the contract.
+        unsafe { *self.ptr.add(i) = block }
+    }
+}
+
+/// Codes of one row: `out(b, block)` receives block `b`. The definition, and, compiled for wider
+/// registers, the only implementation.
+#[inline(always)]
+#[allow(clippy::inline_always)] // to be compiled with the features of the caller
+pub(super) fn encode(x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
+    // Adding 1.5·2²³ rounds a small number to a whole one, ties to even, in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        // In lanes, to be a vector's; a maximum does not depend on the order.
+        let mut most = [0.0_f32; 8];
+        let mut wrong = [0.0_f32; 8];
+        for x in x.as_chunks::<8>().0 {
+            for l in 0..8 {
+                let a = x[l].abs();
+                most[l] = if a > most[l] { a } else { most[l] };
+                // Zero, but not for what is no number: that must stay visible.
+                wrong[l] += x[l] - x[l];
+            }
+        }
+        let most = most.iter().fold(0.0, |m, a| if *a > m { *a } else { m });
+        let wrong: f32 = wrong.iter().sum();
+        let (inverse, scale) = if most > TINY {
+            (127.0 / most, most / 127.0 + wrong)
+        } else {
+            (0.0, wrong)
+        };
+        let mut block = CodeBlock::ZERO;
+        for (c, x) in block.codes.iter_mut().zip(x) {
+            *c = (x * inverse + ROUND).to_bits() as i8;
+        }
+        let half = |c: &[i8]| c.iter().map(|c| i32::from(*c)).sum::<i32>();
+        let (first, last) = (half(&block.codes[..16]), half(&block.codes[16..]));
+        let sums = [first + last, first, last];
+        block.scale = scale;
+        block.minus = sums.map(|s| -s);
+        block.sum = sums.map(|s| scale * s as f32);
+        out(b, block);
+    }
+}

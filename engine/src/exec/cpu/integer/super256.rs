@@ -1,0 +1,463 @@
+//! Super-blocks of 256 quants: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS.
+//!
+//! `formats::blocks` documents the layouts.
+
+// As in `tile`.
+#![allow(clippy::inline_always)]
+
+use formats::blocks::{BlockIq4Xs, IQ4_NL_LEVELS};
+
+use super::block32::{levels, nibbles};
+use super::tile::Blocks;
+use super::vector::{Rows, Vector};
+
+/// Integer scales (and minima) of all rows, four a lane, and what they are multiplied with.
+pub(super) struct Scales<V: Vector> {
+    d: V::F,
+    dmin: V::F,
+    scales: [V; 4],
+    mins: [V; 4],
+}
+
+/// The word at `at` of each row.
+///
+/// # Safety
+/// `V`'s instruction set; four bytes readable.
+#[inline(always)]
+unsafe fn word<V: Vector>(p: &Rows, at: usize) -> V {
+    let mut words = [0; 16];
+    for (word, p) in words[..V::LANES].iter_mut().zip(p) {
+        // SAFETY: by the contract.
+        *word = unsafe { p.add(at).cast::<u32>().read_unaligned() };
+    }
+    // SAFETY: by the contract.
+    unsafe { V::load(&words) }
+}
+
+/// 32 bytes at `at` of each row.
+///
+/// # Safety
+/// `V`'s instruction set; 32 bytes readable.
+#[inline(always)]
+unsafe fn words32<V: Vector>(p: &Rows, at: usize) -> [V; 8] {
+    // SAFETY: by the contract.
+    unsafe {
+        let ([a, b, c, d], [e, f, g, h]) = (V::words(p, at), V::words(p, at + 16));
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
+/// `(w >> n) & mask`, byte by byte; the mask must drop what comes from the neighbour.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn field<V: Vector>(mut w: [V; 8], n: usize, mask: u8) -> [V; 8] {
+    for w in &mut w {
+        // SAFETY: by the contract.
+        *w = unsafe { w.shr(n).and(V::bytes(mask)) };
+    }
+    w
+}
+
+/// `w | high << n`.
+///
+/// # Safety
+/// `V`'s instruction set; no bits of `high` may cross into the neighbour byte.
+#[inline(always)]
+unsafe fn join<V: Vector>(mut w: [V; 8], high: [V; 8], n: usize) -> [V; 8] {
+    for (w, high) in w.iter_mut().zip(high) {
+        // SAFETY: by the contract.
+        *w = unsafe { w.or(high.shl(n)) };
+    }
+    w
+}
+
+/// `factor` times byte `g` of `words`, unsigned.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn unsigned<V: Vector>(factor: V::F, words: &[V; 4], g: usize) -> V::F {
+    // SAFETY: by the contract.
+    unsafe {
+        let byte = words[g / 4].shr(8 * (g % 4)).and(V::lanes(255));
+        V::mul(factor, byte.float())
+    }
+}
+
+/// `factor` times byte `g` of `words`, signed.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn signed<V: Vector>(factor: V::F, words: &[V; 4], g: usize) -> V::F {
+    // SAFETY: by the contract.
+    unsafe {
+        let byte = words[g / 4].shl(24 - 8 * (g % 4)).sar(24);
+        V::mul(factor, byte.float())
+    }
+}
+
+/// The head of Q4_K and Q5_K: 16 bytes, d, dmin, and eight scales and minima of 6 bits.
+///
+/// # Safety
+/// `V`'s instruction set; 16 bytes readable.
+#[inline(always)]
+unsafe fn k4_head<V: Vector>(p: &Rows) -> Scales<V> {
+    // SAFETY: by the contract.
+    unsafe {
+        let [d, a, b, c] = V::words(p, 0);
+        let (six, four, top) = (V::bytes(63), V::bytes(15), V::bytes(48));
+        let zero = V::lanes(0);
+        Scales {
+            d: d.half(),
+            dmin: d.shr(16).half(),
+            scales: [a.and(six), c.and(four).or(a.shr(2).and(top)), zero, zero],
+            mins: [
+                b.and(six),
+                c.shr(4).and(four).or(b.shr(2).and(top)),
+                zero,
+                zero,
+            ],
+        }
+    }
+}
+
+/// Five bits; eight 6-bit scales and minima.
+pub(super) struct Q5K;
+
+/// Four bits; eight 6-bit scales and minima.
+pub(super) struct Q4K;
+
+impl<V: Vector> Blocks<V> for Q4K {
+    const BYTES: usize = 144;
+    const LEN: usize = 256;
+    const GROUP: usize = 32;
+    const MIN: bool = true;
+    const MAX: u8 = 15;
+    const OFFSET: u32 = 0;
+    const UNIT: usize = 2;
+    type Head = Scales<V>;
+    type Raw = [V; 8];
+
+    #[inline(always)]
+    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
+        // SAFETY: a whole block is readable.
+        unsafe { k4_head(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn raw(p: &Rows, u: usize) -> [V; 8] {
+        // SAFETY: a whole block is readable.
+        unsafe { words32(p, 16 + 32 * u) }
+    }
+
+    #[inline(always)]
+    unsafe fn quants(raw: &[V; 8], _: usize, r: usize) -> [V; 8] {
+        // SAFETY: by the contract.
+        unsafe { field(*raw, 4 * r, 15) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { unsigned(h.d, &h.scales, g) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(h: &Scales<V>, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::neg(unsigned(h.dmin, &h.mins, g)) }
+    }
+}
+
+impl<V: Vector> Blocks<V> for Q5K {
+    const BYTES: usize = 176;
+    const LEN: usize = 256;
+    const GROUP: usize = 32;
+    const MIN: bool = true;
+    const MAX: u8 = 31;
+    const OFFSET: u32 = 0;
+    const UNIT: usize = 2;
+    type Head = Scales<V>;
+    /// Nibbles, fifth bits.
+    type Raw = [[V; 8]; 2];
+
+    #[inline(always)]
+    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
+        // SAFETY: a whole block is readable.
+        unsafe { k4_head(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn raw(p: &Rows, u: usize) -> [[V; 8]; 2] {
+        // SAFETY: a whole block is readable.
+        unsafe { [words32(p, 48 + 32 * u), words32(p, 16)] }
+    }
+
+    #[inline(always)]
+    unsafe fn quants(raw: &[[V; 8]; 2], u: usize, r: usize) -> [V; 8] {
+        // SAFETY: by the contract.
+        unsafe {
+            let high = field(raw[1], 2 * u + r, 1);
+            join(field(raw[0], 4 * r, 15), high, 4)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { unsigned(h.d, &h.scales, g) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(h: &Scales<V>, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::neg(unsigned(h.dmin, &h.mins, g)) }
+    }
+}
+
+/// Two bits; sixteen 4-bit scales and minima.
+pub(super) struct Q2K;
+
+impl<V: Vector> Blocks<V> for Q2K {
+    const BYTES: usize = 84;
+    const LEN: usize = 256;
+    const GROUP: usize = 16;
+    const MIN: bool = true;
+    const MAX: u8 = 3;
+    const OFFSET: u32 = 0;
+    const UNIT: usize = 4;
+    type Head = Scales<V>;
+    type Raw = [V; 8];
+
+    #[inline(always)]
+    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
+        // SAFETY: a whole block is readable.
+        unsafe {
+            let d = word::<V>(p, 80);
+            let [a, b, c, e] = V::words(p, 0);
+            let low = V::bytes(15);
+            Scales {
+                d: d.half(),
+                dmin: d.shr(16).half(),
+                scales: [a.and(low), b.and(low), c.and(low), e.and(low)],
+                mins: [
+                    a.shr(4).and(low),
+                    b.shr(4).and(low),
+                    c.shr(4).and(low),
+                    e.shr(4).and(low),
+                ],
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn raw(p: &Rows, u: usize) -> [V; 8] {
+        // SAFETY: a whole block is readable.
+        unsafe { words32(p, 16 + 32 * u) }
+    }
+
+    #[inline(always)]
+    unsafe fn quants(raw: &[V; 8], _: usize, r: usize) -> [V; 8] {
+        // SAFETY: by the contract.
+        unsafe { field(*raw, 2 * r, 3) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { unsigned(h.d, &h.scales, g) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(h: &Scales<V>, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::neg(unsigned(h.dmin, &h.mins, g)) }
+    }
+}
+
+/// Three bits; sixteen signed 6-bit scales.
+pub(super) struct Q3K;
+
+impl<V: Vector> Blocks<V> for Q3K {
+    const BYTES: usize = 110;
+    const LEN: usize = 256;
+    const GROUP: usize = 16;
+    const MIN: bool = false;
+    const MAX: u8 = 7;
+    const OFFSET: u32 = 4;
+    const UNIT: usize = 4;
+    type Head = Scales<V>;
+    /// Low bits, high bits.
+    type Raw = [[V; 8]; 2];
+
+    #[inline(always)]
+    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
+        // SAFETY: a whole block is readable: 16 bytes from 94 on are its last.
+        unsafe {
+            // Two bytes of quants, twelve of scales, d.
+            let [a, b, c, e] = V::words(p, 94);
+            let low = a.shr(16).or(b.shl(16));
+            let mid = b.shr(16).or(c.shl(16));
+            let high = c.shr(16).or(e.shl(16));
+            let (four, two) = (V::bytes(15), V::bytes(48));
+            // Scales `j` of 0..4, 4..8 (low nibbles), 8..12, 12..16 (high nibbles), upper two
+            // bits at 0, 2, 4, 6. All are raised by 32: the sign bit of six, flipped.
+            let scales = [
+                low.and(four).or(high.shl(4).and(two)),
+                mid.and(four).or(high.shl(2).and(two)),
+                low.shr(4).and(four).or(high.and(two)),
+                mid.shr(4).and(four).or(high.shr(2).and(two)),
+            ];
+            Scales {
+                d: e.shr(16).half(),
+                dmin: V::splat(0.0),
+                scales,
+                mins: scales,
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn raw(p: &Rows, u: usize) -> [[V; 8]; 2] {
+        // SAFETY: a whole block is readable.
+        unsafe { [words32(p, 32 + 32 * u), words32(p, 0)] }
+    }
+
+    #[inline(always)]
+    unsafe fn quants(raw: &[[V; 8]; 2], u: usize, r: usize) -> [V; 8] {
+        // SAFETY: by the contract.
+        unsafe {
+            let high = field(raw[1], 4 * u + r, 1);
+            join(field(raw[0], 2 * r, 3), high, 2)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe {
+            // Six bits and a sign: flipping bit 5 and extending it takes 32 off.
+            let byte = h.scales[g / 4].shr(8 * (g % 4)).and(V::lanes(63));
+            let s = byte.xor(V::lanes(32)).shl(26).sar(26);
+            V::mul(h.d, s.float())
+        }
+    }
+}
+
+/// Six bits; sixteen signed 8-bit scales.
+pub(super) struct Q6K;
+
+impl<V: Vector> Blocks<V> for Q6K {
+    const BYTES: usize = 210;
+    const LEN: usize = 256;
+    const GROUP: usize = 16;
+    const MIN: bool = false;
+    const MAX: u8 = 63;
+    const OFFSET: u32 = 32;
+    const UNIT: usize = 4;
+    type Head = Scales<V>;
+    /// Two runs of nibbles, upper two bits.
+    type Raw = [[V; 8]; 3];
+
+    #[inline(always)]
+    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
+        // SAFETY: a whole block is readable: d is its last two bytes.
+        unsafe {
+            let scales = V::words(p, 192);
+            Scales {
+                d: word::<V>(p, 206).shr(16).half(),
+                dmin: V::splat(0.0),
+                scales,
+                mins: scales,
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn raw(p: &Rows, u: usize) -> [[V; 8]; 3] {
+        // SAFETY: a whole block is readable.
+        unsafe {
+            [
+                words32(p, 64 * u),
+                words32(p, 64 * u + 32),
+                words32(p, 128 + 32 * u),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quants(raw: &[[V; 8]; 3], _: usize, r: usize) -> [V; 8] {
+        // SAFETY: by the contract.
+        unsafe {
+            let high = field(raw[2], 2 * r, 3);
+            join(field(raw[r % 2], 4 * (r / 2), 15), high, 4)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { signed(h.d, &h.scales, g) }
+    }
+}
+
+/// The levels of IQ4_NL; eight 6-bit scales.
+pub(super) struct Iq4Xs;
+
+const IQ4_XS_RAISED: [u8; 16] = {
+    let mut out = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        out[i] = (IQ4_NL_LEVELS[i] as u8).wrapping_add(128);
+        i += 1;
+    }
+    out
+};
+
+impl<V: Vector> Blocks<V> for Iq4Xs {
+    const BYTES: usize = size_of::<BlockIq4Xs>();
+    const LEN: usize = 256;
+    const GROUP: usize = 32;
+    const MIN: bool = false;
+    const MAX: u8 = 255;
+    const OFFSET: u32 = 128;
+    const UNIT: usize = 1;
+    /// Scales, as the bits of floats.
+    type Head = [[u32; 16]; 8];
+    type Raw = [V; 4];
+
+    #[inline(always)]
+    unsafe fn head(p: &Rows, _: usize) -> [[u32; 16]; 8] {
+        let mut scales = [[0; 16]; 8];
+        for (j, p) in p[..V::LANES].iter().enumerate() {
+            // SAFETY: a whole block is readable, and blocks lie at any address.
+            let block = unsafe { &*p.cast::<BlockIq4Xs>() };
+            let d = block.d();
+            for (g, s) in scales.iter_mut().enumerate() {
+                s[j] = (d * f32::from(block.integer(g))).to_bits();
+            }
+        }
+        scales
+    }
+
+    #[inline(always)]
+    unsafe fn raw(p: &Rows, u: usize) -> [V; 4] {
+        // SAFETY: a whole block is readable.
+        unsafe { V::words(p, 8 + 16 * u) }
+    }
+
+    #[inline(always)]
+    unsafe fn quants(raw: &[V; 4], _: usize, _: usize) -> [V; 8] {
+        // SAFETY: by the contract.
+        unsafe { levels(nibbles(raw), &IQ4_XS_RAISED) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(h: &[[u32; 16]; 8], g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::load(&h[g]).same() }
+    }
+}

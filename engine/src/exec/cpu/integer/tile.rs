@@ -1,0 +1,248 @@
+//! The product of a tile: as many weight rows as a vector has lanes, and all activation rows.
+
+// Pieces without a target feature of their own must be inlined into entry points that have it.
+#![allow(clippy::inline_always)]
+
+use std::ops::Range;
+
+use formats::blocks::BlockType;
+
+use super::super::matmul::Out;
+use super::vector::{Rows, Vector};
+use super::{BLOCK, Codes, block32, super256};
+
+/// Blocks of 32 that are looked at together: a super-block.
+pub(super) const PANEL: usize = 8;
+/// Activation rows that share a buffer of sums.
+const MAX_ROWS: usize = 128;
+
+/// How a block type gives its quants to the kernel. A *panel* is a super-block, or as many blocks
+/// of 32; it is read in *units*, since one byte may hold bits of more than one block of 32.
+pub(super) trait Blocks<V: Vector> {
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Weights of a block.
+    const LEN: usize;
+    /// Weights of a group: 16 or 32.
+    const GROUP: usize;
+    /// Whether groups have a minimum.
+    const MIN: bool;
+    /// The largest quant as stored, unsigned.
+    const MAX: u8;
+    /// The quant is the stored one less this: a power of two, or zero.
+    const OFFSET: u32;
+    /// Blocks of 32 in a unit.
+    const UNIT: usize;
+    /// What is needed for scales and minima.
+    type Head;
+    /// The bytes of a unit.
+    type Raw;
+
+    /// Reads what scales and minima need.
+    ///
+    /// # Safety
+    /// `V`'s instruction set; a panel of `n` blocks of 32 readable in the first `V::LANES` rows.
+    unsafe fn head(p: &Rows, n: usize) -> Self::Head;
+
+    /// Reads unit `u`.
+    ///
+    /// # Safety
+    /// As [`head`](Self::head); the unit is in the panel.
+    unsafe fn raw(p: &Rows, u: usize) -> Self::Raw;
+
+    /// Block `r` of unit `u`: word `i` holds the stored quants `4i..4i + 4`.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    unsafe fn quants(raw: &Self::Raw, u: usize, r: usize) -> [V; 8];
+
+    /// Scales of group `g` of the panel.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    unsafe fn scale(head: &Self::Head, g: usize) -> V::F;
+
+    /// Minima of group `g` of the panel.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    unsafe fn min(_: &Self::Head, _: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::splat(0.0) }
+    }
+}
+
+/// `N` words of a block from word `at` on, as the chain of `super` says: the whole of a group.
+///
+/// # Safety
+/// `V`'s instruction set; `sums` holds `V::LANES` floats for each of the activation rows.
+#[inline(always)]
+unsafe fn group<V: Vector, T: Blocks<V>, const N: usize>(
+    x: &[super::CodeBlock],
+    w: &[V; N],
+    at: usize,
+    scale: V::F,
+    min: V::F,
+    sums: *mut f32,
+) {
+    // All, the first or the last half.
+    let part = if N == 8 { 0 } else { 1 + at / 4 };
+    for (t, x) in x.iter().enumerate() {
+        // SAFETY: by the contract.
+        unsafe {
+            let init = if T::OFFSET == 0 || (V::SIGNED && T::MAX == 255) {
+                V::lanes(0)
+            } else {
+                V::lanes(x.minus[part]).shl(T::OFFSET.trailing_zeros() as usize)
+            };
+            let codes = x.codes.as_ptr().add(4 * at);
+            let i = if T::MAX == 255 {
+                V::dot::<N, 255>(init, w, codes)
+            } else if T::MAX > 31 {
+                V::dot::<N, 63>(init, w, codes)
+            } else if T::MAX > 15 {
+                V::dot::<N, 31>(init, w, codes)
+            } else {
+                V::dot::<N, 15>(init, w, codes)
+            };
+            let p = sums.add(t * V::LANES);
+            let mut acc = V::fma(V::mul(scale, V::splat(x.scale)), i.float(), V::get(p));
+            if T::MIN {
+                acc = V::fma(min, V::splat(x.sum[part]), acc);
+            }
+            V::put(p, acc);
+        }
+    }
+}
+
+/// Adds to `sums` the products of the weight rows at `rows` and activation rows `acts`; `ahead`
+/// bytes on, `ahead` bytes of weights will be read next.
+///
+/// # Safety
+/// `V`'s instruction set; whole weight rows of as many blocks as `x` has; `sums` as in [`group`].
+#[inline(always)]
+unsafe fn tile<V: Vector, T: Blocks<V>>(
+    rows: &Rows,
+    ahead: usize,
+    x: &Codes,
+    acts: Range<usize>,
+    sums: *mut f32,
+) {
+    let blocks = x.per_row();
+    let panels = blocks.div_ceil(PANEL);
+    let panel_bytes = PANEL * BLOCK / T::LEN * T::BYTES;
+    let share = (ahead / panels.max(1)).next_multiple_of(64);
+    for k in 0..panels {
+        let n = PANEL.min(blocks - k * PANEL);
+        // SAFETY: panel `k` is part of the rows; a prefetch may go anywhere.
+        unsafe {
+            let next = rows[0].wrapping_add(ahead + k * share);
+            for line in (0..share).step_by(64) {
+                V::prefetch(next.wrapping_add(line));
+            }
+            let mut p = *rows;
+            for p in &mut p {
+                *p = p.wrapping_add(k * panel_bytes);
+            }
+            let head = T::head(&p, n);
+            for u in 0..n.div_ceil(T::UNIT) {
+                let raw = T::raw(&p, u);
+                for r in 0..T::UNIT {
+                    let q = T::quants(&raw, u, r);
+                    let b = u * T::UNIT + r;
+                    let codes = &x.of(k * PANEL + b)[acts.clone()];
+                    if T::GROUP == 32 {
+                        let (s, m) = (T::scale(&head, b), T::min(&head, b));
+                        group::<V, T, 8>(codes, &q, 0, s, m, sums);
+                    } else {
+                        let (s, m) = (T::scale(&head, 2 * b), T::min(&head, 2 * b));
+                        group::<V, T, 4>(codes, &[q[0], q[1], q[2], q[3]], 0, s, m, sums);
+                        let (s, m) = (T::scale(&head, 2 * b + 1), T::min(&head, 2 * b + 1));
+                        group::<V, T, 4>(codes, &[q[4], q[5], q[6], q[7]], 4, s, m, sums);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Room for the sums of a tile.
+#[repr(align(64))]
+struct Sums([f32; 16 * MAX_ROWS]);
+
+/// All products of weight rows `rows` of type `T`.
+///
+/// # Safety
+/// `V`'s instruction set; `weights` holds `rows.end` rows of whole blocks, as many as `x` has;
+/// columns `rows` of `out` are this task's.
+#[inline(always)]
+unsafe fn tiles<V: Vector, T: Blocks<V>>(
+    weights: &[u8],
+    row_bytes: usize,
+    rows: Range<usize>,
+    x: &Codes,
+    out: Out,
+) {
+    let mut sums = Sums([0.0; 16 * MAX_ROWS]);
+    for first in (0..x.rows()).step_by(MAX_ROWS) {
+        let acts = first..x.rows().min(first + MAX_ROWS);
+        for i in rows.clone().step_by(V::LANES) {
+            let n = V::LANES.min(rows.end - i);
+            // Lanes without a row of their own repeat the last.
+            let mut p: Rows = [weights.as_ptr(); 16];
+            for (j, p) in p.iter_mut().enumerate() {
+                *p = weights[(i + j.min(n - 1)) * row_bytes..].as_ptr();
+            }
+            let used = &mut sums.0[..acts.len() * V::LANES];
+            used.fill(0.0);
+            // SAFETY: the rows are there by the contract.
+            unsafe { tile::<V, T>(&p, n * row_bytes, x, acts.clone(), used.as_mut_ptr()) };
+            for (t, sums) in acts.clone().zip(used.chunks_exact(V::LANES)) {
+                for (j, v) in sums[..n].iter().enumerate() {
+                    // SAFETY: by the contract.
+                    unsafe { out.set(t, i + j, *v) };
+                }
+            }
+        }
+    }
+}
+
+/// Weight rows `rows` of type `ty`, one that [`super::covers`], times all activation rows.
+///
+/// # Safety
+/// `V`'s instruction set; `weights` holds `rows.end` rows of `row_bytes`, which are whole blocks,
+/// as many as `x` has; columns `rows` of `out` are this task's to write.
+#[inline(always)]
+pub(in super::super) unsafe fn products<V: Vector>(
+    ty: BlockType,
+    weights: &[u8],
+    row_bytes: usize,
+    rows: Range<usize>,
+    x: &Codes,
+    out: Out,
+) {
+    assert!(weights.len() >= rows.end * row_bytes);
+    assert_eq!(ty.row_bytes(x.per_row() * BLOCK), Some(row_bytes));
+    macro_rules! tiles {
+        ($t:ty) => {
+            // SAFETY: by the contract and the assertions.
+            unsafe { tiles::<V, $t>(weights, row_bytes, rows, x, out) }
+        };
+    }
+    match ty {
+        BlockType::Q4_0 => tiles!(block32::Q4_0),
+        BlockType::Q4_1 => tiles!(block32::Q4_1),
+        BlockType::Q5_0 => tiles!(block32::Q5_0),
+        BlockType::Q5_1 => tiles!(block32::Q5_1),
+        BlockType::Q8_0 => tiles!(block32::Q8_0),
+        BlockType::IQ4_NL => tiles!(block32::Iq4Nl),
+        BlockType::MXFP4 => tiles!(block32::Mxfp4),
+        BlockType::IQ4_XS => tiles!(super256::Iq4Xs),
+        BlockType::Q2_K => tiles!(super256::Q2K),
+        BlockType::Q3_K => tiles!(super256::Q3K),
+        BlockType::Q4_K => tiles!(super256::Q4K),
+        BlockType::Q5_K => tiles!(super256::Q5K),
+        BlockType::Q6_K => tiles!(super256::Q6K),
+        _ => unreachable!("{ty} has no product in whole numbers"),
+    }
+}

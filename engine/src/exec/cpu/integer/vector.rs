@@ -1,0 +1,157 @@
+//! What a kernel needs of a vector: lanes are rows of weights.
+
+/// Addresses in up to 16 weight rows.
+pub(in super::super) type Rows = [*const u8; 16];
+
+/// Vectors of 32-bit lanes, one a weight row; a lane is also four bytes, four weights in a row.
+///
+/// # Safety
+/// All functions need the instruction set of the implementor, and are to be inlined into a
+/// function that has it.
+pub(in super::super) trait Vector: Copy {
+    /// As many floats.
+    type F: Copy;
+    /// Lanes, at most 16.
+    const LANES: usize;
+    /// Whether weights of 8 bits are multiplied as signed ones: their codes less 128.
+    const SIGNED: bool;
+
+    /// 16 bytes at `at` in each row, as their four 32-bit words.
+    ///
+    /// # Safety
+    /// The instruction set; 16 bytes readable at `at` from the first `LANES` of `rows`.
+    unsafe fn words(rows: &Rows, at: usize) -> [Self; 4];
+
+    /// Lanes from memory.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn load(p: &[u32; 16]) -> Self;
+
+    /// The same byte everywhere.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn bytes(b: u8) -> Self;
+
+    /// The same 32 bits in each lane.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn lanes(v: i32) -> Self;
+
+    /// Bitwise and.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn and(self, o: Self) -> Self;
+
+    /// Bitwise or.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn or(self, o: Self) -> Self;
+
+    /// Bitwise exclusive or.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn xor(self, o: Self) -> Self;
+
+    /// Lanes shifted right, zeros coming in.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn shr(self, n: usize) -> Self;
+
+    /// Lanes shifted right, the sign coming in.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn sar(self, n: usize) -> Self;
+
+    /// Lanes shifted left.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn shl(self, n: usize) -> Self;
+
+    /// `table[byte]` for each byte, all below 16.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn lookup(self, table: &[u8; 16]) -> Self;
+
+    /// Byte `j` of a lane: 16 if bit `4·word + j` of the lane is set, else 0.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn fifth(self, word: usize) -> Self;
+
+    /// `init` plus the products of `4·N` weights, unsigned and at most `MAX`, and the codes at
+    /// `x`. Where [`SIGNED`](Self::SIGNED), weights of `MAX` 255 count less 128.
+    ///
+    /// # Safety
+    /// The instruction set; `4·N` codes readable at `x`.
+    unsafe fn dot<const N: usize, const MAX: u8>(init: Self, w: &[Self; N], x: *const i8) -> Self;
+
+    /// As floats.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn float(self) -> Self::F;
+
+    /// The lower half of each lane, a half float.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn half(self) -> Self::F;
+
+    /// Lanes that are floats already.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn same(self) -> Self::F;
+
+    /// The same float everywhere.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn splat(v: f32) -> Self::F;
+
+    /// Floats from memory.
+    ///
+    /// # Safety
+    /// The instruction set; `LANES` floats readable.
+    unsafe fn get(p: *const f32) -> Self::F;
+
+    /// Floats to memory.
+    ///
+    /// # Safety
+    /// The instruction set; `LANES` floats writable.
+    unsafe fn put(p: *mut f32, v: Self::F);
+
+    /// `a · b`.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+
+    /// `a · b + c`, fused.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+
+    /// `−a`.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn neg(a: Self::F) -> Self::F;
+
+    /// Asks for the line at `p`, which may be any address.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn prefetch(p: *const u8);
+}
