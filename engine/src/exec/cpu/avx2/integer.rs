@@ -8,6 +8,21 @@ use formats::blocks::BlockType;
 use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
 use super::super::matmul::Out;
 
+/// The words at `at` of rows `first..first + 4`. Inserted one by one: gathering them is slower.
+///
+/// # Safety
+/// AVX2; four bytes readable.
+#[inline(always)]
+pub(in super::super) unsafe fn four(rows: &Rows, first: usize, at: usize) -> __m128i {
+    // SAFETY: by the contract.
+    unsafe {
+        let v = _mm_loadu_si32(rows[first].add(at).cast());
+        let v = _mm_insert_epi32::<1>(v, rows[first + 1].add(at).cast::<i32>().read_unaligned());
+        let v = _mm_insert_epi32::<2>(v, rows[first + 2].add(at).cast::<i32>().read_unaligned());
+        _mm_insert_epi32::<3>(v, rows[first + 3].add(at).cast::<i32>().read_unaligned())
+    }
+}
+
 /// Eight lanes.
 #[derive(Clone, Copy)]
 struct V(__m256i);
@@ -37,6 +52,18 @@ impl Vector for V {
                 Self(_mm256_unpacklo_epi64(t1, t3)),
                 Self(_mm256_unpackhi_epi64(t1, t3)),
             ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn word(rows: &Rows, at: usize) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let (low, high) = (four(rows, 0, at), four(rows, 4, at));
+            Self(_mm256_inserti128_si256::<1>(
+                _mm256_castsi128_si256(low),
+                high,
+            ))
         }
     }
 

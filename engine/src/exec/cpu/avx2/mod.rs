@@ -22,6 +22,7 @@ mod super256;
 use std::arch::x86_64::*;
 
 pub(crate) use attention::{scores, softmax, weighted_sum};
+pub(super) use integer::four;
 pub(crate) use integer::{encode, products};
 pub(crate) use matmul::matmul;
 

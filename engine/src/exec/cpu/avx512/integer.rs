@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use formats::blocks::BlockType;
 
+use super::super::avx2::four;
 use super::super::integer::{self, Codes, Rows, Vector};
 use super::super::matmul::Out;
 
@@ -39,6 +40,17 @@ impl Vector for V {
                 Self(_mm512_unpacklo_epi64(t1, t3)),
                 Self(_mm512_unpackhi_epi64(t1, t3)),
             ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn word(rows: &Rows, at: usize) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let v = _mm512_castsi128_si512(four(rows, 0, at));
+            let v = _mm512_inserti32x4::<1>(v, four(rows, 4, at));
+            let v = _mm512_inserti32x4::<2>(v, four(rows, 8, at));
+            Self(_mm512_inserti32x4::<3>(v, four(rows, 12, at)))
         }
     }
 

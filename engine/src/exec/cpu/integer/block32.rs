@@ -11,22 +11,6 @@ use super::vector::{Rows, Vector};
 /// For each block of a panel, a word of each row.
 pub(super) struct Words([[u32; 16]; PANEL]);
 
-/// The half floats at `at` (and `at + 2`) in the first `n` blocks of each row.
-///
-/// # Safety
-/// `n` blocks of `bytes` readable in the first `lanes` of `p`, four bytes from `at` on in each.
-#[inline(always)]
-unsafe fn words(p: &Rows, n: usize, lanes: usize, bytes: usize, at: usize) -> Words {
-    let mut words = Words([[0; 16]; PANEL]);
-    for (j, p) in p[..lanes].iter().enumerate() {
-        for (b, word) in words.0[..n].iter_mut().enumerate() {
-            // SAFETY: by the contract.
-            word[j] = unsafe { p.add(b * bytes + at).cast::<u32>().read_unaligned() };
-        }
-    }
-    words
-}
-
 /// `LEVELS`, moved up by `by` to be unsigned.
 const fn raised(levels: [i8; 16], by: u8) -> [u8; 16] {
     let mut out = [0; 16];
@@ -91,13 +75,12 @@ macro_rules! block32 {
             const MAX: u8 = $max;
             const OFFSET: u32 = $offset;
             const UNIT: usize = 1;
-            type Head = Words;
+            type Head = Rows;
             type Raw = $raw;
 
             #[inline(always)]
-            unsafe fn head(p: &Rows, n: usize) -> Words {
-                // SAFETY: blocks are larger than four bytes.
-                unsafe { words(p, n, V::LANES, $bytes, 0) }
+            unsafe fn head(p: &Rows, _: usize) -> Rows {
+                *p
             }
 
             #[inline(always)]
@@ -114,15 +97,13 @@ macro_rules! block32 {
             }
 
             #[inline(always)]
-            unsafe fn scale(head: &Words, g: usize) -> V::F {
-                // SAFETY: by the contract.
-                unsafe { V::load(&head.0[g]).half() }
-            }
-
-            #[inline(always)]
-            unsafe fn min(head: &Words, g: usize) -> V::F {
-                // SAFETY: by the contract.
-                unsafe { V::load(&head.0[g]).shr(16).half() }
+            unsafe fn scales(head: &Rows, g: usize) -> (V::F, V::F) {
+                // SAFETY: a block is larger than four bytes.
+                unsafe {
+                    let word = V::word(head, g * $bytes);
+                    let min = if $min { word.shr(16).half() } else { V::splat(0.0) };
+                    (word.half(), min)
+                }
             }
         }
     };
@@ -162,30 +143,15 @@ block32!(
 block32!(
     /// `d · (n − 16)`.
     Q5_0, 22, false, 31, 16, (V, [V; 4]),
-    |p, at| (high_bits::<V>(p, at + 2), V::words(p, at + 6)),
+    |p, at| (V::word(p, at + 2), V::words(p, at + 6)),
     |w| fifth(w.0, nibbles(&w.1))
 );
 block32!(
     /// `d · n + m`.
     Q5_1, 24, true, 31, 0, (V, [V; 4]),
-    |p, at| (high_bits::<V>(p, at + 4), V::words(p, at + 8)),
+    |p, at| (V::word(p, at + 4), V::words(p, at + 8)),
     |w| fifth(w.0, nibbles(&w.1))
 );
-
-/// The word at `at` of each row.
-///
-/// # Safety
-/// `V`'s instruction set; four bytes readable.
-#[inline(always)]
-unsafe fn high_bits<V: Vector>(p: &Rows, at: usize) -> V {
-    let mut words = [0; 16];
-    for (word, p) in words[..V::LANES].iter_mut().zip(p) {
-        // SAFETY: by the contract.
-        *word = unsafe { p.add(at).cast::<u32>().read_unaligned() };
-    }
-    // SAFETY: by the contract.
-    unsafe { V::load(&words) }
-}
 
 /// Nibbles with their fifth bits from `bits`.
 ///
@@ -240,8 +206,8 @@ impl<V: Vector> Blocks<V> for Mxfp4 {
     }
 
     #[inline(always)]
-    unsafe fn scale(head: &Words, g: usize) -> V::F {
+    unsafe fn scales(head: &Words, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
-        unsafe { V::load(&head.0[g]).same() }
+        unsafe { (V::load(&head.0[g]).same(), V::splat(0.0)) }
     }
 }

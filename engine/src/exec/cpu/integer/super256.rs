@@ -19,21 +19,6 @@ pub(super) struct Scales<V: Vector> {
     mins: [V; 4],
 }
 
-/// The word at `at` of each row.
-///
-/// # Safety
-/// `V`'s instruction set; four bytes readable.
-#[inline(always)]
-unsafe fn word<V: Vector>(p: &Rows, at: usize) -> V {
-    let mut words = [0; 16];
-    for (word, p) in words[..V::LANES].iter_mut().zip(p) {
-        // SAFETY: by the contract.
-        *word = unsafe { p.add(at).cast::<u32>().read_unaligned() };
-    }
-    // SAFETY: by the contract.
-    unsafe { V::load(&words) }
-}
-
 /// 32 bytes at `at` of each row.
 ///
 /// # Safety
@@ -160,15 +145,12 @@ impl<V: Vector> Blocks<V> for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
-        unsafe { unsigned(h.d, &h.scales, g) }
-    }
-
-    #[inline(always)]
-    unsafe fn min(h: &Scales<V>, g: usize) -> V::F {
-        // SAFETY: by the contract.
-        unsafe { V::neg(unsigned(h.dmin, &h.mins, g)) }
+        unsafe {
+            let min = unsigned(h.dmin, &h.mins, g);
+            (unsigned(h.d, &h.scales, g), V::neg(min))
+        }
     }
 }
 
@@ -206,15 +188,12 @@ impl<V: Vector> Blocks<V> for Q5K {
     }
 
     #[inline(always)]
-    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
-        unsafe { unsigned(h.d, &h.scales, g) }
-    }
-
-    #[inline(always)]
-    unsafe fn min(h: &Scales<V>, g: usize) -> V::F {
-        // SAFETY: by the contract.
-        unsafe { V::neg(unsigned(h.dmin, &h.mins, g)) }
+        unsafe {
+            let min = unsigned(h.dmin, &h.mins, g);
+            (unsigned(h.d, &h.scales, g), V::neg(min))
+        }
     }
 }
 
@@ -236,7 +215,7 @@ impl<V: Vector> Blocks<V> for Q2K {
     unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
         // SAFETY: a whole block is readable.
         unsafe {
-            let d = word::<V>(p, 80);
+            let d = V::word(p, 80);
             let [a, b, c, e] = V::words(p, 0);
             let low = V::bytes(15);
             Scales {
@@ -266,15 +245,12 @@ impl<V: Vector> Blocks<V> for Q2K {
     }
 
     #[inline(always)]
-    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
-        unsafe { unsigned(h.d, &h.scales, g) }
-    }
-
-    #[inline(always)]
-    unsafe fn min(h: &Scales<V>, g: usize) -> V::F {
-        // SAFETY: by the contract.
-        unsafe { V::neg(unsigned(h.dmin, &h.mins, g)) }
+        unsafe {
+            let min = unsigned(h.dmin, &h.mins, g);
+            (unsigned(h.d, &h.scales, g), V::neg(min))
+        }
     }
 }
 
@@ -336,13 +312,13 @@ impl<V: Vector> Blocks<V> for Q3K {
     }
 
     #[inline(always)]
-    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
         unsafe {
             // Six bits and a sign: flipping bit 5 and extending it takes 32 off.
             let byte = h.scales[g / 4].shr(8 * (g % 4)).and(V::lanes(63));
             let s = byte.xor(V::lanes(32)).shl(26).sar(26);
-            V::mul(h.d, s.float())
+            (V::mul(h.d, s.float()), V::splat(0.0))
         }
     }
 }
@@ -368,7 +344,7 @@ impl<V: Vector> Blocks<V> for Q6K {
         unsafe {
             let scales = V::words(p, 192);
             Scales {
-                d: word::<V>(p, 206).shr(16).half(),
+                d: V::word(p, 206).shr(16).half(),
                 dmin: V::splat(0.0),
                 scales,
                 mins: scales,
@@ -398,9 +374,9 @@ impl<V: Vector> Blocks<V> for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn scale(h: &Scales<V>, g: usize) -> V::F {
+    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
-        unsafe { signed(h.d, &h.scales, g) }
+        unsafe { (signed(h.d, &h.scales, g), V::splat(0.0)) }
     }
 }
 
@@ -456,8 +432,8 @@ impl<V: Vector> Blocks<V> for Iq4Xs {
     }
 
     #[inline(always)]
-    unsafe fn scale(h: &[[u32; 16]; 8], g: usize) -> V::F {
+    unsafe fn scales(h: &[[u32; 16]; 8], g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
-        unsafe { V::load(&h[g]).same() }
+        unsafe { (V::load(&h[g]).same(), V::splat(0.0)) }
     }
 }

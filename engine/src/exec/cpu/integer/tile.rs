@@ -56,20 +56,11 @@ pub(super) trait Blocks<V: Vector> {
     /// `V`'s instruction set.
     unsafe fn quants(raw: &Self::Raw, u: usize, r: usize) -> [V; 8];
 
-    /// Scales of group `g` of the panel.
+    /// Scales and minima (if there are any) of group `g` of the panel.
     ///
     /// # Safety
-    /// `V`'s instruction set.
-    unsafe fn scale(head: &Self::Head, g: usize) -> V::F;
-
-    /// Minima of group `g` of the panel.
-    ///
-    /// # Safety
-    /// `V`'s instruction set.
-    unsafe fn min(_: &Self::Head, _: usize) -> V::F {
-        // SAFETY: by the contract.
-        unsafe { V::splat(0.0) }
-    }
+    /// `V`'s instruction set; what `head` read is readable still.
+    unsafe fn scales(head: &Self::Head, g: usize) -> (V::F, V::F);
 }
 
 /// `N` words of a block from word `at` on, as the chain of `super` says: the whole of a group.
@@ -152,12 +143,12 @@ unsafe fn tile<V: Vector, T: Blocks<V>>(
                     let b = u * T::UNIT + r;
                     let codes = &x.of(k * PANEL + b)[acts.clone()];
                     if T::GROUP == 32 {
-                        let (s, m) = (T::scale(&head, b), T::min(&head, b));
+                        let (s, m) = T::scales(&head, b);
                         group::<V, T, 8>(codes, &q, 0, s, m, sums);
                     } else {
-                        let (s, m) = (T::scale(&head, 2 * b), T::min(&head, 2 * b));
+                        let (s, m) = T::scales(&head, 2 * b);
                         group::<V, T, 4>(codes, &[q[0], q[1], q[2], q[3]], 0, s, m, sums);
-                        let (s, m) = (T::scale(&head, 2 * b + 1), T::min(&head, 2 * b + 1));
+                        let (s, m) = T::scales(&head, 2 * b + 1);
                         group::<V, T, 4>(codes, &[q[4], q[5], q[6], q[7]], 4, s, m, sums);
                     }
                 }

@@ -22,6 +22,12 @@ pub(in super::super) trait Vector: Copy {
     /// The instruction set; 16 bytes readable at `at` from the first `LANES` of `rows`.
     unsafe fn words(rows: &Rows, at: usize) -> [Self; 4];
 
+    /// The 32-bit word at `at` in each row.
+    ///
+    /// # Safety
+    /// The instruction set; four bytes readable at `at` from the first `LANES` of `rows`.
+    unsafe fn word(rows: &Rows, at: usize) -> Self;
+
     /// Lanes from memory.
     ///
     /// # Safety
