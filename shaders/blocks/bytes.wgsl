@@ -1,4 +1,5 @@
 // Four small integers in the bytes of a word, and 32 in two vectors of words.
+//#include blocks/codes.wgsl
 
 /// The bytes of `w`, the lowest first.
 fn unpack_bytes(w: u32) -> vec4<f32> {
@@ -18,4 +19,9 @@ fn unpack_affine(a: vec4<u32>, b: vec4<u32>, step: vec2<f32>, offset: vec2<f32>)
         unpack_bytes(b.z) * step.y + offset.y,
         unpack_bytes(b.w) * step.y + offset.y,
     );
+}
+
+/// The same from codes of at most seven bits.
+fn unpack_codes(c: Codes) -> array<vec4<f32>, 8> {
+    return unpack_affine(c.a, c.b, c.step, c.offset);
 }

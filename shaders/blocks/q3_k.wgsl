@@ -2,7 +2,7 @@
 //#include blocks/half.wgsl
 //#include blocks/bytes.wgsl
 
-fn unpack32(run: u32) -> array<vec4<f32>, 8> {
+fn codes32(run: u32) -> Codes {
     let block = run >> 3u;
     let g = run & 7u;
     let i = (matrix.plane.x >> 2u) + (block << 2u) + ((g >> 2u) << 1u);
@@ -18,10 +18,14 @@ fn unpack32(run: u32) -> array<vec4<f32>, 8> {
     let twos = word(at + 2u) >> (pair + ((g >> 1u) << 1u));
     let scale = (vec2<u32>(fours, fours >> 8u) & vec2<u32>(15u)) | ((vec2<u32>(twos, twos >> 8u) & vec2<u32>(3u)) << vec2<u32>(4u));
     let step = unpack_half_at(matrix.plane.w, block) * (vec2<f32>(scale) - 32.0);
-    return unpack_affine(
+    return Codes(
         ((weights[i] >> shift) & mask) | (((weights[j] >> high) & bit) << vec4<u32>(2u)),
         ((weights[i + 1u] >> shift) & mask) | (((weights[j + 1u] >> high) & bit) << vec4<u32>(2u)),
         step,
         -4.0 * step,
     );
+}
+
+fn unpack32(run: u32) -> array<vec4<f32>, 8> {
+    return unpack_codes(codes32(run));
 }

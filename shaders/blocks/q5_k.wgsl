@@ -2,7 +2,7 @@
 //#include blocks/bytes.wgsl
 //#include blocks/scales_k4.wgsl
 
-fn unpack32(run: u32) -> array<vec4<f32>, 8> {
+fn codes32(run: u32) -> Codes {
     let block = run >> 3u;
     let g = run & 7u;
     let i = (matrix.plane.x >> 2u) + (block << 3u) + (g & 6u);
@@ -12,10 +12,14 @@ fn unpack32(run: u32) -> array<vec4<f32>, 8> {
     let high = vec4<u32>(g);
     let low = vec4<u32>(0x0f0f0f0fu);
     let bit = vec4<u32>(0x01010101u);
-    return unpack_affine(
+    return Codes(
         ((weights[i] >> shift) & low) | (((weights[j] >> high) & bit) << vec4<u32>(4u)),
         ((weights[i + 1u] >> shift) & low) | (((weights[j + 1u] >> high) & bit) << vec4<u32>(4u)),
         scale_min.xx,
         scale_min.yy,
     );
+}
+
+fn unpack32(run: u32) -> array<vec4<f32>, 8> {
+    return unpack_codes(codes32(run));
 }

@@ -2,7 +2,7 @@
 //#include blocks/half.wgsl
 //#include blocks/bytes.wgsl
 
-fn unpack32(run: u32) -> array<vec4<f32>, 8> {
+fn codes32(run: u32) -> Codes {
     let block = run >> 3u;
     let g = run & 7u;
     let half = (g >> 2u) << 1u;
@@ -15,10 +15,14 @@ fn unpack32(run: u32) -> array<vec4<f32>, 8> {
     let scales = word(matrix.plane.z + (block << 2u) + (g >> 1u)) << (16u - ((g & 1u) << 4u));
     let scale = bitcast<vec2<i32>>(vec2<u32>(scales << 8u, scales)) >> vec2<u32>(24u);
     let step = unpack_half_at(matrix.plane.w, block) * vec2<f32>(scale);
-    return unpack_affine(
+    return Codes(
         ((weights[i] >> nibble) & low) | (((weights[j] >> shift) & mask) << vec4<u32>(4u)),
         ((weights[i + 1u] >> nibble) & low) | (((weights[j + 1u] >> shift) & mask) << vec4<u32>(4u)),
         step,
         -32.0 * step,
     );
+}
+
+fn unpack32(run: u32) -> array<vec4<f32>, 8> {
+    return unpack_codes(codes32(run));
 }

@@ -2,7 +2,8 @@
 // memory, only those of the tile at hand (a running maximum rescales what was added before; sums
 // stay with their threads until the end).
 //
-// A workgroup is one head and QUERIES rows, which share what is read of the cache.
+// A workgroup is one head and QUERIES rows, which share what is read of the cache. Feature `split`: and
+// `pass_.split` positions, of which it keeps the sums, their weight and the maximum, for combine.wgsl.
 // Constants: HEAD4 = head_dim / 4, at most 64; QUERIES; GROUPS, the parts of 64 threads whose
 // maxima are put together (with feature `subgroups`: the subgroups; else 8).
 struct Attention {
@@ -22,6 +23,9 @@ struct Attention {
 @group(0) @binding(1) var<uniform> attention: Attention;
 @group(0) @binding(2) var<storage, read> keys: array<vec2<u32>>;
 @group(0) @binding(3) var<storage, read> values: array<vec2<u32>>;
+//#if split
+/// By row, head and part: the sums, then the maximum and the weight.
+//#end
 @group(0) @binding(4) var<storage, read_write> outputs: array<vec4<f32>>;
 //#include pass
 
@@ -41,6 +45,7 @@ fn floats(h: vec2<u32>) -> vec4<f32> {
 @compute @workgroup_size(TILE)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 //#if subgroups
     @builtin(subgroup_invocation_id) lane: u32,
@@ -52,7 +57,13 @@ fn main(
     let row = pass_.first + first;
     // Positions that the first row sees; each further one sees one more.
     let sees = pass_.start + first + 1u;
+//#if split
+    let front = workgroup.z * pass_.split;
+    let end = min(pass_.start + min(first + QUERIES, pass_.rows), front + pass_.split);
+//#else
+    let front = 0u;
     let end = pass_.start + min(first + QUERIES, pass_.rows);
+//#end
     let kv = head / attention.group * HEAD4;
     for (var i = thread; i < QUERIES * HEAD4; i += TILE) {
         let r = i / HEAD4;
@@ -70,7 +81,7 @@ fn main(
     var total_$r = 0.0;
     var mixed_$r = vec4<f32>(0.0);
 //#end
-    for (var begin = 0u; begin < end; begin += TILE) {
+    for (var begin = front; begin < end; begin += TILE) {
         let position = begin + thread;
 //#repeat r QUERIES
         var dot_$r = vec4<f32>(0.0);
@@ -156,7 +167,15 @@ fn main(
         for (var t = 0u; t < TILE; t += 1u) {
             total += weights[t];
         }
+//#if split
+        let to = (((row + $ru) * workgroups.x + head) * workgroups.z + workgroup.z) * (HEAD4 + 1u);
+        outputs[to + thread] = sum;
+        if thread == 0u {
+            outputs[to + HEAD4] = vec4<f32>(most_$r, total, 0.0, 0.0);
+        }
+//#else
         outputs[(row + $ru) * attention.y_stride + head * HEAD4 + thread] = sum / total;
+//#end
     }
 //#end
 }

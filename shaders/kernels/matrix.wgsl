@@ -10,7 +10,7 @@ struct Matrix {
     row0: u32,
     /// First word of each plane of the blocks.
     plane: vec4<u32>,
-    /// Vectors from one row of activations to the next.
+    /// From one row of activations to the next, in what the array of them has.
     x_stride: u32,
     /// Values from one row of outputs to the next.
     y_stride: u32,
@@ -21,7 +21,22 @@ struct Matrix {
 
 @group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(1) var<uniform> matrix: Matrix;
+//#if int8
+/// Three vectors a run, as quantize.wgsl makes them.
+@group(0) @binding(2) var<storage, read> activations: array<vec4<u32>>;
+//#else
+//#if cooperative
+/// Rows as halve.wgsl makes them: from one to the next there are 32 halves a run and 8 more.
+@group(0) @binding(2) var<storage, read> activations: array<f16>;
+//#else
+//#if f16
+/// The same in vectors.
+@group(0) @binding(2) var<storage, read> activations: array<vec4<f16>>;
+//#else
 @group(0) @binding(2) var<storage, read> activations: array<vec4<f32>>;
+//#end
+//#end
+//#end
 @group(0) @binding(3) var<storage, read_write> outputs: array<f32>;
 
 fn word(i: u32) -> u32 {
@@ -39,3 +54,13 @@ fn store(act: u32, row: u32, value: f32) {
 
 //#include pass
 //#include block
+//#if int8
+
+/// The sum of 32 weights times 32 activations of 8 bits; `scale` is their third vector.
+fn product(w: Codes, a: vec4<u32>, b: vec4<u32>, scale: vec4<f32>) -> f32 {
+    let first = (dot4I8Packed(w.a.x, a.x) + dot4I8Packed(w.a.y, a.y)) + (dot4I8Packed(w.a.z, a.z) + dot4I8Packed(w.a.w, a.w));
+    let last = (dot4I8Packed(w.b.x, b.x) + dot4I8Packed(w.b.y, b.y)) + (dot4I8Packed(w.b.z, b.z) + dot4I8Packed(w.b.w, b.w));
+    let steps = fma(w.step.x, f32(first), w.step.y * f32(last));
+    return fma(scale.x, steps, fma(w.offset.x, scale.y, w.offset.y * scale.z));
+}
+//#end

@@ -1,6 +1,7 @@
 // Few rows of activations: each thread keeps ROWS rows of weights and ACTS of activations, and
 // LANES threads share the runs of a row. Weights are read once, in order.
 //
+// Feature `int8`: whole numbers are multiplied, and only their sums over a run scaled.
 // Constants: LANES threads a row, GROUPS groups of rows in a workgroup, ROWS, ACTS.
 //#include matrix
 
@@ -32,15 +33,32 @@ fn main(
 //#repeat r ROWS
     let run_$r = min(row + $ru, last) * matrix.runs;
 //#repeat a ACTS
+//#if int8
+    var sum_$r_$a = 0.0;
+//#else
     var sum_$r_$a = vec4<f32>(0.0);
+//#end
 //#end
 //#end
     for (var k = lane; k < matrix.runs; k += LANES) {
 //#repeat r ROWS
+//#if int8
+        let w_$r = codes32(run_$r + k);
+//#else
         let w_$r = unpack32(run_$r + k);
+//#end
 //#end
 //#repeat a ACTS
         {
+//#if int8
+            let at = (act + $au) * matrix.x_stride + k * 3u;
+            let first = activations[at];
+            let last = activations[at + 1u];
+            let scale = bitcast<vec4<f32>>(activations[at + 2u]);
+//#repeat r ROWS
+            sum_$r_$a += product(w_$r, first, last, scale);
+//#end
+//#else
             let at = (act + $au) * matrix.x_stride + k * 8u;
 //#repeat i 8
             let x_$i = activations[at + $iu];
@@ -48,12 +66,17 @@ fn main(
             sum_$r_$a = fma(w_$r[$i], x_$i, sum_$r_$a);
 //#end
 //#end
+//#end
         }
 //#end
     }
 //#repeat r ROWS
 //#repeat a ACTS
+//#if int8
+    let s_$r_$a = sum_$r_$a;
+//#else
     let s_$r_$a = (sum_$r_$a.x + sum_$r_$a.z) + (sum_$r_$a.y + sum_$r_$a.w);
+//#end
 //#if subgroups
     let all_$r_$a = subgroupAdd(s_$r_$a);
     if lane == 0u && row + $ru < matrix.rows && act + $au < pass_.rows {

@@ -5,7 +5,8 @@ struct Pass {
     start: u32,
     /// Where they begin among all rows of the pass.
     first: u32,
-    pad: u32,
+    /// Positions of a part of attention, where it is split.
+    split: u32,
 }
 
 @group(1) @binding(0) var<uniform> pass_: Pass;

@@ -77,6 +77,14 @@ pub struct BlockShader {
     pub source: &'static str,
 }
 
+impl BlockShader {
+    /// Whether the source also defines `fn codes32(run: u32) -> Codes`: the same weights as signed
+    /// bytes, with a step and an offset for each 16 (`blocks/codes.wgsl`).
+    pub fn has_codes(&self) -> bool {
+        self.source.contains("fn codes32(")
+    }
+}
+
 /// A row of [`ALL`].
 macro_rules! block {
     ($name:literal, $len:literal, $bytes:literal, [$($start:literal .. $end:literal),+], $table:expr, $file:literal) => {
@@ -136,6 +144,7 @@ macro_rules! piece {
 /// What the sources include: path and WGSL.
 pub const PIECES: &[(&str, &str)] = &[
     piece!("blocks/bytes.wgsl"),
+    piece!("blocks/codes.wgsl"),
     piece!("blocks/fifth_bits.wgsl"),
     piece!("blocks/half.wgsl"),
     piece!("blocks/levels.wgsl"),

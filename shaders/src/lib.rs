@@ -21,4 +21,4 @@ pub mod repack;
 
 pub use blocks::{BlockShader, block};
 pub use expand::SourceError;
-pub use kernels::{Constants, Features, Kernel, source};
+pub use kernels::{Constants, CooperativeSize, Features, Kernel, source};

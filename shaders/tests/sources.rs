@@ -1,14 +1,16 @@
 //! Every shader, in every variant, is WGSL that naga accepts.
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use shaders::{Features, Kernel, blocks};
+use shaders::{CooperativeSize, Features, Kernel, blocks};
 
 /// Constants that satisfy every kernel.
-fn constants(kernel: Kernel, acts: u32) -> Vec<(&'static str, u32)> {
-    match kernel {
-        Kernel::MatVec => vec![("LANES", 8), ("GROUPS", 8), ("ROWS", 2), ("ACTS", acts)],
-        Kernel::MatMul => vec![("ROWS", 8), ("ACTS", 4 * acts.min(2))],
-        Kernel::Attention => vec![("HEAD4", 8 * acts), ("QUERIES", acts), ("GROUPS", 8)],
+fn constants(kernel: Kernel, features: Features, acts: u32) -> Vec<(&'static str, u32)> {
+    match (kernel, features.cooperative) {
+        (Kernel::MatVec, _) => vec![("LANES", 8), ("GROUPS", 8), ("ROWS", 2), ("ACTS", acts)],
+        (Kernel::MatMul, Some(size)) => vec![("THREADS", 128), ("SIDE", 32 / size.get())],
+        (Kernel::MatMul, None) => vec![("ROWS", 8), ("ACTS", 4 * acts.min(2))],
+        (Kernel::Attention, _) => vec![("HEAD4", 8 * acts), ("QUERIES", acts), ("GROUPS", 8)],
+        (Kernel::Combine, _) => vec![("HEAD4", 8 * acts), ("THREADS", 64)],
         _ => vec![("THREADS", 64)],
     }
 }
@@ -23,9 +25,53 @@ fn validate(what: &str, text: &str, capabilities: Capabilities) {
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
 }
 
+/// What a shader may need of a device that has `features`, and nothing else. (Halves in words, and
+/// `dot4I8Packed`, are of WGSL itself.)
+fn capabilities(features: Features) -> Capabilities {
+    let mut all = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    all.set(Capabilities::SUBGROUP, features.subgroups);
+    all.set(Capabilities::SHADER_FLOAT16, features.f16);
+    if features.cooperative.is_some() {
+        all |= Capabilities::SUBGROUP
+            | Capabilities::SHADER_FLOAT16
+            | Capabilities::COOPERATIVE_MATRIX;
+    }
+    all
+}
+
+/// The variants that a kernel has: those features that it looks at, in all combinations that are asked for.
+fn variants(kernel: Kernel) -> Vec<Features> {
+    let plain = Features::default();
+    let with = |on: &dyn Fn(&mut Features)| {
+        let mut features = plain;
+        on(&mut features);
+        features
+    };
+    let subgroups = |f: Features| Features {
+        subgroups: true,
+        ..f
+    };
+    let int8 = with(&|f| f.int8 = true);
+    let split = with(&|f| f.split = true);
+    match kernel {
+        Kernel::MatVec => vec![plain, subgroups(plain), int8, subgroups(int8)],
+        Kernel::MatMul => vec![
+            plain,
+            int8,
+            with(&|f| f.f16 = true),
+            with(&|f| f.cooperative = Some(CooperativeSize::Eight)),
+            with(&|f| f.cooperative = Some(CooperativeSize::Sixteen)),
+        ],
+        Kernel::Attention => vec![plain, subgroups(plain), split, subgroups(split)],
+        Kernel::Rope => vec![plain, with(&|f| f.interleaved = true)],
+        Kernel::Halve => vec![plain, int8],
+        _ => vec![plain],
+    }
+}
+
 #[test]
 fn every_variant_is_valid() {
-    let mut variants = 0;
+    let mut checked = 0;
     for kernel in Kernel::ALL {
         let blocks: Vec<Option<&blocks::BlockShader>> = if kernel.needs_block() {
             blocks::ALL.iter().map(Some).collect()
@@ -33,29 +79,36 @@ fn every_variant_is_valid() {
             vec![None]
         };
         for block in blocks {
-            for i in 0..8 {
-                let (subgroups, interleaved) = (i & 1 != 0, i & 2 != 0);
-                let acts = if i & 4 == 0 { 1 } else { 4 };
-                let features = Features {
-                    subgroups,
-                    interleaved,
-                };
-                let constants = constants(kernel, acts);
-                let text =
-                    shaders::source(kernel, block.map(|b| b.source), features, &constants).unwrap();
-                // Without an optional feature its capability must not be needed. (Halves in words are
-                // of WGSL itself.)
-                let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-                capabilities.set(Capabilities::SUBGROUP, subgroups);
-                let name = block.map_or("", |b| b.name);
-                validate(
-                    &format!("{} {name} {features:?}", kernel.name()),
-                    &text,
-                    capabilities,
-                );
-                variants += 1;
+            for features in variants(kernel) {
+                if features.int8 && block.is_some_and(|b| !b.has_codes()) {
+                    continue;
+                }
+                for acts in [1, 4] {
+                    let constants = constants(kernel, features, acts);
+                    let text =
+                        shaders::source(kernel, block.map(|b| b.source), features, &constants);
+                    let name = block.map_or("", |b| b.name);
+                    let what = format!("{} {name} {features:?}", kernel.name());
+                    validate(&what, &text.unwrap(), capabilities(features));
+                    checked += 1;
+                }
             }
         }
     }
-    assert!(variants > 100);
+    assert!(checked > 400, "{checked}");
+}
+
+/// The types whose weights are small whole numbers.
+#[test]
+fn types_with_codes() {
+    let with: Vec<&str> = blocks::ALL
+        .iter()
+        .filter(|b| b.has_codes())
+        .map(|b| b.name)
+        .collect();
+    let wanted = [
+        "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
+        "IQ4_XS", "TQ2_0",
+    ];
+    assert_eq!(with, wanted);
 }

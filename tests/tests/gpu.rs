@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use engine::exec::cpu::{CpuExecutor, Isa};
-use engine::exec::gpu::{Adapter, Gpu, GpuExecutor};
+use engine::exec::gpu::{Adapter, Gpu, GpuExecutor, Variants};
 use engine::exec::{ExecError, Executor, Sequence};
 use engine::measure::{EvalOptions, compare, evaluate, log_softmax};
 use engine::model::ModelPart;
@@ -17,7 +17,7 @@ use integration::{Cloud, must, must_json};
 /// The device of all tests here. Without an adapter they fail: `cargo xtask test` installs one.
 fn gpu() -> Arc<Gpu> {
     static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
-    let open = || Arc::new(Gpu::open(&Adapter::best(true).unwrap()).unwrap());
+    let open = || Arc::new(Gpu::open(&Adapter::best(true).unwrap(), Variants::Auto).unwrap());
     Arc::clone(GPU.get_or_init(open))
 }
 

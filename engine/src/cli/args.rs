@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use formats::blocks::BlockType;
 use formats::wire::Codec;
 
+use crate::exec::gpu::Variants;
 use crate::link::Address;
 use crate::text::SamplingParams;
 
@@ -73,6 +74,15 @@ pub(super) struct Compute {
     /// Threads that compute [default: one per core]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
+    /// Variants of a graphics card's kernels: auto (all that it has and that pay), exact (no 8-bit
+    /// activations), plain (none), or some of subgroups, int8, f16, cooperative.
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "auto",
+        env = "SPLITRUN_GPU_VARIANTS"
+    )]
+    pub(super) gpu_variants: Variants,
     /// Instruction set of the kernels: auto, scalar, avx2 or avx512 (all give the same bits).
     #[arg(long, value_name = "ISA", default_value = "auto")]
     pub(super) isa: String,
@@ -366,6 +376,14 @@ pub(super) struct Tokenize {
 
 #[derive(Debug, Args)]
 pub(super) struct Devices {
+    /// Variants of the kernels that are wanted, as elsewhere.
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "auto",
+        env = "SPLITRUN_GPU_VARIANTS"
+    )]
+    pub(super) gpu_variants: Variants,
     /// One JSON object on standard output.
     #[arg(long)]
     pub(super) json: bool,

@@ -38,7 +38,11 @@ impl Place {
             .isa
             .parse()
             .map_err(|e| RunError::Usage(format!("--isa: {e}")))?;
-        let open = |a: &Adapter| Gpu::open(a).map(Arc::new).map_err(gpu_error);
+        let open = |a: &Adapter| {
+            Gpu::open(a, compute.gpu_variants)
+                .map(Arc::new)
+                .map_err(gpu_error)
+        };
         let gpu = match compute.device {
             Device::Cpu => None,
             Device::Gpu => Some(open(&Adapter::best(true).map_err(gpu_error)?)?),

@@ -11,7 +11,9 @@ use super::device::Place;
 use super::roles::note_codec;
 use super::{note, print_json, print_line};
 use crate::exec::cpu::Isa;
-use crate::exec::gpu::{Adapter, AdapterKind, GpuExecutor, ShapeOptions, ShapeTime, bench_shapes};
+use crate::exec::gpu::{
+    Adapter, AdapterKind, Gpu, GpuExecutor, ShapeOptions, ShapeTime, bench_shapes,
+};
 use crate::exec::{ExecError, Executor};
 use crate::measure::{BenchOptions, EvalOptions, bench_gpu, evaluate, evaluate_against};
 use crate::model::ModelPart;
@@ -278,7 +280,14 @@ pub(super) fn devices(args: &Devices) -> Result<(), RunError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let kernels: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
     let arch = std::env::consts::ARCH;
-    let adapters: Vec<_> = Adapter::all().into_iter().map(|a| a.report).collect();
+    // Opening tries the variants: what is listed is what models get.
+    let adapters: Vec<_> = Adapter::all()
+        .into_iter()
+        .map(|a| match Gpu::open(&a, args.gpu_variants) {
+            Ok(gpu) => gpu.report().clone(),
+            Err(e) => a.refused(&e),
+        })
+        .collect();
     if args.json {
         let cpu = json!({ "kind": "cpu", "arch": arch, "cores": cores, "kernels": kernels });
         return print_json(&json!({ "devices": [cpu], "adapters": adapters }));

@@ -3,8 +3,10 @@
 use std::fmt;
 
 use serde::Serialize;
+use shaders::CooperativeSize;
 
 use super::error::GpuError;
+use super::variants::{Abilities, Chosen, Variants};
 
 /// What an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -58,6 +60,7 @@ pub struct AdapterReport {
 #[derive(Debug)]
 pub struct Adapter {
     pub(super) raw: wgpu::Adapter,
+    pub(super) abilities: Abilities,
     /// What it can do.
     pub report: AdapterReport,
 }
@@ -75,13 +78,25 @@ impl Adapter {
         let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
         let mut all: Vec<Self> = found
             .into_iter()
-            .map(|raw| Self {
-                report: report(&raw),
-                raw,
+            .map(|raw| {
+                let abilities = abilities(&raw);
+                Self {
+                    report: report(&raw, abilities),
+                    abilities,
+                    raw,
+                }
             })
             .collect();
         all.sort_by_key(|a| a.report.kind);
         all
+    }
+
+    /// Its report when it could not be opened.
+    pub fn refused(self, why: &GpuError) -> AdapterReport {
+        AdapterReport {
+            variants: vec![format!("none: {why}")],
+            ..self.report
+        }
     }
 
     /// The best adapter; `software` says whether one that computes on the processor will do.
@@ -97,7 +112,7 @@ impl Adapter {
     }
 }
 
-fn report(raw: &wgpu::Adapter) -> AdapterReport {
+fn report(raw: &wgpu::Adapter, abilities: Abilities) -> AdapterReport {
     let (info, limits, features) = (raw.get_info(), raw.limits(), raw.features());
     let kind = match info.device_type {
         wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
@@ -105,7 +120,6 @@ fn report(raw: &wgpu::Adapter) -> AdapterReport {
         wgpu::DeviceType::Cpu => AdapterKind::Software,
         wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => AdapterKind::Virtual,
     };
-    let subgroup_size = subgroup_size(&info, features);
     let named = [
         (wgpu::Features::SUBGROUP, "subgroups"),
         (wgpu::Features::SHADER_F16, "f16"),
@@ -125,21 +139,78 @@ fn report(raw: &wgpu::Adapter) -> AdapterReport {
             .to_owned(),
         memory_bytes: memory(raw),
         max_binding_bytes: limits.max_storage_buffer_binding_size,
-        subgroup_size,
+        subgroup_size: abilities.subgroup,
         features: named
             .into_iter()
             .filter(|(f, _)| features.contains(*f))
             .map(|(_, name)| name)
+            .chain(abilities.packed_dot.then_some("packed_int8_dot"))
             .collect(),
-        variants: vec![match subgroup_size {
-            Some(n) => format!("sums over subgroups of {n}"),
-            None => "sums in workgroup memory".to_owned(),
-        }],
+        variants: Chosen::new(Variants::Auto, abilities).describe(),
     }
 }
 
+/// What variants of kernels need.
+fn abilities(raw: &wgpu::Adapter) -> Abilities {
+    let (info, features) = (raw.get_info(), raw.features());
+    let experimental = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    let there = if features.contains(experimental) {
+        raw.cooperative_matrix_properties()
+    } else {
+        Vec::new()
+    };
+    let squares = |size: CooperativeSize| {
+        there.iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [size.get(); 3]
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    };
+    Abilities {
+        subgroup: subgroup_size(&info, features),
+        packed_dot: packed_dot(raw),
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        cooperative: [CooperativeSize::Sixteen, CooperativeSize::Eight]
+            .into_iter()
+            .find(|size| squares(*size)),
+        software: info.device_type == wgpu::DeviceType::Cpu,
+    }
+}
+
+/// Whether the device multiplies four packed signed bytes with four others and adds them up in one step,
+/// as its driver says. Other interfaces than Vulkan do not tell.
+#[cfg(not(target_vendor = "apple"))]
+fn packed_dot(raw: &wgpu::Adapter) -> bool {
+    use ash::vk;
+
+    // SAFETY: the adapter is only asked about its properties; nothing is destroyed or changed.
+    let Some(vulkan) = (unsafe { raw.as_hal::<wgpu::hal::api::Vulkan>() }) else {
+        return false;
+    };
+    // The question came with Vulkan 1.1; the answer stays `false` where the driver does not know it.
+    if vulkan
+        .physical_device_capabilities()
+        .properties()
+        .api_version
+        < vk::API_VERSION_1_1
+    {
+        return false;
+    }
+    let mut dot = vk::PhysicalDeviceShaderIntegerDotProductProperties::default();
+    let mut all = vk::PhysicalDeviceProperties2::default().push_next(&mut dot);
+    let instance = vulkan.shared_instance().raw_instance();
+    // SAFETY: the handle is of this living instance, and both structures outlive the call.
+    unsafe { instance.get_physical_device_properties2(vulkan.raw_physical_device(), &mut all) };
+    dot.integer_dot_product4x8_bit_packed_signed_accelerated != 0
+}
+
+#[cfg(target_vendor = "apple")]
+fn packed_dot(_: &wgpu::Adapter) -> bool {
+    false
+}
+
 /// The size of all subgroups, when kernels may count on it.
-pub(super) fn subgroup_size(info: &wgpu::AdapterInfo, features: wgpu::Features) -> Option<u32> {
+fn subgroup_size(info: &wgpu::AdapterInfo, features: wgpu::Features) -> Option<u32> {
     let size = info.subgroup_min_size;
     let fixed = features.contains(wgpu::Features::SUBGROUP) && size == info.subgroup_max_size;
     (fixed && (8..=64).contains(&size) && size.is_power_of_two()).then_some(size)

@@ -8,8 +8,9 @@ use std::time::Duration;
 use shaders::{Features, Kernel};
 use wgpu::BufferUsages as Usage;
 
-use super::adapter::{Adapter, AdapterReport, subgroup_size};
+use super::adapter::{Adapter, AdapterReport};
 use super::error::GpuError;
+use super::variants::{Chosen, Variants, check};
 
 /// How long a device may take for one submission before it counts as lost.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -26,8 +27,8 @@ pub struct Gpu {
     report: AdapterReport,
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
-    /// Threads of a subgroup, where kernels may count on it.
-    pub(super) subgroup: Option<u32>,
+    /// Which kernels it gets.
+    pub(super) variants: Chosen,
     /// Most bytes of one binding.
     pub(super) max_binding: u64,
     pub(super) timestamps: bool,
@@ -78,32 +79,49 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// Opens `adapter` with all its limits and the features that kernels can use.
+    /// Opens `adapter` with all its limits and the variants of kernels that `wanted` means there. Each
+    /// optional one is tried on a small product first, and left out if that is wrong:
+    /// [`report`](Self::report) then says so.
     ///
     /// # Errors
     /// When the driver gives no device.
-    pub fn open(adapter: &Adapter) -> Result<Self, GpuError> {
-        let all = wgpu::Features::SUBGROUP
-            | wgpu::Features::TIMESTAMP_QUERY
-            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
-            | wgpu::Features::PIPELINE_CACHE;
-        Self::open_with(adapter, all, u64::MAX)
+    pub fn open(adapter: &Adapter, wanted: Variants) -> Result<Self, GpuError> {
+        Self::open_with(adapter, wanted, u64::MAX)
     }
 
-    /// Opens `adapter` with those of the features `wanted` that it has, and no binding larger than
-    /// `max_binding`: a test takes less than there is, to see the plain variants.
+    /// The same with no binding larger than `max_binding`: a test takes less than there is.
     pub(super) fn open_with(
         adapter: &Adapter,
-        wanted: wgpu::Features,
+        wanted: Variants,
         max_binding: u64,
     ) -> Result<Self, GpuError> {
         let raw = &adapter.raw;
+        let chosen = Chosen::new(wanted, adapter.abilities);
+        let inside =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        let mut wanted = inside | wgpu::Features::PIPELINE_CACHE;
+        wanted.set(wgpu::Features::SUBGROUP, chosen.subgroup.is_some());
+        wanted.set(
+            wgpu::Features::SHADER_F16,
+            chosen.f16 || chosen.cooperative.is_some(),
+        );
+        wanted.set(
+            wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+            chosen.cooperative.is_some(),
+        );
         let features = raw.features() & wanted;
         let limits = raw.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("splitrun"),
             required_features: features,
             required_limits: limits.clone(),
+            experimental_features: if chosen.cooperative.is_some() {
+                // SAFETY: of what is experimental only cooperative matrices are used, in one kernel, whose
+                // results are compared with the plain kernel's before it is used.
+                unsafe { wgpu::ExperimentalFeatures::enabled() }
+            } else {
+                wgpu::ExperimentalFeatures::disabled()
+            },
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
@@ -135,11 +153,9 @@ impl Gpu {
                 count: None,
             }],
         });
-        let inside =
-            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let mut gpu = Self {
             report: adapter.report.clone(),
-            subgroup: subgroup_size(&raw.get_info(), features),
+            variants: chosen,
             // A whole number of vectors, and below what a signed 32-bit number counts: some
             // drivers compute addresses so.
             max_binding: limits
@@ -160,6 +176,9 @@ impl Gpu {
         if features.contains(wgpu::Features::PIPELINE_CACHE) {
             gpu.cache = super::pipeline_cache::open(&gpu.device, &raw.get_info());
         }
+        let wrong = check(&mut gpu)?;
+        gpu.report.variants = gpu.variants.describe();
+        gpu.report.variants.extend(wrong);
         Ok(gpu)
     }
 

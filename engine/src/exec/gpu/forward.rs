@@ -8,9 +8,10 @@ use super::device::Gpu;
 use super::error::GpuError;
 use super::kv::GpuKv;
 use super::ops::argmax::Argmax;
-use super::ops::attention::Attention;
-use super::ops::matrix::{FEW, Place, Product};
+use super::ops::attention::{Attention, AttentionGroups};
+use super::ops::matrix::{FEW, Place, Products};
 use super::ops::norm::Norm;
+use super::ops::prepare::scratch_bytes;
 use super::ops::rope::Rope;
 use super::ops::swiglu::Swiglu;
 use super::record::{Recorder, Slots};
@@ -40,6 +41,8 @@ pub(super) struct Buffers {
     gate_up: wgpu::Buffer,
     act: wgpu::Buffer,
     pub(super) logits: wgpu::Buffer,
+    /// Rows in the form that a product takes.
+    scratch: wgpu::Buffer,
     /// Where the host reads rows or logits.
     pub(super) staging: wgpu::Buffer,
 }
@@ -69,7 +72,14 @@ impl Buffers {
         let vocab = part.head.as_ref().map_or(0, |h| h.1.rows);
         let logits = (4 * MAX_LOGITS * vocab) as u64;
         let x = rows(hp.n_embd);
+        let widest = strides.width.max(strides.q).max(strides.ff);
+        let scratch = if gpu.variants.needs_scratch() {
+            scratch_bytes(MAX_ROWS, widest)
+        } else {
+            0
+        };
         Ok(Self {
+            scratch: gpu.storage("activations", scratch)?,
             x: gpu.storage("hidden rows", x)?,
             normed: gpu.storage("hidden rows", rows(strides.width))?,
             qkv: gpu.storage("queries", rows(hp.q_width() + 2 * hp.kv_width()))?,
@@ -105,12 +115,12 @@ pub(super) struct Layers {
 #[derive(Debug)]
 struct Layer {
     attn_norm: Norm,
-    qkv: Vec<Product>,
+    qkv: Products,
     bias: wgpu::Buffer,
-    attn_output: Vec<Product>,
+    attn_output: Products,
     ffn_norm: Norm,
-    gate_up: Vec<Product>,
-    ffn_down: Vec<Product>,
+    gate_up: Products,
+    ffn_down: Products,
 }
 
 impl Layers {
@@ -128,7 +138,7 @@ impl Layers {
         }
         Ok(Self {
             rope: Rope::new(gpu, hp)?,
-            attention: Attention::new(gpu, hp, strides.q)?,
+            attention: Attention::new(gpu, hp, strides.q, &buffers.mixed)?,
             swiglu: Swiglu::new(gpu, hp.n_ff, strides.ff, &buffers.gate_up, &buffers.act)?,
             all: layers,
             shared: [
@@ -149,7 +159,7 @@ impl Layers {
         gpu: &Gpu,
         l: usize,
         cache: [&wgpu::Buffer; 2],
-    ) -> (wgpu::BindGroup, wgpu::BindGroup) {
+    ) -> (wgpu::BindGroup, AttentionGroups) {
         let [qkv, turns, mixed] = &self.shared;
         let bias = &self.all[l].bias;
         (
@@ -173,13 +183,8 @@ impl Layers {
             .take(layers.end)
             .skip(layers.start)
         {
-            let products = |to: &mut Recorder<'_>, list: &[Product]| {
-                for product in list {
-                    product.record(to, ALL);
-                }
-            };
             layer.attn_norm.record(to, ALL);
-            products(to, &layer.qkv);
+            layer.qkv.record(to, ALL);
             for (i, (cache, _)) in caches.iter().enumerate() {
                 self.rope.record(to, &cache.layers[l].rope, SEQUENCES + i);
             }
@@ -187,11 +192,11 @@ impl Layers {
                 let group = &cache.layers[l].attention;
                 self.attention.record(to, group, SEQUENCES + i, *end);
             }
-            products(to, &layer.attn_output);
+            layer.attn_output.record(to, ALL);
             layer.ffn_norm.record(to, ALL);
-            products(to, &layer.gate_up);
+            layer.gate_up.record(to, ALL);
             self.swiglu.record(to);
-            products(to, &layer.ffn_down);
+            layer.ffn_down.record(to, ALL);
         }
     }
 }
@@ -218,7 +223,7 @@ impl Layer {
             let joins = |a: &(&Tensor, usize), b: &(&Tensor, usize)| {
                 stack(a.0, b.0) && a.1 + a.0.rows == b.1
             };
-            let mut made = Vec::new();
+            let mut made = Products::new(from, &buffers.scratch, gpu.variants);
             for group in list.chunk_by(joins) {
                 let tensors: Vec<&Tensor> = group.iter().map(|g| g.0).collect();
                 let weights = Weights::upload(gpu, &tensors, to)?;
@@ -226,7 +231,7 @@ impl Layer {
                     at: group[0].1,
                     ..into
                 };
-                made.push(Product::new(gpu, &weights, from, into, add)?);
+                made.add(gpu, &weights, into, add)?;
             }
             Ok::<_, GpuError>(made)
         };
@@ -278,7 +283,7 @@ impl Layer {
 #[derive(Debug)]
 pub(super) struct Head {
     norm: Norm,
-    product: Product,
+    product: Products,
     pub(super) argmax: Argmax,
     /// Tokens.
     pub(super) vocab: usize,
@@ -303,9 +308,12 @@ impl Head {
             at: 0,
         };
         let weights = Weights::upload(gpu, &[head], to)?;
+        let from = buffers.normed(strides);
+        let mut product = Products::new(from, &buffers.scratch, gpu.variants);
+        product.add(gpu, &weights, logits, false)?;
         Ok(Some(Self {
             norm: Norm::new(gpu, weight, hp.rms_eps, x, normed, strides.width)?,
-            product: Product::new(gpu, &weights, buffers.normed(strides), logits, false)?,
+            product,
             argmax: Argmax::new(gpu, head.rows, &buffers.logits)?,
             vocab: head.rows,
         }))

@@ -5,6 +5,7 @@ use std::any::Any;
 use super::device::Gpu;
 use super::error::GpuError;
 use super::forward::Layers;
+use super::ops::attention::AttentionGroups;
 use crate::cache::DeviceKv;
 
 /// Positions that a cache has room for at first; it doubles as it fills.
@@ -27,7 +28,7 @@ pub(super) struct LayerKv {
     keys: wgpu::Buffer,
     values: wgpu::Buffer,
     pub(super) rope: wgpu::BindGroup,
-    pub(super) attention: wgpu::BindGroup,
+    pub(super) attention: AttentionGroups,
 }
 
 impl DeviceKv for GpuKv {

@@ -19,6 +19,7 @@ mod record;
 mod shapes;
 #[cfg(test)]
 mod tests;
+mod variants;
 mod weights;
 
 use std::ops::Range;
@@ -31,9 +32,11 @@ pub use device::Gpu;
 pub use error::GpuError;
 pub use record::KernelTime;
 pub use shapes::{ShapeOptions, ShapeReport, ShapeTime, bench_shapes};
+pub use variants::{Names, UnknownVariant, Variants};
 
 use self::forward::{ALL, Buffers, HEAD, Head, Layers, MAX_LOGITS, MAX_ROWS};
 use self::kv::GpuKv;
+use self::ops::attention::part_of;
 use self::ops::matrix::FEW;
 use self::record::{Clock, Pass, Recorder, Slots};
 use self::weights::{Upload, device_bytes};
@@ -226,6 +229,7 @@ impl GpuExecutor {
                 rows: n as u32,
                 start: start as u32,
                 first: (flat.len() / width) as u32,
+                part: part_of(n, end) as u32,
             });
             (start..end).for_each(|p| self.rope.fill(p, turns));
             flat.extend_from_slice(s.rows);
@@ -238,8 +242,8 @@ impl GpuExecutor {
         passes[ALL].rows = rows as u32;
         passes[HEAD] = Pass {
             rows: wanted.head_rows() as u32,
-            start: 0,
             first: (rows - wanted.head_rows()) as u32,
+            ..Pass::default()
         };
         slots.set(gpu, passes);
         gpu.queue

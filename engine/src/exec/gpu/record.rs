@@ -17,6 +17,8 @@ pub(super) struct Pass {
     pub(super) start: u32,
     /// Where they begin among all rows.
     pub(super) first: u32,
+    /// Positions of a part of attention; 0 where it is not parted.
+    pub(super) part: u32,
 }
 
 /// The passes of a submission: slot 0 is all rows, 1 the rows of the head, then one a sequence.
@@ -60,7 +62,7 @@ impl Slots {
         self.passes.clear();
         self.passes.extend(passes);
         for (pass, slot) in self.passes.iter().zip(self.bytes.chunks_mut(SLOT as usize)) {
-            let words = [pass.rows, pass.start, pass.first, 0];
+            let words = [pass.rows, pass.start, pass.first, pass.part];
             slot[..16].copy_from_slice(bytemuck::cast_slice(&words));
         }
         let bytes = self.passes.len() * SLOT as usize;
@@ -89,6 +91,11 @@ impl<'a> Recorder<'a> {
     /// Rows of the pass in `slot`.
     pub(super) fn rows(&self, slot: usize) -> u32 {
         self.slots.passes[slot].rows
+    }
+
+    /// Positions of a part of attention in `slot`; 0 where it is not parted.
+    pub(super) fn part(&self, slot: usize) -> u32 {
+        self.slots.passes[slot].part
     }
 
     /// Records one dispatch that reads `bytes` of weights or cache.

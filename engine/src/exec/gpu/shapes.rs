@@ -4,15 +4,18 @@ use std::time::Instant;
 
 use formats::blocks::BlockType;
 use serde::Serialize;
+use shaders::BlockShader;
 use wgpu::BufferUsages as Usage;
 
 use super::adapter::AdapterKind;
 use super::bandwidth::copy_gb_per_s;
 use super::device::Gpu;
 use super::error::GpuError;
-use super::ops::matrix::{Place, Product};
+use super::ops::matrix::{Place, Products, Way};
+use super::ops::prepare::scratch_bytes;
 use super::record::{Pass, Recorder, Slots};
-use super::weights::{Upload, Weights};
+use super::variants::Chosen;
+use super::weights::{Upload, Weights, shader};
 use crate::model::Tensor;
 
 /// Matrices of a layer: name, rows, columns.
@@ -67,6 +70,11 @@ pub struct ShapeTime {
     pub block_type: &'static str,
     /// Rows of activations.
     pub rows: usize,
+    /// Which variant of the kernel: `plain`, `subgroups`, `int8`, `f16` or `cooperative`. What an adapter cannot
+    /// do is not there, nor a variant that is another one at this number of rows.
+    pub variant: &'static str,
+    /// Whether it is the one that models run with here.
+    pub chosen: bool,
     /// Median time of a product.
     pub ms: f64,
     /// Bytes of weights by time.
@@ -88,6 +96,8 @@ pub struct ShapeReport {
     pub copy_gb_per_s: f64,
     /// Runs, of which times are medians.
     pub runs: usize,
+    /// Which variants models run with.
+    pub variants: Vec<String>,
     /// The products.
     pub products: Vec<ShapeTime>,
 }
@@ -110,8 +120,12 @@ pub fn bench_shapes(
         for block_type in &options.types {
             for (matrix, outputs, inputs) in matrices {
                 let bench = Bench::new(gpu, *block_type, outputs, inputs, &options.rows)?;
-                for &rows in &options.rows {
-                    let seconds = bench.time(gpu, rows, options.runs)?;
+                for (&rows, variant) in options
+                    .rows
+                    .iter()
+                    .flat_map(|rows| bench.at(*rows).map(move |v| (rows, v)))
+                {
+                    let seconds = bench.time(gpu, variant, rows, options.runs)?;
                     let gb_per_s = bench.bytes as f64 / seconds / 1e9;
                     let time = ShapeTime {
                         model,
@@ -120,6 +134,8 @@ pub fn bench_shapes(
                         inputs,
                         block_type: block_type.name(),
                         rows,
+                        variant: variant.name,
+                        chosen: variant.way(rows) == Way::of(gpu.variants, variant.shader, rows),
                         ms: seconds * 1e3,
                         gb_per_s,
                         share_of_copy: gb_per_s / copy,
@@ -136,14 +152,29 @@ pub fn bench_shapes(
         driver: gpu.report().driver.clone(),
         copy_gb_per_s: copy,
         runs: options.runs.max(1),
+        variants: gpu.report().variants.clone(),
         products,
     })
 }
 
-/// Copies of one matrix, and rows to multiply.
+/// Copies of one matrix, and rows to multiply, by variant.
 struct Bench {
-    copies: Vec<Product>,
+    variants: Vec<Variant>,
     bytes: usize,
+}
+
+/// The same products in one variant.
+struct Variant {
+    name: &'static str,
+    chosen: Chosen,
+    shader: &'static BlockShader,
+    copies: Vec<Products>,
+}
+
+impl Variant {
+    fn way(&self, rows: usize) -> Way {
+        Way::of(self.chosen, self.shader, rows)
+    }
 }
 
 impl Bench {
@@ -180,26 +211,55 @@ impl Bench {
             (SPREAD.min(room) / bytes_of_one.max(1)).clamp(1, PRODUCTS)
         };
         let mut upload = Upload::default();
-        let copies = (0..copies)
-            .map(|_| {
-                let weights = Weights::upload(gpu, &[&tensor], &mut upload)?;
+        let weights = (0..copies)
+            .map(|_| Weights::upload(gpu, &[&tensor], &mut upload))
+            .collect::<Result<Vec<_>, _>>()?;
+        upload.finish(gpu)?;
+        let scratch = gpu.storage("activations", scratch_bytes(most, inputs))?;
+        let variant = |(name, chosen)| {
+            let copies = weights.iter().map(|weights| {
                 let place = |buffer, stride| Place {
                     buffer,
                     stride,
                     at: 0,
                 };
-                Product::new(gpu, &weights, place(&x, stride), place(&y, outputs), false)
+                let mut product = Products::new(place(&x, stride), &scratch, chosen);
+                product.add(gpu, weights, place(&y, outputs), false)?;
+                Ok(product)
+            });
+            Ok::<_, GpuError>(Variant {
+                name,
+                chosen,
+                shader: shader(ty)?,
+                copies: copies.collect::<Result<_, GpuError>>()?,
             })
-            .collect::<Result<_, _>>()?;
-        upload.finish(gpu)?;
+        };
         Ok(Self {
-            copies,
+            variants: std::iter::once(("plain", Chosen::default()))
+                .chain(gpu.variants.each())
+                .map(variant)
+                .collect::<Result<_, _>>()?,
             bytes: bytes_of_one,
         })
     }
 
+    /// The variants that are different ones at `rows` rows.
+    fn at(&self, rows: usize) -> impl Iterator<Item = &Variant> {
+        let all = &self.variants;
+        all.iter().enumerate().filter_map(move |(i, v)| {
+            let before = all[..i].iter();
+            (before.filter(|b| b.way(rows) == v.way(rows)).count() == 0).then_some(v)
+        })
+    }
+
     /// Seconds of one product of `rows` rows, the median of `runs`.
-    fn time(&self, gpu: &Gpu, rows: usize, runs: usize) -> Result<f64, GpuError> {
+    fn time(
+        &self,
+        gpu: &Gpu,
+        variant: &Variant,
+        rows: usize,
+        runs: usize,
+    ) -> Result<f64, GpuError> {
         let mut slots = Slots::new(gpu, 1)?;
         let pass = Pass {
             rows: rows as u32,
@@ -215,7 +275,7 @@ impl Bench {
         for _ in 0..=runs.max(1) {
             let mut encoder = gpu.encoder();
             let mut to = Recorder::new(&mut encoder, &slots, None);
-            for copy in self.copies.iter().cycle().take(products) {
+            for copy in variant.copies.iter().cycle().take(products) {
                 copy.record(&mut to, 0);
             }
             drop(to);

@@ -8,10 +8,11 @@ use wgpu::BufferUsages as Usage;
 
 use super::adapter::Adapter;
 use super::device::Gpu;
-use super::ops::matrix::{Place, Product};
+use super::ops::matrix::{Place, Products};
+use super::ops::prepare::scratch_bytes;
 use super::record::{Pass, Recorder, Slots};
 use super::weights::{Upload, Weights};
-use super::{GpuError, GpuExecutor};
+use super::{GpuError, GpuExecutor, Variants};
 use crate::exec::Executor as _;
 use crate::exec::noise::Noise;
 use crate::model::{Architecture, HParams, LayerTensors, ModelPart, Rope, RopeStyle, Tensor};
@@ -29,9 +30,18 @@ fn gpus() -> &'static [Gpu; 2] {
         let adapter =
             Adapter::best(true).expect("a Vulkan driver, as Debian's mesa-vulkan-drivers");
         // A binding of 64 KiB: matrices then come in pieces.
-        let plain = Gpu::open_with(&adapter, wgpu::Features::empty(), 1 << 16).unwrap();
-        [Gpu::open(&adapter).unwrap(), plain]
+        let plain = Gpu::open_with(&adapter, Variants::PLAIN, 1 << 16).unwrap();
+        [Gpu::open(&adapter, Variants::Auto).unwrap(), plain]
     })
+}
+
+/// The best adapter with the variants named, which it must be able to do.
+fn with(variants: &str) -> Gpu {
+    let adapter = Adapter::best(true).unwrap();
+    let gpu = Gpu::open_with(&adapter, variants.parse().unwrap(), 1 << 30).unwrap();
+    let wrong = gpu.report().variants.iter().find(|v| v.starts_with("not "));
+    assert_eq!(wrong, None);
+    gpu
 }
 
 /// Products of `tensors`, one below the other, with `n` rows of `x`, added to ones.
@@ -39,7 +49,8 @@ fn products(gpu: &Gpu, tensors: &[&Tensor], x: &[f32], n: usize) -> Vec<f32> {
     let cols = tensors[0].cols;
     let rows: usize = tensors.iter().map(|t| t.rows).sum();
     let stride = cols.next_multiple_of(32);
-    let mut padded = vec![0.0_f32; n.next_multiple_of(8) * stride];
+    let most = n.next_multiple_of(64);
+    let mut padded = vec![0.0_f32; most * stride];
     for (row, x) in padded.chunks_mut(stride).zip(x.chunks(cols)) {
         row[..cols].copy_from_slice(x);
     }
@@ -58,7 +69,13 @@ fn products(gpu: &Gpu, tensors: &[&Tensor], x: &[f32], n: usize) -> Vec<f32> {
         .unwrap();
     let place = |buffer, stride, at| Place { buffer, stride, at };
     let (from, into) = (place(&x, stride, 0), place(&y, y_stride, 1));
-    let product = Product::new(gpu, &weights, from, into, true).unwrap();
+    let bytes = match gpu.variants.needs_scratch() {
+        true => scratch_bytes(most, cols),
+        false => 0,
+    };
+    let scratch = gpu.storage("rows", bytes).unwrap();
+    let mut product = Products::new(from, &scratch, gpu.variants);
+    product.add(gpu, &weights, into, true).unwrap();
     let mut slots = Slots::new(gpu, 1).unwrap();
     let rows = n as u32;
     slots.set(
@@ -79,9 +96,15 @@ fn products(gpu: &Gpu, tensors: &[&Tensor], x: &[f32], n: usize) -> Vec<f32> {
 }
 
 fn check(gpu: &Gpu, tensors: &[&Tensor], n: usize, noise: &mut Noise) {
+    let x = noise.take(n * tensors[0].cols);
+    compare(gpu, tensors, &x, &x, TOLERANCE);
+}
+
+/// Products with the rows of `x` against those with the rows that the kernel is to see instead.
+fn compare(gpu: &Gpu, tensors: &[&Tensor], x: &[f32], seen: &[f32], tolerance: f64) {
     let cols = tensors[0].cols;
-    let x = noise.take(n * cols);
-    let got = products(gpu, tensors, &x, n);
+    let n = x.len() / cols;
+    let got = products(gpu, tensors, x, n);
     let mut weights = Vec::new();
     for t in tensors {
         for row in t.data().chunks(t.row_bytes()) {
@@ -91,14 +114,14 @@ fn check(gpu: &Gpu, tensors: &[&Tensor], n: usize, noise: &mut Noise) {
         }
     }
     let what = format!("{}, {n} rows of {cols}", tensors[0].block_type);
-    for (y, x) in got.chunks(weights.len() + 2).zip(x.chunks(cols)) {
+    for (y, x) in got.chunks(weights.len() + 2).zip(seen.chunks(cols)) {
         assert_eq!((y[0], y[weights.len() + 1]), (1.0, 1.0), "{what}");
         for (i, (y, w)) in y[1..].iter().zip(&weights).enumerate() {
             let terms = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
             let (sum, size) = terms.fold((1.0, 1.0), |(s, m), t| (s + t, m + t.abs()));
             let error = (f64::from(*y) - sum).abs();
             assert!(
-                error <= TOLERANCE * size,
+                error <= tolerance * size,
                 "{what}, output {i}: {y}, not {sum}"
             );
         }
@@ -132,6 +155,110 @@ fn every_type_is_multiplied_as_plain_arithmetic_does() {
                 let t = tensor(&mut noise, ty, rows, blocks * ty.block_len().max(4));
                 check(&gpus()[0], &[&t], n, &mut noise);
             }
+        }
+    }
+}
+
+fn largest(run: &[f32]) -> f32 {
+    run.iter().fold(0.0, |most, v| most.max(v.abs()))
+}
+
+/// Rows of `cols` values, none of which lies so close to the middle between two steps that a division's last bit
+/// says where it is rounded.
+fn settled(noise: &mut Noise, n: usize, cols: usize) -> Vec<f32> {
+    let mut x = noise.take(n * cols);
+    for run in x.chunks_mut(cols).flat_map(|row| row.chunks_mut(32)) {
+        let inverse = 127.0 / largest(run);
+        for v in run {
+            while ((*v * inverse).abs().fract() - 0.5).abs() < 1e-3 {
+                *v *= 0.99;
+            }
+        }
+    }
+    x
+}
+
+/// Rows as 8 bits a value stand for them: whole steps of a 127th of the largest of each 32.
+fn rounded(x: &[f32], cols: usize) -> Vec<f32> {
+    let runs = x.chunks(cols).flat_map(|row| row.chunks(32));
+    runs.flat_map(|run| {
+        let largest = largest(run);
+        let (step, inverse) = (largest / 127.0, 127.0 / largest);
+        run.iter()
+            .map(move |v| (v * inverse).round_ties_even() * step)
+    })
+    .collect()
+}
+
+/// What a product in whole numbers may be from the exact one of the rounded rows, relative to its terms: sums over
+/// 16 are exact, but steps and offsets of the weights are scaled apart and cancel.
+const TOLERANCE_INT8: f64 = 4e-5;
+
+#[test]
+fn activations_in_8_bits_are_multiplied_exactly() {
+    let mut noise = Noise::new(31);
+    let gpus = [with("subgroups,int8"), with("int8")];
+    for (i, ty) in BlockType::ALL.into_iter().enumerate() {
+        if !shaders::block(ty.name()).unwrap().has_codes() {
+            continue;
+        }
+        let cols = if ty.block_len() == 256 { 768 } else { 160 };
+        for (gpu, counts) in gpus.iter().zip([[1, 3, 70], [2, 8, 9]]) {
+            let t = tensor(&mut noise, ty, 37, cols);
+            for n in counts {
+                let x = settled(&mut noise, n, cols);
+                compare(gpu, &[&t], &x, &rounded(&x, cols), TOLERANCE_INT8);
+            }
+        }
+        if i % 4 == 0 {
+            for (rows, blocks, n) in [(1, 1, 1), (130, 3, 5), (65, 2, 600)] {
+                let t = tensor(&mut noise, ty, rows, blocks * ty.block_len());
+                let x = settled(&mut noise, n, t.cols);
+                compare(&gpus[0], &[&t], &x, &rounded(&x, t.cols), TOLERANCE_INT8);
+            }
+        }
+    }
+    // A type without small whole numbers keeps its floats, beside others that do not.
+    let t = tensor(&mut noise, BlockType::F16, 37, 96);
+    for n in [1, 9] {
+        check(&gpus[0], &[&t], n, &mut noise);
+    }
+    // Nothing at all, and next to nothing, are no division by zero.
+    let t = tensor(&mut noise, BlockType::Q8_0, 3, 64);
+    let x = [[0.0; 64], [1e-35; 64]].concat();
+    compare(&gpus[0], &[&t], &x, &[0.0; 128], TOLERANCE_INT8);
+}
+
+/// The same for tiles in halves: weights, activations, products and sums of four are each rounded to 2⁻¹¹ of
+/// themselves or less.
+const TOLERANCE_F16: f64 = 4.0 / 2048.0;
+
+#[test]
+fn tiles_in_halves_are_near() {
+    let mut noise = Noise::new(37);
+    let gpu = with("f16");
+    for ty in BlockType::ALL {
+        let cols = match ty.block_len() {
+            1 => 84,
+            32 => 160,
+            _ => 512,
+        };
+        let mut draw = || tensor(&mut noise, ty, 67, cols);
+        // Random codes may stand for weights that no model has.
+        let small = |t: &Tensor| {
+            let mut values = vec![0.0; 67 * cols];
+            blocks::dequantize_row(ty, t.data(), &mut values).unwrap();
+            values.iter().all(|w| w.abs() < 4000.0)
+        };
+        let t = std::iter::repeat_with(&mut draw).find(small).unwrap();
+        for n in [9, 70] {
+            // Rows of very different sizes: none may overflow, none vanish.
+            let mut x = noise.take(n * cols);
+            let sizes = [1.0, 1e-6, 3e4, 1e7];
+            for (row, size) in x.chunks_mut(cols).zip(sizes.into_iter().cycle()) {
+                row.iter_mut().for_each(|v| *v *= size);
+            }
+            compare(&gpu, &[&t], &x, &x, TOLERANCE_F16);
         }
     }
 }
@@ -240,7 +367,7 @@ fn too_little_memory_names_what_would_fit() {
     let mut adapter = Adapter::best(true).unwrap();
     // 20 KiB a layer: one of two fits into 30 KiB, of which a tenth stays free.
     adapter.report.memory_bytes = Some(30 << 10);
-    let gpu = Arc::new(Gpu::open_with(&adapter, wgpu::Features::empty(), u64::MAX).unwrap());
+    let gpu = Arc::new(Gpu::open(&adapter, Variants::PLAIN).unwrap());
     let error = GpuExecutor::new(small_part(), gpu).unwrap_err();
     assert!(matches!(error, GpuError::Weights { .. }));
     let text = error.to_string();
@@ -259,7 +386,7 @@ fn too_little_memory_names_what_would_fit() {
 fn a_pass_may_be_cut_between_layers() {
     let adapter = Adapter::best(true).unwrap();
     let run = |most_work: Option<u64>| {
-        let mut gpu = Gpu::open(&adapter).unwrap();
+        let mut gpu = Gpu::open(&adapter, Variants::Auto).unwrap();
         gpu.most_work = most_work.unwrap_or(gpu.most_work);
         let exec = GpuExecutor::new(small_part(), Arc::new(gpu)).unwrap();
         let mut cache = exec.new_cache(16).unwrap();
@@ -273,7 +400,7 @@ fn a_pass_may_be_cut_between_layers() {
 #[test]
 fn a_lost_device_is_an_error_and_no_end() {
     let adapter = Adapter::best(true).unwrap();
-    let gpu = Arc::new(Gpu::open(&adapter).unwrap());
+    let gpu = Arc::new(Gpu::open(&adapter, Variants::Auto).unwrap());
     let exec = GpuExecutor::new(small_part(), Arc::clone(&gpu)).unwrap();
     let mut cache = exec.new_cache(8).unwrap();
     exec.forward(&mut cache, &mut [0.5; 64]).unwrap();

@@ -4,6 +4,7 @@ pub(super) mod argmax;
 pub(super) mod attention;
 pub(super) mod matrix;
 pub(super) mod norm;
+pub(super) mod prepare;
 pub(super) mod rope;
 pub(super) mod swiglu;
 
@@ -20,7 +21,10 @@ pub(super) fn bindings(kernel: Kernel) -> (&'static [Binding], bool) {
         Kernel::Norm | Kernel::MatVec | Kernel::MatMul => (&[Read, Uniform, Read, Write], true),
         Kernel::Rope => (&[Write, Uniform, Read, Read, Write, Write], true),
         Kernel::Attention => (&[Read, Uniform, Read, Read, Write], true),
-        Kernel::Swiglu | Kernel::Argmax => (&[Read, Uniform, Write], false),
+        Kernel::Swiglu | Kernel::Argmax | Kernel::Quantize | Kernel::Halve => {
+            (&[Read, Uniform, Write], false)
+        }
+        Kernel::Combine => (&[Read, Uniform, Write], true),
         Kernel::Copy => (&[Read, Write], false),
     }
 }
