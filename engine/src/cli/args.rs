@@ -30,7 +30,8 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Perplexity of a text; with a codec also its bytes, divergence and agreement.
+    /// Perplexity of a text, or right answers to questions; with a codec also its bytes, divergence
+    /// and agreement.
     Eval(Eval),
     /// Speed of prefill and decode.
     Bench(Bench),
@@ -249,11 +250,27 @@ pub(super) struct Eval {
     #[command(flatten)]
     pub(super) compute: Compute,
     /// Text to score.
-    #[arg(long, value_name = "FILE")]
-    pub(super) text: PathBuf,
-    /// Tokens of a window; its second half is scored.
-    #[arg(short = 'c', long, default_value = "512")]
-    pub(super) ctx: NonZeroUsize,
+    #[arg(long, value_name = "FILE", required_unless_present = "task")]
+    pub(super) text: Option<PathBuf>,
+    /// Multiple-choice questions to answer in place of a text: JSON objects, one a line, with
+    /// `query`, `choices` and `gold`, or a file of ARC, HellaSwag, PIQA, WinoGrande, BoolQ or
+    /// OpenBookQA as it is published.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "chunks", "against", "frame_rows"])]
+    pub(super) task: Option<PathBuf>,
+    /// With --task: the first N questions only.
+    #[arg(long, value_name = "N", requires = "task")]
+    pub(super) limit: Option<NonZeroUsize>,
+    /// With --task: keep the results of each question in a file, and go on where it ends.
+    #[arg(long, value_name = "FILE", requires = "task")]
+    pub(super) results: Option<PathBuf>,
+    /// With --task: the paired difference to another model, or to a file of --results of the same
+    /// questions.
+    #[arg(long, value_name = "OTHER", requires = "task")]
+    pub(super) compare: Option<PathBuf>,
+    /// Tokens of a window, whose second half is scored [default: 512]; with --task: of a question
+    /// at most, whose beginning is left out where it is longer [default: the model's context, 8192 at most]
+    #[arg(short = 'c', long)]
+    pub(super) ctx: Option<NonZeroUsize>,
     /// Windows [default: all the text has]
     #[arg(long, value_name = "N")]
     pub(super) chunks: Option<NonZeroUsize>,

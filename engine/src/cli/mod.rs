@@ -5,6 +5,7 @@ mod calibrate;
 mod device;
 mod measure;
 mod roles;
+mod task;
 
 use std::process::ExitCode;
 
