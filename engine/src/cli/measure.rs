@@ -93,6 +93,11 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
     if let Some(task) = &args.task {
         return super::task::eval_task(args, task);
     }
+    if args.limit.is_some() || args.results.is_some() || args.compare.is_some() {
+        return Err(RunError::Usage(
+            "--limit, --results and --compare are about the questions of --task".into(),
+        ));
+    }
     let Some(text) = &args.text else {
         return Err(RunError::Usage(
             "--text or --task says what to score".into(),
@@ -202,6 +207,9 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
     const MOST: usize = 1 << 20;
     if args.kernels {
         return bench_kernels(args);
+    }
+    if let Some(out) = &args.profile {
+        return super::profile::profile(args, out);
     }
     if args.prompt.max(args.predict) > MOST {
         return Err(RunError::Request(format!("-p and -n go up to {MOST}")));

@@ -118,7 +118,7 @@ fn open(args: &Eval, path: Option<&Path>, place: &Place) -> Result<Ready, RunErr
 }
 
 /// A hash of the model's files.
-fn digest(model: &OpenedModel) -> Result<String, RunError> {
+pub(super) fn digest(model: &OpenedModel) -> Result<String, RunError> {
     let sets = match model {
         OpenedModel::Whole { set, .. } => vec![set],
         OpenedModel::Pair { edge, cloud } => vec![&edge.set, &cloud.set],

@@ -29,13 +29,19 @@ impl Boundary {
         width: usize,
         frame_rows: usize,
     ) -> Self {
+        let scratch = Scratch::calibrated(cut.and_then(|c| c.channels(width)));
+        Self::with_scratch(codec.resolve(cut), scratch, frame_rows)
+    }
+
+    /// A codec that is not `auto`; `scratch` knows the channels if it needs them.
+    pub(super) fn with_scratch(codec: Codec, scratch: Scratch, frame_rows: usize) -> Self {
         Self {
-            codec: codec.resolve(cut),
+            codec,
             frame_rows: frame_rows.max(1),
             bytes: 0,
             rows: 0,
             largest: 0,
-            scratch: Scratch::calibrated(cut.and_then(|c| c.channels(width))),
+            scratch,
             frame: Vec::new(),
             decoded: Vec::new(),
         }
