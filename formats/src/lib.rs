@@ -8,6 +8,7 @@
 //! | [`gguf`] | reader over a memory map, streaming writer, typed metadata |
 //! | [`blocks`] | one file per GGML block type: layout, decode, encode |
 //! | [`imatrix`] | importance matrices and statistics of the boundary |
+//! | [`measured`] | files of measurements: profiles of hosts, sensitivities of models |
 //! | [`model`] | architectures, their sizes and tensors |
 //! | [`pair`] | names, keys and the boundary contract of the two halves |
 //! | [`wire`] | the activation frame: TS, TAB-Q, zstd |
@@ -15,6 +16,7 @@
 pub mod blocks;
 pub mod gguf;
 pub mod imatrix;
+pub mod measured;
 pub mod model;
 pub mod pair;
 pub mod wire;

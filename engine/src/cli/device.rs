@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::args::{Compute, Device};
 use super::note;
 use crate::exec::cpu::{Activations, CpuExecutor, Isa};
-use crate::exec::gpu::{Adapter, Gpu, GpuError, GpuExecutor};
+use crate::exec::gpu::{Adapter, Gpu, GpuError, GpuExecutor, Variants};
 use crate::exec::{ExecError, Executor};
 use crate::model::ModelPart;
 use crate::role::RunError;
@@ -38,8 +38,12 @@ impl Place {
             .isa
             .parse()
             .map_err(|e| RunError::Usage(format!("--isa: {e}")))?;
+        let variants = match compute.gpu_variants {
+            Variants::Auto if compute.exact => Variants::Exact,
+            named => named,
+        };
         let open = |a: &Adapter| {
-            Gpu::open(a, compute.gpu_variants)
+            Gpu::open(a, variants)
                 .map(Arc::new)
                 .map_err(gpu_error)
         };
