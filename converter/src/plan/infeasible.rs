@@ -1,7 +1,7 @@
 //! When nothing fits: which limit is in the way, and the nearest change that would help.
 
 use super::problem::{Choice, Outcome, Problem};
-use super::search::{each, longest_context};
+use super::search::{before, each, longest_context, rank};
 
 /// A limit that could be another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,8 +172,14 @@ fn uplink(p: &Problem, c: &Choice, o: &Outcome) -> Option<Change> {
 pub fn why(p: &Problem) -> Infeasible {
     let mut changes: Vec<Change> = Vec::new();
     let mut together: Option<(f64, Vec<Change>)> = None;
+    // Among equals the one that would be the best plan.
+    let better = |new: &Change, old: &Change| {
+        let rank = |c: &Change| rank(p, &c.choice, &p.outcome(&c.choice));
+        new.factor() < old.factor()
+            || (new.factor() == old.factor() && before(&rank(new), &rank(old)))
+    };
     let mut add = |change: Change| match changes.iter_mut().find(|c| c.limit == change.limit) {
-        Some(c) if change.factor() < c.factor() => *c = change,
+        Some(c) if better(&change, c) => *c = change,
         Some(_) => {}
         None => changes.push(change),
     };
