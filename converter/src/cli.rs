@@ -1,15 +1,18 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use formats::blocks::{BlockType, Effort, RowError, UnknownBlockType};
 use regex::Regex;
 
+use crate::plan::PlanError;
+use crate::plan::flags::{HEADING, PlanArgs, PlanFlags};
 use crate::recipe::{Bits, Spending, TensorRule};
-use crate::{convert, inspect, one_line, verify};
+use crate::{convert, inspect, one_line, plan, verify};
 
 /// Cuts a Llama model between two layers: a low-bit edge half and a high-bit cloud half.
 ///
@@ -34,6 +37,8 @@ struct Cli {
 enum Command {
     /// Shows what a model holds, and what the halves would weigh at each cut
     Inspect(InspectArgs),
+    /// Finds the best cut, bits, codec and context for two hosts and what lies between them
+    Plan(PlanArgs),
     /// Checks digests, contract, and whether two files are one pair
     Verify(VerifyArgs),
 }
@@ -46,8 +51,11 @@ pub struct ConvertArgs {
     #[arg(value_name = "MODEL", required = true)]
     pub model: Option<PathBuf>,
     /// Layers on the edge; the rest goes to the cloud
-    #[arg(long, value_name = "N", required = true)]
+    #[arg(long, value_name = "N", required_unless_present = "auto")]
     pub split: Option<u32>,
+    /// Plan first, with the flags of `splitconv plan`, and write the best pair
+    #[arg(long, conflicts_with_all = ["split", "edge_bits", "cloud_bits", "edge_type", "cloud_type", "tensor_type", "recipe", "edge_budget"])]
+    pub auto: bool,
     /// Bits per weight of the edge's layers: 2, 3, 4, 5, 6, 8, 16, 32 [default: 4]
     #[arg(long, value_name = "BITS")]
     pub edge_bits: Option<Bits>,
@@ -95,6 +103,9 @@ pub struct ConvertArgs {
     /// Threads [default: all cores]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// With `--auto`.
+    #[command(flatten)]
+    pub plan: PlanFlags,
 }
 
 /// Arguments of `inspect`.
@@ -155,12 +166,25 @@ fn block_type(text: &str) -> Result<BlockType, String> {
     }
 }
 
+/// The flags of a plan mean nothing to a conversion without `--auto`.
+fn parse<T: Into<OsString> + Clone>(
+    words: impl IntoIterator<Item = T>,
+) -> Result<Cli, clap::Error> {
+    let of_a_plan = |a: &clap::Arg| a.get_help_heading() == Some(HEADING);
+    let command = Cli::command().mut_args(|a| if of_a_plan(&a) { a.requires("auto") } else { a });
+    Cli::from_arg_matches(&command.try_get_matches_from(words)?)
+}
+
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
     let result = match &cli.command {
         None => convert::run(&cli.convert),
         Some(Command::Inspect(args)) => inspect::run(args),
+        Some(Command::Plan(args)) => plan::run(args),
         Some(Command::Verify(args)) => verify::run(args),
     };
     match result {
@@ -169,7 +193,10 @@ pub fn main() -> ExitCode {
             let line = one_line(error.as_ref());
             // When nobody reads it, the exit code still says it.
             let _ = writeln!(std::io::stderr(), "splitconv: error: {line}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(PlanError::Usage(_)) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -179,7 +206,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
+        super::parse(line.split_whitespace())
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::path::Path;
 
 use formats::pair::PairName;
 
 use crate::cli::ConvertArgs;
 use crate::importance::Importance;
+use crate::plan::{self, PlanError};
 use crate::printable;
 use crate::progress;
 use crate::recipe::{self, Bits, Request};
@@ -22,14 +24,21 @@ use crate::stream::{self, Target};
 pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
     // Both are required by the command line; a caller of the library may have left them out.
     let model = args.model.as_deref().ok_or("no model was named")?;
-    let split = args.split.ok_or("no --split was given")?;
+    let source = Source::open(model)?;
+    let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
+    let (split, edge_bits, cloud_bits) = if args.auto {
+        planned(args, model, &source, importance.as_ref())?
+    } else {
+        let split = args.split.ok_or("no --split was given")?;
+        (split, args.edge_bits, args.cloud_bits)
+    };
     let bits = |given: Option<Bits>, forced: Option<_>, default| {
         given.unwrap_or_else(|| forced.map_or(default, Bits::nominal))
     };
     let request = Request {
         split,
-        edge_bits: bits(args.edge_bits, args.edge_type, Bits::EDGE),
-        cloud_bits: bits(args.cloud_bits, args.cloud_type, Bits::CLOUD),
+        edge_bits: bits(edge_bits, args.edge_type, Bits::EDGE),
+        cloud_bits: bits(cloud_bits, args.cloud_type, Bits::CLOUD),
         edge_type: args.edge_type,
         cloud_type: args.cloud_type,
         tensor_types: args.tensor_type.clone(),
@@ -37,8 +46,6 @@ pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
         spending: args.recipe,
         edge_budget: args.edge_budget,
     };
-    let source = Source::open(model)?;
-    let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
     let threads = match args.threads {
         Some(n) => usize::from(n),
         None => std::thread::available_parallelism().map_or(1, usize::from),
@@ -66,4 +73,26 @@ pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
     let progress = progress::for_stderr();
     let written = stream::write_pair(&source, &plan, &target, threads, progress.as_ref())?;
     Report::new(&source, &plan, &target, Some(&written)).print(args.json)
+}
+
+/// The best choice of a plan; says what it is and how it is run.
+fn planned(
+    args: &ConvertArgs,
+    model: &Path,
+    source: &Source,
+    importance: Option<&Importance>,
+) -> Result<(u32, Option<Bits>, Option<Bits>), Box<dyn Error>> {
+    let names = plan::Names::new(model, args.imatrix.as_deref());
+    let planned = plan::plan(source, importance, &args.plan, &names)?;
+    let Some(best) = &planned.answer.best else {
+        let why = planned.answer.infeasible.map(|w| w.said);
+        return Err(PlanError::Infeasible(why.unwrap_or_default()).into());
+    };
+    // The table of `plan`, on standard error: what follows is a conversion.
+    let _ = std::io::stderr().write_all(plan::text(&planned).as_bytes());
+    Ok((
+        best.split,
+        Some(Bits::new(best.edge_bits)?),
+        Some(Bits::new(best.cloud_bits)?),
+    ))
 }

@@ -5,6 +5,7 @@
 //! | [`source`] | opens a model and checks that it is whole and of a kind that can be cut |
 //! | [`importance`] | what an error in each column of each matrix costs, from an importance matrix |
 //! | [`recipe`] | decides which tensor goes to which half in which block type |
+//! | [`plan`] | finds the best cut, bits, codec and context for two hosts and a link |
 //! | [`stream`] | sends the tensors through the encoders into the two files |
 //! | [`report`] | what is said about a conversion: table, lines, JSON |
 //! | [`inspect`], [`verify`] | looking at files, checking them |
@@ -18,6 +19,7 @@ pub mod cli;
 pub mod convert;
 pub mod importance;
 pub mod inspect;
+pub mod plan;
 pub mod progress;
 pub mod recipe;
 pub mod report;

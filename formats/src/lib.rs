@@ -11,6 +11,7 @@
 //! | [`measured`] | files of measurements: profiles of hosts, sensitivities of models |
 //! | [`model`] | architectures, their sizes and tensors |
 //! | [`pair`] | names, keys and the boundary contract of the two halves |
+//! | [`units`] | quantities as people write them: `4GiB`, `20Mbit/s` |
 //! | [`wire`] | the activation frame: TS, TAB-Q, zstd |
 
 pub mod blocks;
@@ -19,4 +20,5 @@ pub mod imatrix;
 pub mod measured;
 pub mod model;
 pub mod pair;
+pub mod units;
 pub mod wire;

@@ -10,6 +10,7 @@
 //! tokens: weighed by them as they are, a matrix looks nearly unharmed while ordinary tokens
 //! suffer. `docs/importance.md` has the figures.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -22,6 +23,7 @@ use crate::source::{Place, Source};
 const SAMPLE: usize = 48;
 
 /// A tensor in a type, to be tried.
+#[derive(Clone, Copy)]
 pub(super) struct Trial<'a> {
     /// The tensor in the source.
     pub(super) tensor: &'a str,
@@ -31,8 +33,59 @@ pub(super) struct Trial<'a> {
     pub(super) columns: Option<&'a [f32]>,
 }
 
+/// What has been tried already, so that no other plan of the same source and importances tries it
+/// again, and the threads to try with.
+#[derive(Debug)]
+pub struct Tried {
+    threads: usize,
+    known: Mutex<HashMap<(String, BlockType), f64>>,
+}
+
+impl Tried {
+    /// Nothing yet; `threads` will try.
+    pub fn new(threads: usize) -> Self {
+        Self {
+            threads,
+            known: Mutex::default(),
+        }
+    }
+
+    fn get(&self, trial: &Trial<'_>) -> Option<f64> {
+        // Nothing has to be tried for a type's typical error.
+        if trial.columns.is_none() {
+            return Some(typical(trial.to));
+        }
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(trial.tensor.to_owned(), trial.to)).copied()
+    }
+
+    /// Squared relative error of each trial.
+    pub(super) fn errors(&self, source: &Source, trials: &[Trial<'_>]) -> Vec<f64> {
+        let found: Vec<Option<f64>> = trials.iter().map(|t| self.get(t)).collect();
+        let missing: Vec<Trial<'_>> = (trials.iter().zip(&found))
+            .filter(|(_, f)| f.is_none())
+            .map(|(t, _)| *t)
+            .collect();
+        let mut new = measure(source, &missing, self.threads).into_iter();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        (trials.iter().zip(found))
+            .map(|(t, found)| {
+                found.unwrap_or_else(|| {
+                    // As many results as were missing.
+                    let error = new.next().unwrap_or_else(|| typical(t.to));
+                    known.insert((t.tensor.to_owned(), t.to), error);
+                    error
+                })
+            })
+            .collect()
+    }
+}
+
 /// Squared relative error of each trial, on `threads` threads.
-pub(super) fn measure(source: &Source, trials: &[Trial<'_>], threads: usize) -> Vec<f64> {
+fn measure(source: &Source, trials: &[Trial<'_>], threads: usize) -> Vec<f64> {
+    if trials.is_empty() {
+        return Vec::new();
+    }
     let next = AtomicUsize::new(0);
     let results = Mutex::new(vec![0.0; trials.len()]);
     std::thread::scope(|scope| {
@@ -97,7 +150,7 @@ fn relative_error(source: &Source, trial: &Trial<'_>) -> f64 {
 
 /// Squared relative error of a type on weights like those of a trained model, as
 /// `formats/examples/block_error.rs` measures it.
-pub(super) fn typical(ty: BlockType) -> f64 {
+pub(crate) fn typical(ty: BlockType) -> f64 {
     let relative: f64 = match ty {
         BlockType::Q2_K => 0.258,
         BlockType::Q3_K => 0.1434,
@@ -146,7 +199,7 @@ impl Cost<'_> {
 /// Relative to `ffn_gate`, at equal relative errors: the divergence measured with one kind of
 /// matrix at a time in two bits, in the first ten layers of a model of 28 (`docs/importance.md`
 /// has the figures).
-fn stated(kind: &str) -> f64 {
+pub(crate) fn stated(kind: &str) -> f64 {
     match kind {
         "attn_q" | "attn_k" => 0.15,
         "attn_v" => 0.4,

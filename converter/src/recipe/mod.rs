@@ -22,6 +22,8 @@ use formats::pair::{Digest, HalfRole};
 use formats::wire::CutStatistics;
 use regex::Regex;
 
+pub use damage::Tried;
+pub(crate) use damage::{stated, typical};
 pub use types::{BadBits, Bits, file_type, fits, half_float};
 
 use crate::importance::{Importance, ImportanceError, Weighing};
@@ -255,6 +257,19 @@ pub fn plan(
     importance: Option<&Importance>,
     threads: usize,
 ) -> Result<Plan, RecipeError> {
+    plan_with(source, request, importance, &Tried::new(threads))
+}
+
+/// [`plan`] with a memory: what `tried` knows already is not tried again.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_with(
+    source: &Source,
+    request: &Request,
+    importance: Option<&Importance>,
+    tried: &Tried,
+) -> Result<Plan, RecipeError> {
     source.check_split(request.split)?;
     if let Some(importance) = importance {
         importance.check(source)?;
@@ -292,7 +307,7 @@ pub fn plan(
     let damage_cost = sensitivity.map_or(damage::Cost::Stated, damage::Cost::Measured);
     let mut uneven = Vec::new();
     for (role, half) in [(HalfRole::Edge, &mut edge), (HalfRole::Cloud, &mut cloud)] {
-        if spread::spread(source, request, role, half, damage_cost, threads) {
+        if spread::spread(source, request, role, half, damage_cost, tried) {
             uneven.push(role.name());
         }
     }

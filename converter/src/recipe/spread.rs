@@ -4,7 +4,7 @@ use formats::blocks::BlockType;
 use formats::pair::HalfRole;
 
 use super::budget::{Offer, spend};
-use super::damage::{Cost, Trial, measure};
+use super::damage::{Cost, Trial, Tried};
 use super::types::fits;
 use super::{Request, Spending, TensorPlan};
 use crate::source::Source;
@@ -37,7 +37,7 @@ pub(super) fn spread(
     role: HalfRole,
     half: &mut [TensorPlan],
     cost: Cost<'_>,
-    threads: usize,
+    tried: &Tried,
 ) -> bool {
     let bits = request.bits(role);
     let budget = request.budget(role);
@@ -70,7 +70,7 @@ pub(super) fn spread(
             })
         })
         .collect();
-    let mut errors = measure(source, &trials, threads).into_iter();
+    let mut errors = tried.errors(source, &trials).into_iter();
     let offers: Vec<Vec<Offer>> = free
         .iter()
         .zip(&choices)

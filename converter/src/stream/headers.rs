@@ -29,6 +29,54 @@ impl Known {
     }
 }
 
+/// The rotary frequency factors, which the cloud half carries as an array.
+pub(super) fn rope_freqs(source: &Source) -> Result<Option<Vec<f32>>, StreamError> {
+    match source.tensor("rope_freqs.weight") {
+        None => Ok(None),
+        Some((t, data)) if t.block_type == BlockType::F32 => {
+            let bytes = data.all().map_err(|e| StreamError::Read {
+                path: data.path().to_owned(),
+                tensor: t.name.clone(),
+                source: e,
+            })?;
+            let (words, _) = bytes.as_chunks::<4>();
+            Ok(Some(words.iter().map(|w| f32::from_le_bytes(*w)).collect()))
+        }
+        Some((t, _)) => Err(StreamError::RopeFreqs {
+            path: source.path().to_owned(),
+            found: t.block_type,
+        }),
+    }
+}
+
+/// What the half `role` of `plan` says about itself, but for the rotary factors; `size` is layers
+/// and width of the model.
+pub(super) fn half_info(plan: &Plan, role: HalfRole, size: (u32, u32), known: &Known) -> HalfInfo {
+    let (n_layer, width) = size;
+    let (first_layer, end_layer) = match role {
+        HalfRole::Edge => (0, plan.split),
+        HalfRole::Cloud => (plan.split, n_layer),
+    };
+    let digests = plan.tensors.iter().zip(&known.tensors);
+    let own = digests.filter(|(t, _)| t.role == role).map(|(_, d)| *d);
+    HalfInfo {
+        role,
+        contract: Contract {
+            pair_id: known.pair_id,
+            split: plan.split,
+            n_layer,
+            width,
+        },
+        first_layer,
+        end_layer,
+        source_digest: known.source,
+        imatrix_digest: plan.imatrix_digest(),
+        boundary: plan.boundary.clone(),
+        tensor_digests: own.collect(),
+        rope_freqs: None,
+    }
+}
+
 /// Makes the metadata of the two files.
 pub(super) struct Headers<'a> {
     plan: &'a Plan,
@@ -41,24 +89,7 @@ pub(super) struct Headers<'a> {
 
 impl<'a> Headers<'a> {
     pub(super) fn new(source: &Source, plan: &'a Plan) -> Result<Self, StreamError> {
-        let rope_freqs = match source.tensor("rope_freqs.weight") {
-            None => None,
-            Some((t, data)) if t.block_type == BlockType::F32 => {
-                let bytes = data.all().map_err(|e| StreamError::Read {
-                    path: data.path().to_owned(),
-                    tensor: t.name.clone(),
-                    source: e,
-                })?;
-                let (words, _) = bytes.as_chunks::<4>();
-                Some(words.iter().map(|w| f32::from_le_bytes(*w)).collect())
-            }
-            Some((t, _)) => {
-                return Err(StreamError::RopeFreqs {
-                    path: source.path().to_owned(),
-                    found: t.block_type,
-                });
-            }
-        };
+        let rope_freqs = rope_freqs(source)?;
         let mut base = source.metadata().clone();
         base.set("general.file_type", Value::u32(file_type(plan.main_type())));
         base.set("general.quantization_version", Value::u32(2));
@@ -76,31 +107,11 @@ impl<'a> Headers<'a> {
     }
 
     pub(super) fn of(&self, role: HalfRole, known: &Known) -> Metadata {
-        let (first_layer, end_layer) = match role {
-            HalfRole::Edge => (0, self.plan.split),
-            HalfRole::Cloud => (self.plan.split, self.n_layer),
-        };
-        let digests = self.plan.tensors.iter().zip(&known.tensors);
-        let own = digests.filter(|(t, _)| t.role == role).map(|(_, d)| *d);
-        let info = HalfInfo {
-            role,
-            contract: Contract {
-                pair_id: known.pair_id,
-                split: self.plan.split,
-                n_layer: self.n_layer,
-                width: self.width,
-            },
-            first_layer,
-            end_layer,
-            source_digest: known.source,
-            imatrix_digest: self.plan.imatrix_digest(),
-            boundary: self.plan.boundary.clone(),
-            tensor_digests: own.collect(),
-            rope_freqs: match role {
-                HalfRole::Edge => None,
-                HalfRole::Cloud => self.rope_freqs.clone(),
-            },
-        };
+        let size = (self.n_layer, self.width);
+        let mut info = half_info(self.plan, role, size, known);
+        if role == HalfRole::Cloud {
+            info.rope_freqs.clone_from(&self.rope_freqs);
+        }
         let mut meta = self.base.clone();
         info.write(&mut meta, self.tensors);
         meta

@@ -10,6 +10,7 @@ mod error;
 mod fingerprint;
 mod headers;
 mod journal;
+mod layout;
 mod output;
 mod publish;
 mod tree;
@@ -34,6 +35,7 @@ use journal::{Journal, Past, Publish};
 use output::{Output, Partial};
 
 pub use error::StreamError;
+pub use layout::Layout;
 pub use output::partial_name;
 
 /// Bytes that may be written before the system is asked to bring them to the disk. So at the end

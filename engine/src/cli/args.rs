@@ -113,6 +113,11 @@ pub(super) struct Run {
     /// Positions of the context [default: the model's, 8192 at most]
     #[arg(short = 'c', long = "ctx-size", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(super) ctx: Option<u32>,
+    /// Bytes that this process may hold, as 4GiB: refuses beforehand what would take more, file,
+    /// keys and values, activations and program together. A server takes in as many sessions as
+    /// fit.
+    #[arg(long, value_name = "SIZE", value_parser = super::memory::size)]
+    pub(super) memory_limit: Option<u64>,
     #[command(flatten)]
     pub(super) link: LinkArgs,
     #[command(flatten)]

@@ -42,11 +42,7 @@ impl Place {
             Variants::Auto if compute.exact => Variants::Exact,
             named => named,
         };
-        let open = |a: &Adapter| {
-            Gpu::open(a, variants)
-                .map(Arc::new)
-                .map_err(gpu_error)
-        };
+        let open = |a: &Adapter| Gpu::open(a, variants).map(Arc::new).map_err(gpu_error);
         let gpu = match compute.device {
             Device::Cpu => None,
             Device::Gpu => Some(open(&Adapter::best(true).map_err(gpu_error)?)?),

@@ -5,6 +5,7 @@ mod calibrate;
 mod damage;
 mod device;
 mod measure;
+mod memory;
 mod profile;
 mod roles;
 mod task;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use self::args::{Cli, Command, Role};
-use crate::exec::Executor;
+use crate::model::HParams;
 use crate::role::RunError;
 
 /// Parses the arguments, runs, and says what went wrong. 0 done, 1 failed, 2 wrong usage.
@@ -90,10 +91,10 @@ fn one_line(error: &dyn std::error::Error) -> String {
 }
 
 /// The context to reserve: what was asked for, else what the model was trained for, within reason.
-fn context(asked: Option<u32>, exec: &dyn Executor) -> usize {
+fn context(asked: Option<u32>, hparams: &HParams) -> usize {
     // A cache takes memory only as it fills, but its address space should stay sensible.
     const MOST: usize = 8192;
-    asked.map_or_else(|| exec.hparams().n_ctx_train.min(MOST), |n| n as usize)
+    asked.map_or_else(|| hparams.n_ctx_train.min(MOST), |n| n as usize)
 }
 
 /// A line on standard error; nobody listening is no reason to stop.

@@ -10,16 +10,18 @@ use formats::gguf::Metadata;
 use formats::pair::HalfRole;
 use formats::wire::{Codec, CutStatistics};
 
-use super::args::{LinkArgs, Run};
+use super::args::{LinkArgs, Role, Run};
 use super::device::{Opened, Place};
+use super::memory::Held;
 use super::{context, note, print_json, print_line};
 use crate::exec::Executor;
 use crate::link::{
     EdgeLink, EdgeOptions, EdgeTls, Interrupt, LinkError, Server, ServerOptions, ServerTls, Token,
 };
 use crate::role::{
-    Back, BackSession, Chat, CloudBackend, GenerateOptions, Generation, Generator, LocalBack, Open,
-    OpenedModel, RemoteBack, RunError, SessionOptions, Stop, chat_loop, open_half, open_model,
+    Back, BackSession, Chat, CloudBackend, GenerateOptions, Generation, Generator, HalfFile,
+    LocalBack, Open, OpenedModel, RemoteBack, RunError, SessionOptions, Stop, chat_loop, open_half,
+    open_model,
 };
 use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
 
@@ -54,8 +56,20 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
     let server = Server::bind(&link.listen, options)?;
     let contract = half.contract;
     let place = Place::open(&run.compute)?;
+    let n_ctx = context(run.ctx, &half.part.hparams);
+    let mut kv_budget = None;
+    if let Some(limit) = run.memory_limit {
+        let held = held(run, &half, &place, n_ctx, Role::Cloud);
+        let most = link.max_sessions.get();
+        let sessions = held.check(limit, most as u64)? as usize;
+        if sessions < most {
+            note(&format!(
+                "--memory-limit: room for {sessions} sessions of {n_ctx} positions"
+            ));
+        }
+        kv_budget = Some(held.kv_bytes().saturating_mul(sessions));
+    }
     let Opened { exec, gpu } = place.opened(half.part)?;
-    let n_ctx = context(run.ctx, &*exec);
     note(&format!(
         "{}: layers {}..{} of pair {}, on {}, {} threads",
         half.path.display(),
@@ -66,8 +80,26 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
         place.threads()
     ));
     note(&format!("listening on {}", server.local_addr()));
-    let backend = CloudBackend::new(exec, contract, n_ctx).with_boundary(half.boundary.as_ref());
+    let mut backend =
+        CloudBackend::new(exec, contract, n_ctx).with_boundary(half.boundary.as_ref());
+    if let Some(bytes) = kv_budget {
+        backend = backend.with_kv_budget(bytes);
+    }
     Ok(server.run(Arc::new(backend))?)
+}
+
+/// What the process of one half holds.
+fn held<'a>(run: &Run, half: &'a HalfFile, place: &Place, n_ctx: usize, role: Role) -> Held<'a> {
+    Held {
+        role,
+        path: &half.path,
+        hparams: &half.part.hparams,
+        layers: half.part.layers.clone(),
+        sets: vec![&half.set],
+        n_ctx,
+        threads: place.threads(),
+        chunk: run.prompt.chunk.get(),
+    }
 }
 
 fn token(link: &LinkArgs) -> Result<Option<Token>, RunError> {
@@ -80,10 +112,14 @@ fn token(link: &LinkArgs) -> Result<Option<Token>, RunError> {
 
 pub(super) fn edge(run: &Run) -> Result<(), RunError> {
     let half = open_half(run.model.model.as_deref(), HalfRole::Edge)?;
+    let place = Place::open(&run.compute)?;
+    let n_ctx = context(run.ctx, &half.part.hparams);
+    if let Some(limit) = run.memory_limit {
+        held(run, &half, &place, n_ctx, Role::Edge).check(limit, 1)?;
+    }
     let text = TextSide::new(half.set.metadata(), run)?;
     let (contract, cut) = (half.contract, half.boundary);
-    let exec = Place::open(&run.compute)?.executor(half.part)?;
-    let n_ctx = context(run.ctx, &*exec);
+    let exec = place.executor(half.part)?;
     let link = &run.link;
     note_codec(&link.codec, cut.as_ref());
     let tls = match (&link.tls_ca, link.tls || link.tls_name.is_some()) {
@@ -130,8 +166,29 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
 
 pub(super) fn both(run: &Run) -> Result<(), RunError> {
     let model = open_model(run.model.model.as_deref())?;
-    let text = TextSide::new(model.metadata(), run)?;
     let place = Place::open(&run.compute)?;
+    let (path, hparams, sets) = match &model {
+        OpenedModel::Whole { path, part, set } => (path, &part.hparams, vec![&**set]),
+        OpenedModel::Pair { edge, cloud } => {
+            let sets = vec![&*edge.set, &*cloud.set];
+            (&edge.path, &edge.part.hparams, sets)
+        }
+    };
+    let n_ctx = context(run.ctx, hparams);
+    if let Some(limit) = run.memory_limit {
+        let held = Held {
+            role: Role::Both,
+            path,
+            hparams,
+            layers: 0..hparams.n_layer,
+            sets,
+            n_ctx,
+            threads: place.threads(),
+            chunk: run.prompt.chunk.get(),
+        };
+        held.check(limit, 1)?;
+    }
+    let text = TextSide::new(model.metadata(), run)?;
     let mut cut = None;
     let (front, back): (Arc<dyn Executor>, Option<Arc<dyn Executor>>) = match model {
         OpenedModel::Whole { part, .. } => (place.executor(*part)?, None),
@@ -142,7 +199,6 @@ pub(super) fn both(run: &Run) -> Result<(), RunError> {
             (place.executor(edge.part)?, Some(back))
         }
     };
-    let n_ctx = context(run.ctx, &*front);
     let width = front.hparams().n_embd;
     let mut open = |prompt: &[u32]| {
         let session = session(run, prompt)?;

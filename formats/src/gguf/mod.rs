@@ -26,4 +26,7 @@ pub use error::{GgufError, GgufErrorKind};
 pub use header::TensorInfo;
 pub use reader::{Gguf, GgufSet, shard_name};
 pub use value::{Array, Metadata, Value, ValueType};
-pub use writer::{EncodedHeader, TensorDecl, WriteError, Writer, encode_header};
+pub use writer::{
+    EncodedHeader, TensorDecl, WriteError, Writer, alignment_of, encode_header, file_bytes,
+    metadata_bytes,
+};

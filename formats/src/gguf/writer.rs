@@ -60,6 +60,46 @@ pub struct EncodedHeader {
     pub file_bytes: usize,
 }
 
+/// Bytes that `metadata` takes in a header.
+pub fn metadata_bytes(metadata: &Metadata) -> usize {
+    // A key with its length, the type, the value.
+    metadata
+        .iter()
+        .map(|(key, value)| 8 + key.len() + 4 + value.payload().len())
+        .sum()
+}
+
+/// The size of the file that [`encode_header`] lays out for `tensors` behind metadata of
+/// `metadata_bytes` bytes, without making the header.
+///
+/// # Errors
+/// When a tensor's rows are not whole blocks.
+pub fn file_bytes(
+    metadata_bytes: usize,
+    alignment: usize,
+    tensors: &[TensorDecl],
+) -> Result<usize, WriteError> {
+    let alignment = alignment.max(1);
+    let (mut header, mut offset, mut end) = (24 + metadata_bytes, 0_usize, 0);
+    for t in tensors {
+        let bytes = t
+            .bytes()
+            .ok_or_else(|| WriteError::BadTensor(t.name.clone()))?;
+        header += 8 + t.name.len() + 4 + 8 * t.dims.len() + 4 + 8;
+        end = offset + bytes;
+        offset = end.next_multiple_of(alignment);
+    }
+    Ok(header.next_multiple_of(alignment) + end.next_multiple_of(alignment))
+}
+
+/// The `general.alignment` that `metadata` states, or GGUF's own.
+pub fn alignment_of(metadata: &Metadata) -> usize {
+    metadata
+        .get("general.alignment")
+        .and_then(super::Value::as_u32)
+        .map_or(DEFAULT_ALIGNMENT, |a| (a as usize).max(1))
+}
+
 /// Encodes a GGUF v3 header. `general.alignment` in `metadata` is honoured.
 ///
 /// # Errors
@@ -68,10 +108,7 @@ pub fn encode_header(
     metadata: &Metadata,
     tensors: &[TensorDecl],
 ) -> Result<EncodedHeader, WriteError> {
-    let alignment = metadata
-        .get("general.alignment")
-        .and_then(super::Value::as_u32)
-        .map_or(DEFAULT_ALIGNMENT, |a| (a as usize).max(1));
+    let alignment = alignment_of(metadata);
     let mut out = Vec::new();
     out.extend(b"GGUF");
     out.extend(3_u32.to_le_bytes());

@@ -4,7 +4,7 @@
 //!
 //! - a product of `n` rows with a matrix of `w` weights: `matrices[type].curve.at(n) · w`;
 //! - attention of `n` rows over `p` positions in one layer: `at(n) · p · n_head · head_dim`, the
-//!   curve being that of the measured context nearest to `p`, or between two;
+//!   times at other contexts lying on straight lines between those of the measured ones;
 //! - the rest of a layer (norms, rotation, SwiGLU, sums): `layer_fixed_ns + n · (n_embd + n_ff) ·
 //!   layer_value_ns`;
 //! - the embedding of `n` rows: `n · n_embd · embed_value_ns`;
@@ -257,21 +257,20 @@ impl Profile {
     }
 
     /// Time of attention of `rows` rows over `positions` positions each, in nanoseconds, per value
-    /// of a query row.
+    /// of a query row: a straight line through the measured contexts, which never falls.
     pub fn attention_ns(&self, rows: f64, positions: f64) -> f64 {
-        let per_value = |a: &AttentionTime| a.curve.at(rows);
-        let above = (self.attention.iter()).position(|a| f64::from(a.positions) >= positions);
-        let per = match above {
-            Some(0) => per_value(&self.attention[0]),
-            Some(i) => {
-                let (a, b) = (&self.attention[i - 1], &self.attention[i]);
-                let (p, q) = (f64::from(a.positions), f64::from(b.positions));
-                let t = (positions - p) / (q - p);
-                per_value(a) * (1.0 - t) + per_value(b) * t
+        let (mut from, mut last) = ((0.0, 0.0), 0.0);
+        for a in &self.attention {
+            let p = f64::from(a.positions);
+            last = a.curve.at(rows);
+            // Noise must not make a longer context cheaper.
+            let to = (p, (last * p).max(from.1));
+            if positions <= p {
+                return from.1 + (to.1 - from.1) * (positions - from.0) / (to.0 - from.0);
             }
-            None => self.attention.last().map_or(0.0, per_value),
-        };
-        per * positions
+            from = to;
+        }
+        from.1 + last * (positions - from.0)
     }
 
     /// The times of `codec`: its own, else those of the same kind (`tcq`, `ts-tabq`, …) at

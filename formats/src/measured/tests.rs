@@ -116,8 +116,11 @@ fn a_curve_between_and_beyond_its_points() {
     assert_eq!(near.at(1.0), 0.4, "no less than at the first point");
     assert_eq!(near.at(8.0), 0.8);
     assert_eq!(p.attention_ns(1.0, 100.0), 100.0);
-    assert_eq!(p.attention_ns(1.0, 640.0), 2.0 * 640.0);
+    assert_eq!(p.attention_ns(1.0, 640.0), f64::midpoint(256.0, 3072.0));
     assert_eq!(p.attention_ns(1.0, 2048.0), 3.0 * 2048.0);
+    let mut p = p;
+    p.attention[1].curve.ns[0] = 0.1;
+    assert!(p.attention_ns(1.0, 1024.0) >= p.attention_ns(1.0, 256.0));
     assert!(p.codec("tcq:step=0.8").is_some());
     assert!(p.codec("int8").is_none());
 }

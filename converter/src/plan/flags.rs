@@ -1,0 +1,163 @@
+//! The flags of `splitconv plan` and `splitconv --auto`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use formats::units;
+
+use super::problem::Objective;
+
+/// The heading of these flags in the help.
+pub const HEADING: &str = "Planning";
+
+/// What a plan must keep to, and what it is made from.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = HEADING)]
+pub struct PlanFlags {
+    /// Memory that the edge process may take [default: the profile's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub edge_memory: Option<u64>,
+    /// Memory that the cloud process may take [default: the profile's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub cloud_memory: Option<u64>,
+    /// What the edge can send, as 20Mbit/s
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub uplink: Option<f64>,
+    /// Time there and back of an empty message, as 30ms [default: 30ms]
+    #[arg(long, value_name = "TIME", value_parser = rtt)]
+    pub rtt: Option<f64>,
+    /// Instead of --uplink: bandwidth of a radio channel with Rayleigh fading, as 10MHz
+    #[arg(long, value_name = "FREQUENCY", value_parser = frequency, conflicts_with = "uplink", requires = "snr")]
+    pub radio_bandwidth: Option<f64>,
+    /// Mean signal to noise ratio of the radio channel, as 20dB
+    #[arg(long, value_name = "RATIO", value_parser = snr, requires = "radio_bandwidth", allow_hyphen_values = true)]
+    pub snr: Option<f64>,
+    /// How often the radio may be too slow for the deadline, as 1% [default: 1%]
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "radio_bandwidth")]
+    pub outage: Option<f64>,
+    /// Positions of the context [default: the model's, 8192 at most; with --objective context as many as fit]
+    #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub context: Option<u32>,
+    /// Time a token may take at the end of the context, as 150ms [default: none]
+    #[arg(long, value_name = "TIME", value_parser = deadline)]
+    pub deadline: Option<f64>,
+    /// Divergence from the source that types and codec may cost, nats per token [default: 0.05]
+    #[arg(long, value_name = "NATS", value_parser = nats)]
+    pub max_kl: Option<f64>,
+    /// How fast the edge is: a file of `splitrun bench --profile`, or jetson-xavier-nx,
+    /// jetson-agx-orin, rtx-a6000 (derived from published figures) [default: jetson-xavier-nx]
+    #[arg(long, value_name = "FILE")]
+    pub edge_profile: Option<PathBuf>,
+    /// How fast the cloud is, likewise [default: rtx-a6000]
+    #[arg(long, value_name = "FILE")]
+    pub cloud_profile: Option<PathBuf>,
+    /// What types and codecs cost this model: a file of `splitrun calibrate --sensitivity`
+    #[arg(long, value_name = "FILE")]
+    pub sensitivity: Option<PathBuf>,
+    /// Devices that share the server
+    #[arg(long, value_name = "K", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub edges: u32,
+    /// What is best [default: speed with --context, else context]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub objective: Option<Objective>,
+    /// Tokens of a prompt, for the time to the first token [default: 512, half the context at most]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub prompt_tokens: Option<u32>,
+    /// Draws memory and time by cut and what can be chosen
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+/// Arguments of `plan`.
+#[derive(Clone, Debug, Args)]
+pub struct PlanArgs {
+    /// The model: a GGUF file (or any shard of one), or a folder in the Hugging Face layout
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// Importance matrix that the conversion will be given: what it changes in the recipe is
+    /// planned with, and a calibrated one allows codec tcq
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// What to plan with.
+    #[command(flatten)]
+    pub flags: PlanFlags,
+    /// One JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    units::bytes(text).map_err(|e| e.to_string())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    units::bits_per_second(text).map_err(|e| e.to_string())
+}
+
+fn rtt(text: &str) -> Result<f64, String> {
+    units::milliseconds(text, true).map_err(|e| e.to_string())
+}
+
+fn deadline(text: &str) -> Result<f64, String> {
+    units::milliseconds(text, false).map_err(|e| e.to_string())
+}
+
+fn frequency(text: &str) -> Result<f64, String> {
+    units::hertz(text).map_err(|e| e.to_string())
+}
+
+fn nats(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(v) if v.is_finite() && v > 0.0 && v <= 100.0 => Ok(v),
+        _ => Err("expected nats per token, above 0 and at most 100, as 0.05".into()),
+    }
+}
+
+/// A ratio: in decibels with the unit, plain without.
+fn snr(text: &str) -> Result<f64, String> {
+    let ratio = match text.strip_suffix("dB") {
+        Some(db) => db
+            .trim_end()
+            .parse::<f64>()
+            .map(|db| 10_f64.powf(db / 10.0)),
+        None => text.parse::<f64>(),
+    };
+    match ratio {
+        Ok(v) if v.is_finite() && v > 0.0 && v <= 1e12 => Ok(v),
+        _ => Err("expected a ratio above 0, as 20dB or 100".into()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = match text.strip_suffix('%') {
+        Some(percent) => percent.trim_end().parse::<f64>().map(|p| p / 100.0),
+        None => text.parse::<f64>(),
+    };
+    match share {
+        Ok(v) if v > 0.0 && v < 1.0 => Ok(v),
+        _ => Err("expected a probability above 0 and below 1, as 1% or 0.01".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_and_shares() {
+        assert_eq!(snr("20dB"), Ok(100.0));
+        assert_eq!(snr("100"), Ok(100.0));
+        assert!((snr("-3dB").unwrap() - 0.501).abs() < 1e-3);
+        assert_eq!(share("1%"), Ok(0.01));
+        assert_eq!(share("0.5"), Ok(0.5));
+        for bad in ["", "0", "-1", "inf", "NaN", "1e99"] {
+            assert!(snr(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "0", "0%", "100%", "1", "-1%", "NaN"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
+        for bad in ["0", "-0.1", "NaN", "inf", "1000", "x"] {
+            assert!(nats(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! From a model and two hosts to the numbers of a [`Problem`](super::problem::Problem): the recipe
+//! of every cut and number of bits, its size on disk, its times.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use formats::blocks::{BlockType, Effort};
+use formats::measured::{LayerSensitivity, Profile};
+use formats::model::Load;
+use formats::pair::{Digest, HalfRole};
+
+use super::PlanError;
+use super::codecs::{self, CodecChoice};
+use super::harm::Harm;
+use super::problem::{CodecCost, Cut, Half};
+use crate::importance::Importance;
+use crate::recipe::{self, Bits, Plan, Request, Spending, TensorPlan, Tried};
+use crate::source::{Place, Source};
+use crate::stream::Layout;
+
+/// Bits that the edge may get.
+pub const EDGE_BITS: [u32; 6] = [2, 3, 4, 5, 6, 8];
+/// Bits that the cloud may get.
+pub const CLOUD_BITS: [u32; 7] = [2, 3, 4, 5, 6, 8, 16];
+
+/// All that numbers are made of.
+pub struct Tables<'a> {
+    source: &'a Source,
+    importance: Option<&'a Importance>,
+    measured: Option<&'a LayerSensitivity>,
+    profiles: &'a [Profile; 2],
+    harm: &'a Harm,
+    edges: u64,
+    chunk: u64,
+    layout: Layout,
+    tried: Tried,
+    rates: [HashMap<BlockType, [f64; 2]>; 2],
+}
+
+impl<'a> Tables<'a> {
+    /// Gets ready; `chunk` rows of a prompt travel together, `edges` devices share the server.
+    ///
+    /// # Errors
+    /// When the source's headers cannot be laid out or the importances are of another model.
+    pub fn new(
+        source: &'a Source,
+        importance: Option<&'a Importance>,
+        measured: Option<&'a LayerSensitivity>,
+        profiles: &'a [Profile; 2],
+        harm: &'a Harm,
+        (edges, chunk): (u64, u64),
+    ) -> Result<Self, PlanError> {
+        let rates = |p: &Profile| {
+            let of = |ty: BlockType| {
+                let (curve, _) = p.matrix(ty)?;
+                Some((ty, [curve.at(1.0), curve.at(chunk as f64)]))
+            };
+            BlockType::ALL.into_iter().filter_map(of).collect()
+        };
+        Ok(Self {
+            layout: Layout::new(source)?,
+            tried: Tried::new(threads()),
+            rates: [rates(&profiles[0]), rates(&profiles[1])],
+            source,
+            importance,
+            measured,
+            profiles,
+            harm,
+            edges,
+            chunk,
+        })
+    }
+
+    /// The recipe for these bits, as a conversion makes it.
+    fn recipe(&self, split: u32, edge: u32, cloud: u32) -> Result<Plan, PlanError> {
+        let request = Request {
+            split,
+            edge_bits: Bits::new(edge).map_err(|e| PlanError::Internal(e.to_string()))?,
+            cloud_bits: Bits::new(cloud).map_err(|e| PlanError::Internal(e.to_string()))?,
+            edge_type: None,
+            cloud_type: None,
+            tensor_types: Vec::new(),
+            effort: Effort::default(),
+            spending: Spending::default(),
+            edge_budget: None,
+        };
+        let plan = recipe::plan_with(self.source, &request, self.importance, &self.tried)?;
+        Ok(plan)
+    }
+
+    /// What every cut offers, on all cores.
+    ///
+    /// # Errors
+    /// When the model cannot be cut.
+    pub fn cuts(&self) -> Result<Vec<Cut>, PlanError> {
+        let n_layer = self.source.hparams().n_layer as u32;
+        let next = AtomicU32::new(1);
+        let done: Mutex<Vec<Result<Cut, PlanError>>> = Mutex::default();
+        std::thread::scope(|scope| {
+            let work = || {
+                loop {
+                    let split = next.fetch_add(1, Ordering::Relaxed);
+                    if split >= n_layer {
+                        return;
+                    }
+                    let cut = self.cut(split);
+                    done.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(cut);
+                }
+            };
+            for _ in 1..threads().min(n_layer as usize) {
+                // One thread fewer than asked for is no reason to fail.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut cuts = done.into_iter().collect::<Result<Vec<Cut>, _>>()?;
+        cuts.sort_by_key(|c| c.split);
+        Ok(cuts)
+    }
+
+    fn cut(&self, split: u32) -> Result<Cut, PlanError> {
+        let (mut edge, mut cloud) = (Vec::new(), Vec::new());
+        for bits in CLOUD_BITS {
+            let most = EDGE_BITS[EDGE_BITS.len() - 1];
+            let plan = self.recipe(split, bits.min(most), bits)?;
+            let halves = [
+                (HalfRole::Edge, 0, &mut edge),
+                (HalfRole::Cloud, 1, &mut cloud),
+            ];
+            for (role, host, list) in halves {
+                let half = self.half(&plan, role, bits, host)?;
+                // More bits than the source has change nothing.
+                let same = |h: &Half| Half { bits, ..h.clone() } == half;
+                if (role == HalfRole::Edge && bits > most) || list.last().is_some_and(same) {
+                    continue;
+                }
+                list.push(half);
+            }
+        }
+        let calibrated = self.calibrated(split);
+        let width = self.source.hparams().n_embd;
+        let choices = codecs::at(split, width, calibrated.as_ref(), self.measured);
+        Ok(Cut {
+            split,
+            edge,
+            cloud,
+            codecs: choices.into_iter().map(|c| self.codec(c)).collect(),
+        })
+    }
+
+    fn calibrated(&self, split: u32) -> Option<formats::wire::CutStatistics> {
+        let cut = self.importance?.boundary()?.at(split as usize)?;
+        let width = self.source.hparams().n_embd;
+        cut.channels(width).is_some().then_some(cut)
+    }
+
+    fn codec(&self, choice: CodecChoice) -> CodecCost {
+        let width = self.source.hparams().n_embd as f64;
+        let of = |host: usize| self.profiles[host].codec(&choice.spec);
+        CodecCost {
+            encode_ns: of(0).map_or(0.0, |c| c.encode_fixed_ns + width * c.encode_value_ns),
+            decode_ns: of(1).map_or(0.0, |c| c.decode_fixed_ns + width * c.decode_value_ns),
+            choice,
+        }
+    }
+
+    /// The whole model in `bits` on host `host` alone, as the two halves of a pair that both run
+    /// there; `None` for a model of one layer.
+    ///
+    /// # Errors
+    /// When the model cannot be cut.
+    pub fn alone(&self, bits: u32, host: usize) -> Result<[Half; 2], PlanError> {
+        let split = (self.source.hparams().n_layer as u32).saturating_sub(1);
+        let plan = self.recipe(split, bits, bits)?;
+        let front = self.half(&plan, HalfRole::Edge, bits, host)?;
+        let mut back = self.half(&plan, HalfRole::Cloud, bits, host)?;
+        // One process has one program and one set of buffers.
+        back.fixed_bytes = back.fixed_bytes.saturating_sub(back.runtime_bytes);
+        Ok([front, back])
+    }
+
+    fn half(&self, plan: &Plan, role: HalfRole, bits: u32, host: usize) -> Result<Half, PlanError> {
+        let hp = self.source.hparams();
+        let split = plan.split as usize;
+        let layers = match role {
+            HalfRole::Edge => 0..split,
+            HalfRole::Cloud => split..hp.n_layer,
+        };
+        let used = |t: &TensorPlan| t.encode && t.weighing.columns().is_some();
+        let file = |digest| self.layout.file_bytes(plan, role, digest);
+        let file_bytes = [file(None)?, file(Some(Digest([0; 32])))?];
+        let load = Load {
+            hparams: hp,
+            layers: layers.clone(),
+            file_bytes: 0,
+            metadata_bytes: self.layout.metadata_bytes(),
+            tokenizer: role == HalfRole::Edge,
+            n_ctx: 0,
+            sessions: if host == 0 { 1 } else { self.edges },
+            rows: self.chunk,
+            threads: u64::from(self.profiles[host].threads),
+            runtime_bytes: self.profiles[host].runtime_bytes,
+        };
+        let [kv, scores] = load.bytes_per_position();
+        let time = self.times(plan, role, host);
+        Ok(Half {
+            bits,
+            layers: layers.len() as u32,
+            file_bytes,
+            uses_importance: plan.half(role).any(used),
+            fixed_bytes: load.memory().total(),
+            runtime_bytes: load.runtime_bytes,
+            session_bytes: load.buffer_bytes(),
+            kv_bytes: kv.saturating_mul(load.sessions),
+            score_bytes: scores.saturating_mul(load.sessions),
+            row_ns: time.row,
+            chunk_ns: time.chunk,
+            head_ns: time.head,
+            kl: self.harm.of(plan.half(role)),
+        })
+    }
+
+    /// All times but those of attention, as [`Profile`] defines them.
+    fn times(&self, plan: &Plan, role: HalfRole, host: usize) -> Times {
+        let hp = self.source.hparams();
+        let p = &self.profiles[host];
+        let layers = match role {
+            HalfRole::Edge => plan.split as usize,
+            HalfRole::Cloud => hp.n_layer - plan.split as usize,
+        } as f64;
+        let (mut products, mut head) = ([0.0, 0.0], 0.0);
+        for t in plan.half(role).filter(|t| t.dims.len() > 1) {
+            let rate = self.rates[host].get(&t.to).copied().unwrap_or_default();
+            let weights = t.weights() as f64;
+            if t.layer_matrix {
+                products[0] += weights * rate[0];
+                products[1] += weights * rate[1];
+            } else if Place::of(&t.name) == Some(Place::Output) {
+                head = weights * rate[0] + hp.n_vocab as f64 * p.sample_value_ns;
+            }
+        }
+        let values = (hp.n_embd + hp.n_ff) as f64;
+        let rest = |rows: f64| {
+            let embed = match role {
+                HalfRole::Edge => rows * hp.n_embd as f64 * p.embed_value_ns,
+                HalfRole::Cloud => 0.0,
+            };
+            let layer = p.layer_fixed_ns + rows * values * p.layer_value_ns;
+            p.pass_fixed_ns + layers * layer + embed
+        };
+        Times {
+            row: products[0] + rest(1.0) + head,
+            chunk: products[1] + rest(self.chunk as f64),
+            head,
+        }
+    }
+
+    /// Types of the model's halves that a profile has no curve for.
+    pub fn without_curve(&self, host: usize) -> Vec<&'static str> {
+        let p = &self.profiles[host];
+        let from = self.source.tensors().map(|t| t.block_type);
+        let mut types: Vec<BlockType> = from
+            .filter(|t| p.matrix(*t).is_some_and(|m| !m.1))
+            .collect();
+        types.sort();
+        types.dedup();
+        types.into_iter().map(BlockType::name).collect()
+    }
+}
+
+/// Nanoseconds.
+struct Times {
+    row: f64,
+    chunk: f64,
+    head: f64,
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
