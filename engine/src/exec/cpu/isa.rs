@@ -11,6 +11,8 @@ use super::integer::{self, CodeBlock, Codes};
 use super::matmul::{Acts, Out};
 use super::scalar;
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
@@ -30,6 +32,12 @@ enum Kind {
     /// F, BW, DQ, VL and VNNI, beside all that `Avx2` says.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// What every aarch64 processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// With `sdot`.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Isa {
@@ -59,6 +67,13 @@ impl Isa {
                 all.push(Self(Kind::Avx512));
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            all.push(Self(Kind::Neon));
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                all.push(Self(Kind::NeonDot));
+            }
+        }
         all
     }
 
@@ -69,6 +84,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::encode(x, out) },
+            // Compiled with NEON already, as all is there.
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon | Kind::NeonDot => integer::encode(x, out),
         }
     }
 
@@ -94,6 +112,12 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Kind::Avx512 => unsafe { avx512::products(ty, weights, row_bytes, rows, x, out) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon => unsafe { neon::products(ty, weights, row_bytes, rows, x, out) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::NeonDot => unsafe { neon::products_dot(ty, weights, row_bytes, rows, x, out) },
         }
     }
 
@@ -117,6 +141,11 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe {
                 avx2::matmul(ty, weights, row_bytes, rows, x, out)
             },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe {
+                neon::matmul(ty, weights, row_bytes, rows, x, out)
+            },
         }
     }
 
@@ -127,6 +156,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::sum_squares(x) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe { neon::sum_squares(x) },
         }
     }
 
@@ -148,6 +180,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::scores(q, keys, stride, scale, scores) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe { neon::scores(q, keys, stride, scale, scores) },
         }
     }
 
@@ -158,6 +193,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::softmax(s) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe { neon::softmax(s) },
         }
     }
 
@@ -174,6 +212,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::weighted_sum(w, values, stride, out) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe { neon::weighted_sum(w, values, stride, out) },
         }
     }
 
@@ -184,6 +225,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::swiglu(gate, up) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe { neon::swiglu(gate, up) },
         }
     }
 }
@@ -196,6 +240,10 @@ impl fmt::Display for Isa {
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neon-dotprod",
         })
     }
 }

@@ -13,6 +13,8 @@ mod integer;
 mod isa;
 mod lanes;
 mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod observe;
 mod pool;
 mod scalar;

@@ -1,0 +1,124 @@
+//! Attention over f16 keys and values.
+
+use half::f16;
+
+use super::super::lanes::LANES;
+use super::super::scalar;
+use super::{Eight, exp8};
+
+/// `scores[t] = (q · k[t]) × scale`.
+///
+/// # Safety
+/// NEON.
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn scores(
+    q: &[f32],
+    keys: &[f16],
+    stride: usize,
+    scale: f32,
+    scores: &mut [f32],
+) {
+    let dim = q.len();
+    let n = scores.len();
+    assert!(dim <= stride && (n == 0 || keys.len() >= (n - 1) * stride + dim));
+    if !dim.is_multiple_of(LANES) {
+        for (s, k) in scores.iter_mut().zip(keys.chunks(stride)) {
+            *s = scalar::dot_f16(q, &k[..dim]) * scale;
+        }
+        return;
+    }
+    // Four positions at a time hide the latency of the chain of each.
+    let (fours, rest) = scores.as_chunks_mut::<4>();
+    for (t, out) in fours.iter_mut().enumerate() {
+        // SAFETY: `d + 8 ≤ dim`, and the assertion above covers all four positions.
+        unsafe {
+            let mut acc = [Eight::splat(0.0); 4];
+            for d in (0..dim).step_by(LANES) {
+                let qv = Eight::load(q.as_ptr().add(d));
+                for (i, a) in acc.iter_mut().enumerate() {
+                    let k = keys.as_ptr().add((4 * t + i) * stride + d);
+                    *a = qv.fma(Eight::load_f16(k.cast()), *a);
+                }
+            }
+            for (s, a) in out.iter_mut().zip(acc) {
+                *s = a.fold() * scale;
+            }
+        }
+    }
+    for (s, t) in rest.iter_mut().zip(4 * fours.len()..) {
+        // SAFETY: as above.
+        unsafe {
+            let mut acc = Eight::splat(0.0);
+            for d in (0..dim).step_by(LANES) {
+                let k = keys.as_ptr().add(t * stride + d);
+                acc = Eight::load(q.as_ptr().add(d)).fma(Eight::load_f16(k.cast()), acc);
+            }
+            *s = acc.fold() * scale;
+        }
+    }
+}
+
+/// `s[t] = e^(s[t] − max s)`; returns the sum, lane `t mod 8`.
+///
+/// # Safety
+/// NEON.
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn softmax(s: &mut [f32]) -> f32 {
+    let max = s
+        .iter()
+        .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let (chunks, tail) = s.as_chunks_mut::<LANES>();
+    let mut last = [0.0; LANES];
+    for (l, v) in last.iter_mut().zip(tail) {
+        *v = scalar::exp(*v - max);
+        *l = *v;
+    }
+    // SAFETY: each pointer has eight values. Adding the negated maximum subtracts it; adding the
+    // zeros changes no lane.
+    unsafe {
+        let m = Eight::splat(-max);
+        let mut acc = Eight::splat(0.0);
+        for c in chunks {
+            let e = exp8(Eight::load(c.as_ptr()).add(m));
+            e.store(c.as_mut_ptr());
+            acc = acc.add(e);
+        }
+        acc.add(Eight::load(last.as_ptr())).fold()
+    }
+}
+
+/// `out[d] = Σ w[t] · v[t][d]`, ascending `t`.
+///
+/// # Safety
+/// NEON.
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn weighted_sum(w: &[f32], values: &[f16], stride: usize, out: &mut [f32]) {
+    const WIDE: usize = 4 * LANES;
+    let dim = out.len();
+    assert!(dim <= stride && (w.is_empty() || values.len() >= (w.len() - 1) * stride + dim));
+    let (wide, rest) = out.as_chunks_mut::<WIDE>();
+    for (c, out) in wide.iter_mut().enumerate() {
+        // SAFETY: this chunk ends within `dim`; the assertion above covers position `t`.
+        unsafe {
+            let mut acc = [Eight::splat(0.0); 4];
+            for (t, w) in w.iter().enumerate() {
+                let wv = Eight::splat(*w);
+                for (i, a) in acc.iter_mut().enumerate() {
+                    let v = values.as_ptr().add(t * stride + c * WIDE + i * LANES);
+                    *a = wv.fma(Eight::load_f16(v.cast()), *a);
+                }
+            }
+            for (i, a) in acc.iter().enumerate() {
+                a.store(out.as_mut_ptr().add(i * LANES));
+            }
+        }
+    }
+    rest.fill(0.0);
+    if !rest.is_empty() {
+        let d = dim - rest.len();
+        for (t, w) in w.iter().enumerate() {
+            let at = t * stride + d;
+            scalar::add_scaled(rest, *w, &values[at..at + dim - d]);
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! Products in whole numbers, eight weight rows at a time.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use formats::blocks::BlockType;
+
+use super::super::integer::{self, Codes, Rows, Vector};
+use super::super::matmul::Out;
+use super::{Eight, prefetch};
+
+/// How four weights meet four codes.
+trait Dot: Copy {
+    /// `init` plus the products of `words` (of four rows each) and the codes at `x`. Weights are
+    /// signed and at most `MAX` in size; for `MAX` 255, at most 128.
+    ///
+    /// # Safety
+    /// The instruction set; `words.len()`, a multiple of four, times four codes readable at `x`.
+    unsafe fn dot<const N: usize, const MAX: u8>(
+        init: int32x4_t,
+        words: &[int8x16_t; N],
+        x: *const i8,
+    ) -> int32x4_t;
+}
+
+/// `sdot`.
+#[derive(Clone, Copy)]
+struct Sdot;
+
+impl Dot for Sdot {
+    #[inline(always)]
+    unsafe fn dot<const N: usize, const MAX: u8>(
+        init: int32x4_t,
+        words: &[int8x16_t; N],
+        x: *const i8,
+    ) -> int32x4_t {
+        let mut acc = init;
+        // The intrinsic (`vdotq_laneq_s32`) is not stable yet.
+        macro_rules! sdot {
+            ($w:expr, $x:expr, $lane:literal) => {
+                asm!(
+                    concat!("sdot {acc:v}.4s, {w:v}.16b, {x:v}.4b[", $lane, "]"),
+                    acc = inout(vreg) acc,
+                    w = in(vreg) $w,
+                    x = in(vreg) $x,
+                    options(pure, nomem, nostack, preserves_flags),
+                )
+            };
+        }
+        for (i, w) in words.as_chunks::<4>().0.iter().enumerate() {
+            // SAFETY: `sdot` and the codes by the contract.
+            unsafe {
+                let x = vld1q_s8(x.add(16 * i));
+                sdot!(w[0], x, "0");
+                sdot!(w[1], x, "1");
+                sdot!(w[2], x, "2");
+                sdot!(w[3], x, "3");
+            }
+        }
+        acc
+    }
+}
+
+/// Widening multiplication, for processors without `sdot`.
+#[derive(Clone, Copy)]
+struct Widening;
+
+impl Dot for Widening {
+    #[inline(always)]
+    unsafe fn dot<const N: usize, const MAX: u8>(
+        init: int32x4_t,
+        words: &[int8x16_t; N],
+        x: *const i8,
+    ) -> int32x4_t {
+        // Products that fit into 16 bits together: 127 · MAX · run < 2^15.
+        let run = match MAX {
+            0..=31 => 8,
+            32..=63 => 4,
+            _ => 2,
+        };
+        // SAFETY: by the contract.
+        unsafe {
+            // Halves of the sums of rows 0 and 1, and of rows 2 and 3.
+            let (mut first, mut last) = (vdupq_n_s32(0), vdupq_n_s32(0));
+            for (j, words) in words.chunks(run).enumerate() {
+                let (mut low, mut high) = (vdupq_n_s16(0), vdupq_n_s16(0));
+                for (k, w) in words.iter().enumerate() {
+                    let four = x.add(4 * (j * run + k)).cast::<i32>().read_unaligned();
+                    let x = vreinterpretq_s8_s32(vdupq_n_s32(four));
+                    low = vmlal_s8(low, vget_low_s8(*w), vget_low_s8(x));
+                    high = vmlal_high_s8(high, *w, x);
+                }
+                first = vpadalq_s16(first, low);
+                last = vpadalq_s16(last, high);
+            }
+            vaddq_s32(init, vpaddq_s32(first, last))
+        }
+    }
+}
+
+/// Eight lanes, multiplied as `D` says.
+#[derive(Clone, Copy)]
+struct V<D>(uint32x4_t, uint32x4_t, PhantomData<D>);
+
+impl<D: Dot> V<D> {
+    #[inline(always)]
+    fn new(low: uint32x4_t, high: uint32x4_t) -> Self {
+        Self(low, high, PhantomData)
+    }
+
+    /// `f` of both registers.
+    #[inline(always)]
+    fn map(self, f: impl Fn(uint32x4_t) -> uint32x4_t) -> Self {
+        Self::new(f(self.0), f(self.1))
+    }
+
+    /// `f` of both registers as bytes.
+    #[inline(always)]
+    unsafe fn map_bytes(self, f: impl Fn(uint8x16_t) -> uint8x16_t) -> Self {
+        // SAFETY: NEON by the contract.
+        self.map(|v| unsafe { vreinterpretq_u32_u8(f(vreinterpretq_u8_u32(v))) })
+    }
+
+    /// The words at `at` of four of the `rows`.
+    ///
+    /// # Safety
+    /// NEON; four bytes readable.
+    #[inline(always)]
+    unsafe fn four(rows: &[*const u8], at: usize) -> uint32x4_t {
+        // SAFETY: by the contract.
+        unsafe {
+            let word = |j: usize| rows[j].add(at).cast::<u32>().read_unaligned();
+            let words = [word(0), word(1), word(2), word(3)];
+            vld1q_u32(words.as_ptr())
+        }
+    }
+
+    /// 16 bytes at `at` of four of the `rows`, as their four words.
+    ///
+    /// # Safety
+    /// NEON; 16 bytes readable.
+    #[inline(always)]
+    unsafe fn square(rows: &[*const u8], at: usize) -> [uint32x4_t; 4] {
+        // SAFETY: by the contract.
+        unsafe {
+            let z = |j: usize| vreinterpretq_u32_u8(vld1q_u8(rows[j].add(at)));
+            let (a, b, c, d) = (z(0), z(1), z(2), z(3));
+            let pair = |v: uint32x4_t| vreinterpretq_u64_u32(v);
+            let (t0, t1) = (pair(vtrn1q_u32(a, b)), pair(vtrn2q_u32(a, b)));
+            let (t2, t3) = (pair(vtrn1q_u32(c, d)), pair(vtrn2q_u32(c, d)));
+            [
+                vreinterpretq_u32_u64(vtrn1q_u64(t0, t2)),
+                vreinterpretq_u32_u64(vtrn1q_u64(t1, t3)),
+                vreinterpretq_u32_u64(vtrn2q_u64(t0, t2)),
+                vreinterpretq_u32_u64(vtrn2q_u64(t1, t3)),
+            ]
+        }
+    }
+}
+
+impl<D: Dot> Vector for V<D> {
+    type F = Eight;
+    const LANES: usize = 8;
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn words(rows: &Rows, at: usize) -> [Self; 4] {
+        // SAFETY: by the contract.
+        unsafe {
+            let (low, high) = (Self::square(&rows[..4], at), Self::square(&rows[4..8], at));
+            std::array::from_fn(|k| Self::new(low[k], high[k]))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn word(rows: &Rows, at: usize) -> Self {
+        // SAFETY: by the contract.
+        unsafe { Self::new(Self::four(&rows[..4], at), Self::four(&rows[4..8], at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: &[u32; 16]) -> Self {
+        // SAFETY: by the contract.
+        unsafe { Self::new(vld1q_u32(p.as_ptr()), vld1q_u32(p[4..].as_ptr())) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(b: u8) -> Self {
+        // SAFETY: by the contract.
+        let v = unsafe { vreinterpretq_u32_u8(vdupq_n_u8(b)) };
+        Self::new(v, v)
+    }
+
+    #[inline(always)]
+    unsafe fn lanes(v: i32) -> Self {
+        // SAFETY: by the contract.
+        let v = unsafe { vreinterpretq_u32_s32(vdupq_n_s32(v)) };
+        Self::new(v, v)
+    }
+
+    #[inline(always)]
+    unsafe fn and(self, o: Self) -> Self {
+        // SAFETY: by the contract.
+        unsafe { Self::new(vandq_u32(self.0, o.0), vandq_u32(self.1, o.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn or(self, o: Self) -> Self {
+        // SAFETY: by the contract.
+        unsafe { Self::new(vorrq_u32(self.0, o.0), vorrq_u32(self.1, o.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn xor(self, o: Self) -> Self {
+        // SAFETY: by the contract.
+        unsafe { Self::new(veorq_u32(self.0, o.0), veorq_u32(self.1, o.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn shr(self, n: usize) -> Self {
+        // SAFETY: by the contract. A shift to the left by less than nothing goes to the right.
+        self.map(|v| unsafe { vshlq_u32(v, vdupq_n_s32(-(n as i32))) })
+    }
+
+    #[inline(always)]
+    unsafe fn sar(self, n: usize) -> Self {
+        // SAFETY: by the contract.
+        self.map(|v| unsafe {
+            let v = vshlq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(-(n as i32)));
+            vreinterpretq_u32_s32(v)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn shl(self, n: usize) -> Self {
+        // SAFETY: by the contract.
+        self.map(|v| unsafe { vshlq_u32(v, vdupq_n_s32(n as i32)) })
+    }
+
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[u8; 16]) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let table = vld1q_u8(table.as_ptr());
+            self.map_bytes(|v| vqtbl1q_u8(table, v))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fifth(self, word: usize) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            // The byte that holds the four bits, to all bytes of the lane.
+            let first = [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12_u8];
+            let from = vaddq_u8(vld1q_u8(first.as_ptr()), vdupq_n_u8((word / 2) as u8));
+            let each = vdupq_n_u32(if word.is_multiple_of(2) {
+                0x0804_0201
+            } else {
+                0x8040_2010
+            });
+            self.map_bytes(|v| {
+                let set = vtstq_u8(vqtbl1q_u8(v, from), vreinterpretq_u8_u32(each));
+                vandq_u8(set, vdupq_n_u8(16))
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const N: usize, const MAX: u8>(init: Self, w: &[Self; N], x: *const i8) -> Self {
+        // SAFETY: by the contract. Weights below 64 are signed bytes as they are.
+        unsafe {
+            let signed = |v: uint32x4_t| {
+                let v = vreinterpretq_s8_u32(v);
+                if MAX == 255 {
+                    veorq_s8(v, vdupq_n_s8(-128))
+                } else {
+                    v
+                }
+            };
+            let (low, high) = (w.map(|w| signed(w.0)), w.map(|w| signed(w.1)));
+            let sum = |init, words| {
+                vreinterpretq_u32_s32(D::dot::<N, MAX>(vreinterpretq_s32_u32(init), words, x))
+            };
+            Self::new(sum(init.0, &low), sum(init.1, &high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn float(self) -> Eight {
+        // SAFETY: by the contract.
+        unsafe {
+            let float = |v| vcvtq_f32_s32(vreinterpretq_s32_u32(v));
+            Eight(float(self.0), float(self.1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn half(self) -> Eight {
+        // SAFETY: by the contract.
+        unsafe {
+            let float = |v| vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(v)));
+            Eight(float(self.0), float(self.1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn same(self) -> Eight {
+        // SAFETY: by the contract.
+        unsafe { Eight(vreinterpretq_f32_u32(self.0), vreinterpretq_f32_u32(self.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Eight {
+        // SAFETY: by the contract.
+        unsafe { Eight::splat(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn get(p: *const f32) -> Eight {
+        // SAFETY: by the contract.
+        unsafe { Eight::load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn put(p: *mut f32, v: Eight) {
+        // SAFETY: by the contract.
+        unsafe { v.store(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: Eight, b: Eight) -> Eight {
+        // SAFETY: by the contract.
+        unsafe { a.mul(b) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: Eight, b: Eight, c: Eight) -> Eight {
+        // SAFETY: by the contract.
+        unsafe { a.fma(b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn neg(a: Eight) -> Eight {
+        // SAFETY: by the contract.
+        unsafe { Eight(vnegq_f32(a.0), vnegq_f32(a.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        prefetch(p);
+    }
+}
+
+/// See [`integer::products`].
+///
+/// # Safety
+/// NEON, and the contract of [`integer::products`].
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn products(
+    ty: BlockType,
+    weights: &[u8],
+    row_bytes: usize,
+    rows: Range<usize>,
+    x: &Codes,
+    out: Out,
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::products::<V<Widening>>(ty, weights, row_bytes, rows, x, out) }
+}
+
+/// See [`integer::products`].
+///
+/// # Safety
+/// NEON with `dotprod`, and the contract of [`integer::products`].
+#[target_feature(enable = "neon,dotprod")]
+pub(crate) unsafe fn products_dot(
+    ty: BlockType,
+    weights: &[u8],
+    row_bytes: usize,
+    rows: Range<usize>,
+    x: &Codes,
+    out: Out,
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::products::<V<Sdot>>(ty, weights, row_bytes, rows, x, out) }
+}
