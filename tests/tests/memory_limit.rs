@@ -138,7 +138,7 @@ fn the_figure_is_what_a_real_model_takes() {
     // Words from all over the vocabulary: the embedding is touched as well.
     let prompt: String = include_str!("../../docs/wire-format.md")
         .chars()
-        .take(1500)
+        .take(900)
         .collect();
     let args = [&args[..], &["-p", &prompt]].concat();
     let said = refused(dir, &[&args[..], &["--memory-limit", "1MiB"]].concat());

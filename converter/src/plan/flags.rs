@@ -15,16 +15,16 @@ pub const HEADING: &str = "Planning";
 #[command(next_help_heading = HEADING)]
 pub struct PlanFlags {
     /// Memory that the edge process may take [default: the profile's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     pub edge_memory: Option<u64>,
     /// Memory that the cloud process may take [default: the profile's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     pub cloud_memory: Option<u64>,
     /// What the edge can send, as 20Mbit/s
-    #[arg(long, value_name = "RATE", value_parser = rate)]
+    #[arg(long, value_name = "RATE", value_parser = rate, allow_hyphen_values = true)]
     pub uplink: Option<f64>,
     /// Time there and back of an empty message, as 30ms [default: 30ms]
-    #[arg(long, value_name = "TIME", value_parser = rtt)]
+    #[arg(long, value_name = "TIME", value_parser = rtt, allow_hyphen_values = true)]
     pub rtt: Option<f64>,
     /// Instead of --uplink: bandwidth of a radio channel with Rayleigh fading, as 10MHz
     #[arg(long, value_name = "FREQUENCY", value_parser = frequency, conflicts_with = "uplink", requires = "snr")]
@@ -33,16 +33,16 @@ pub struct PlanFlags {
     #[arg(long, value_name = "RATIO", value_parser = snr, requires = "radio_bandwidth", allow_hyphen_values = true)]
     pub snr: Option<f64>,
     /// How often the radio may be too slow for the deadline, as 1% [default: 1%]
-    #[arg(long, value_name = "SHARE", value_parser = share, requires = "radio_bandwidth")]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true, requires = "radio_bandwidth")]
     pub outage: Option<f64>,
     /// Positions of the context [default: the model's, 8192 at most; with --objective context as many as fit]
     #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub context: Option<u32>,
     /// Time a token may take at the end of the context, as 150ms [default: none]
-    #[arg(long, value_name = "TIME", value_parser = deadline)]
+    #[arg(long, value_name = "TIME", value_parser = deadline, allow_hyphen_values = true)]
     pub deadline: Option<f64>,
     /// Divergence from the source that types and codec may cost, nats per token [default: 0.05]
-    #[arg(long, value_name = "NATS", value_parser = nats)]
+    #[arg(long, value_name = "NATS", value_parser = nats, allow_hyphen_values = true)]
     pub max_kl: Option<f64>,
     /// How fast the edge is: a file of `splitrun bench --profile`, or jetson-xavier-nx,
     /// jetson-agx-orin, rtx-a6000 (derived from published figures) [default: jetson-xavier-nx]
