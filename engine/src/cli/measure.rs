@@ -34,16 +34,24 @@ pub(super) fn read_text(path: &Path) -> Result<String, RunError> {
 }
 
 /// Executors of all parts of a model.
-fn executors(model: OpenedModel, place: &Place) -> Result<Vec<Arc<dyn Executor>>, RunError> {
+pub(super) fn executors(
+    model: OpenedModel,
+    place: &Place,
+) -> Result<Vec<Arc<dyn Executor>>, RunError> {
     parts(model)
         .into_iter()
         .map(|p| place.executor(p))
         .collect()
 }
 
+/// Tokens of a window.
+fn window(args: &Eval) -> usize {
+    args.ctx.map_or(512, usize::from)
+}
+
 /// `eval --against`.
-fn eval_against(args: &Eval, source: &Path) -> Result<(), RunError> {
-    let text = read_text(&args.text)?;
+fn eval_against(args: &Eval, text: &Path, source: &Path) -> Result<(), RunError> {
+    let text = read_text(text)?;
     let model = open_model(args.model.model.as_deref())?;
     let source = open_model(Some(source))?;
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
@@ -53,7 +61,7 @@ fn eval_against(args: &Eval, source: &Path) -> Result<(), RunError> {
         note(&format!("window {done} of {of}: KL {kl:.5}"));
     };
     let chunks = args.chunks.map(usize::from);
-    let ctx = args.ctx.get();
+    let ctx = window(args);
     let r = evaluate_against(
         &model,
         &source,
@@ -82,10 +90,23 @@ fn eval_against(args: &Eval, source: &Path) -> Result<(), RunError> {
 }
 
 pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
-    if let Some(source) = &args.against {
-        return eval_against(args, source);
+    if let Some(task) = &args.task {
+        return super::task::eval_task(args, task);
     }
-    let text = read_text(&args.text)?;
+    if args.limit.is_some() || args.results.is_some() || args.compare.is_some() {
+        return Err(RunError::Usage(
+            "--limit, --results and --compare are about the questions of --task".into(),
+        ));
+    }
+    let Some(text) = &args.text else {
+        return Err(RunError::Usage(
+            "--text or --task says what to score".into(),
+        ));
+    };
+    if let Some(source) = &args.against {
+        return eval_against(args, text, source);
+    }
+    let text = read_text(text)?;
     let model = open_model(args.model.model.as_deref())?;
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
     if matches!(model, OpenedModel::Whole { .. }) && args.codec.is_some() {
@@ -100,7 +121,7 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
     }
     let execs = executors(model, &Place::open(&args.compute)?)?;
     let options = EvalOptions {
-        ctx: args.ctx.get(),
+        ctx: window(args),
         chunks: args.chunks.map(usize::from),
         codec: args.codec,
         cut,
@@ -186,6 +207,9 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
     const MOST: usize = 1 << 20;
     if args.kernels {
         return bench_kernels(args);
+    }
+    if let Some(out) = &args.profile {
+        return super::profile::profile(args, out);
     }
     if args.prompt.max(args.predict) > MOST {
         return Err(RunError::Request(format!("-p and -n go up to {MOST}")));

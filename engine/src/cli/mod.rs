@@ -2,11 +2,15 @@
 
 mod args;
 mod calibrate;
+mod damage;
 mod device;
 mod measure;
 mod memory;
+mod profile;
 mod roles;
+mod task;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -113,4 +117,21 @@ fn print_line(text: &str) -> Result<(), RunError> {
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
         .map_err(RunError::io("standard output"))
+}
+
+/// Writes beside the target, syncs, renames: no half file under the name.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
+    use std::io::Write as _;
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    let partial = PathBuf::from(name);
+    let io = || RunError::io(format!("writing {}", path.display()));
+    let done = std::fs::File::create(&partial)
+        .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
+        .and_then(|()| std::fs::rename(&partial, path));
+    if done.is_err() {
+        // What is left of it helps nobody; if it cannot go, the first error says why.
+        let _ = std::fs::remove_file(&partial);
+    }
+    done.map_err(io())
 }

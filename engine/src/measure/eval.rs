@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use formats::wire::{self, Codec, CutStatistics, Expect, Origin, PairTag, Scratch};
+use formats::wire::{Codec, CutStatistics};
 use serde::Serialize;
 
+use super::boundary::Boundary;
 use super::distribution::{Comparison, compare, log_softmax};
 use super::windows::windows;
 use crate::exec::Executor;
@@ -68,51 +69,6 @@ pub struct CodecReport {
     pub perplexity_no_codec: f64,
 }
 
-/// Codec state of a run.
-struct Boundary {
-    codec: Codec,
-    frame_rows: usize,
-    scratch: Scratch,
-    frame: Vec<u8>,
-    decoded: Vec<f32>,
-    bytes: usize,
-    rows: usize,
-    largest: usize,
-}
-
-impl Boundary {
-    /// Sends `rows` through the codec in place.
-    fn pass(&mut self, first: usize, width: usize, rows: &mut [f32]) -> Result<(), RunError> {
-        let pair_tag = PairTag([0; 4]);
-        for (i, group) in rows.chunks_mut(self.frame_rows * width).enumerate() {
-            let first_position = (first + i * self.frame_rows) as u32;
-            let origin = Origin {
-                pair_tag,
-                first_position,
-                width,
-            };
-            wire::encode(
-                &self.codec,
-                &origin,
-                group,
-                &mut self.scratch,
-                &mut self.frame,
-            )?;
-            let expect = Expect {
-                pair_tag,
-                width,
-                max_rows: self.frame_rows,
-            };
-            wire::decode(&self.frame, &expect, &mut self.scratch, &mut self.decoded)?;
-            group.copy_from_slice(&self.decoded);
-            self.bytes += self.frame.len();
-            self.largest = self.largest.max(self.frame.len());
-            self.rows += group.len() / width;
-        }
-        Ok(())
-    }
-}
-
 /// Scores so far.
 #[derive(Default)]
 pub(super) struct Scores {
@@ -168,18 +124,14 @@ pub fn evaluate(
         .codec
         .as_ref()
         .filter(|_| back.is_some())
-        .map(|codec| Boundary {
-            codec: codec.resolve(options.cut.as_ref()),
-            // A window has no more rows than this.
-            frame_rows: options.frame_rows.clamp(1, options.ctx),
-            scratch: Scratch::calibrated(
-                (options.cut.as_ref()).and_then(|c| c.channels(front.hparams().n_embd)),
-            ),
-            frame: Vec::new(),
-            decoded: Vec::new(),
-            bytes: 0,
-            rows: 0,
-            largest: 0,
+        .map(|codec| {
+            Boundary::new(
+                codec,
+                options.cut.as_ref(),
+                front.hparams().n_embd,
+                // A window has no more rows than this.
+                options.frame_rows.min(options.ctx),
+            )
         });
     let mut total = Scores::default();
     for (w, window) in windows.iter().enumerate() {

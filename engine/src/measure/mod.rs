@@ -2,11 +2,16 @@
 
 mod against;
 mod bench;
+mod boundary;
 mod calibrate;
+pub mod damage;
 mod distribution;
 mod eval;
+mod journal;
+pub mod profile;
 mod sensitivity;
 mod steps;
+pub mod task;
 mod windows;
 
 pub use against::{AgainstReport, evaluate_against};
@@ -14,5 +19,6 @@ pub use bench::{BenchOptions, BenchReport, GpuReport, bench, bench_gpu};
 pub use calibrate::{CalibrateOptions, calibrate};
 pub use distribution::{Comparison, compare, log_softmax};
 pub use eval::{EvalOptions, EvalReport, evaluate};
+pub use journal::Journal;
 pub use sensitivity::{SensitivityOptions, sensitivity};
 pub use steps::{StepOptions, check_cuts, steps};

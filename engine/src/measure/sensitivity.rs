@@ -61,7 +61,7 @@ pub fn sensitivity(
 ) -> Result<Sensitivity, RunError> {
     let all = windows(tokenizer, text, options.ctx, options.chunks)?;
     let windows = pick(all, options.tokens);
-    let mut model = Undisturbed::run(parts, &windows)?;
+    let mut model = Undisturbed::run(parts, &windows, 0)?;
     let n_layer = model.layers.len();
     let all = KINDS.len() * n_layer * (n_layer + 1) / 2;
     let mut done = 0;
@@ -81,9 +81,14 @@ pub fn sensitivity(
 
 /// The beginnings of windows from all over the text, of equal length, `tokens` together if there
 /// are as many.
-fn pick(mut all: Vec<Vec<u32>>, tokens: usize) -> Vec<Vec<u32>> {
+fn pick(all: Vec<Vec<u32>>, tokens: usize) -> Vec<Vec<u32>> {
+    pick_pieces(all, tokens, PIECE)
+}
+
+/// [`pick`] with windows of at least `piece` tokens, if the text has them.
+pub(super) fn pick_pieces(mut all: Vec<Vec<u32>>, tokens: usize, piece: usize) -> Vec<Vec<u32>> {
     let n = all.len();
-    let piece = all.first().map_or(1, Vec::len).clamp(1, PIECE);
+    let piece = all.first().map_or(1, Vec::len).clamp(1, piece);
     let count = (tokens / piece).clamp(1, n.max(1));
     let len = tokens.div_ceil(count);
     (0..count.min(n))
@@ -96,21 +101,28 @@ fn pick(mut all: Vec<Vec<u32>>, tokens: usize) -> Vec<Vec<u32>> {
 }
 
 /// A model, and what its rows are when nothing is disturbed.
-struct Undisturbed<'a> {
-    layers: Vec<(&'a CpuExecutor, &'a LayerTensors)>,
+pub(super) struct Undisturbed<'a> {
+    pub(super) layers: Vec<(&'a CpuExecutor, &'a LayerTensors)>,
     last: &'a CpuExecutor,
     cache: KvCache,
     /// Values of the rows of one window.
-    window: usize,
+    pub(super) window: usize,
+    /// Values of the rows at the beginning of each window that are not scored.
+    skip: usize,
     /// The rows of all windows in front of each layer.
-    before: Vec<Vec<f32>>,
+    pub(super) before: Vec<Vec<f32>>,
     logits: Vec<f32>,
     /// Logarithm of the sum of exponentials of each row of `logits`.
     log_sums: Vec<f64>,
 }
 
 impl<'a> Undisturbed<'a> {
-    fn run(parts: &'a [Arc<CpuExecutor>], windows: &[Vec<u32>]) -> Result<Self, RunError> {
+    /// Runs `windows`, of which the first `skip` rows are not scored.
+    pub(super) fn run(
+        parts: &'a [Arc<CpuExecutor>],
+        windows: &[Vec<u32>],
+        skip: usize,
+    ) -> Result<Self, RunError> {
         let (Some(front), Some(last), Some(window)) =
             (parts.first(), parts.last(), windows.first())
         else {
@@ -140,6 +152,7 @@ impl<'a> Undisturbed<'a> {
             last,
             cache,
             window: len * width,
+            skip: skip.min(len.saturating_sub(1)) * width,
             before: Vec::new(),
             logits: Vec::new(),
             log_sums: Vec::new(),
@@ -154,7 +167,7 @@ impl<'a> Undisturbed<'a> {
             let own = model.layers[l].1;
             model.layer(l, own, &mut rows)?;
         }
-        for rows in rows.chunks(HEAD_ROWS * width) {
+        for rows in model.scored(&rows).chunks(HEAD_ROWS * width) {
             let mut logits = Vec::new();
             last.logits(rows, &mut logits)?;
             let sums = each(logits.chunks(hp.n_vocab), last.threads(), log_sum);
@@ -164,8 +177,33 @@ impl<'a> Undisturbed<'a> {
         Ok(model)
     }
 
+    /// The rows among those of all windows that are scored.
+    fn scored(&self, rows: &[f32]) -> Vec<f32> {
+        let windows = rows.chunks(self.window.max(1));
+        windows.flat_map(|w| &w[self.skip..]).copied().collect()
+    }
+
+    /// Tokens that are scored.
+    pub(super) fn tokens(&self) -> usize {
+        self.log_sums.len()
+    }
+
+    /// Threads that compute.
+    pub(super) fn threads(&self) -> usize {
+        self.last.threads()
+    }
+
+    /// Divergence when `rows` are those in front of layer `from`.
+    pub(super) fn behind(&mut self, from: usize, mut rows: Vec<f32>) -> Result<f64, RunError> {
+        for l in from..self.layers.len() {
+            let own = self.layers[l].1;
+            self.layer(l, own, &mut rows)?;
+        }
+        self.divergence(&rows)
+    }
+
     /// Layer `l` over the rows of all windows, with `weights` in place of its own.
-    fn layer(
+    pub(super) fn layer(
         &mut self,
         l: usize,
         weights: &LayerTensors,
@@ -184,11 +222,7 @@ impl<'a> Undisturbed<'a> {
         let mut rows = self.before[layer].clone();
         let other = disturb(self.layers[layer].1, layer, kind, self.last.threads())?;
         self.layer(layer, &other, &mut rows)?;
-        for l in layer + 1..self.layers.len() {
-            let own = self.layers[l].1;
-            self.layer(l, own, &mut rows)?;
-        }
-        let sensitivity = self.divergence(&rows)? / ERROR;
+        let sensitivity = self.behind(layer + 1, rows)? / ERROR;
         if sensitivity.is_finite() {
             // Rounding can take an equal pair a hair below zero.
             return Ok(sensitivity.max(0.0));
@@ -203,7 +237,7 @@ impl<'a> Undisturbed<'a> {
     fn divergence(&self, rows: &[f32]) -> Result<f64, RunError> {
         let hp = self.last.hparams();
         let (mut sum, mut logits) = (0.0, Vec::new());
-        for (c, rows) in rows.chunks(HEAD_ROWS * hp.n_embd).enumerate() {
+        for (c, rows) in self.scored(rows).chunks(HEAD_ROWS * hp.n_embd).enumerate() {
             self.last.logits(rows, &mut logits)?;
             let first = c * HEAD_ROWS;
             let plain = self.logits[first * hp.n_vocab..].chunks(hp.n_vocab);
@@ -221,7 +255,7 @@ impl<'a> Undisturbed<'a> {
 }
 
 /// `f` of each item, in order, on `threads` threads.
-fn each<T: Send, R: Send>(
+pub(super) fn each<T: Send, R: Send>(
     items: impl Iterator<Item = T>,
     threads: usize,
     f: impl Fn(T) -> R + Sync,
@@ -260,6 +294,21 @@ fn divergence(p: &[f32], p_sum: f64, q: &[f32]) -> f64 {
     p.iter().zip(q).map(term).sum()
 }
 
+/// The matrix of a layer that is the `kind`th of [`KINDS`].
+pub(super) fn matrix_mut(weights: &mut LayerTensors, kind: usize) -> Option<&mut Tensor> {
+    [
+        &mut weights.attn_q,
+        &mut weights.attn_k,
+        &mut weights.attn_v,
+        &mut weights.attn_output,
+        &mut weights.ffn_gate,
+        &mut weights.ffn_up,
+        &mut weights.ffn_down,
+    ]
+    .into_iter()
+    .nth(kind)
+}
+
 /// `weights` with an error in the matrix `kind`.
 fn disturb(
     weights: &LayerTensors,
@@ -268,17 +317,7 @@ fn disturb(
     threads: usize,
 ) -> Result<LayerTensors, RunError> {
     let mut out = weights.clone();
-    let tensor = [
-        &mut out.attn_q,
-        &mut out.attn_k,
-        &mut out.attn_v,
-        &mut out.attn_output,
-        &mut out.ffn_gate,
-        &mut out.ffn_up,
-        &mut out.ffn_down,
-    ]
-    .into_iter()
-    .nth(kind);
+    let tensor = matrix_mut(&mut out, kind);
     if let Some(tensor) = tensor {
         let seed = mix((layer * KINDS.len() + kind) as u64);
         *tensor = with_error(tensor, seed, threads).ok_or_else(|| {

@@ -1,0 +1,255 @@
+//! `cargo xtask report`: measures, and writes one page of results with its tables and plots.
+//!
+//! A section is one file beside this one and a function in [`SECTIONS`]; it measures by running
+//! the programs, and answers Markdown and plots. Nothing of an earlier page is kept.
+
+mod codecs;
+mod plot;
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fixtures::fetch::{C4, SMOLLM2};
+use serde_json::Value;
+
+use crate::error::Failure;
+use crate::process::{self, Profile, Programs, Workspace, say};
+
+/// The page's name in its folder.
+const PAGE: &str = "README.md";
+/// How long one command may take.
+const DEADLINE: Duration = Duration::from_hours(2);
+/// Windows of [`C4`] that a pair is calibrated on.
+const CALIBRATED_ON: &str = "6";
+
+/// Measures a part of the page.
+type Make = fn(&Report) -> Result<Section, Failure>;
+
+/// All parts, by the name that a person types, in the page's order.
+const SECTIONS: &[(&str, Make)] = &[("codecs", codecs::make)];
+
+/// What to measure.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Options {
+    /// Folder of the page.
+    pub(crate) out: PathBuf,
+    /// Names of sections; empty for all.
+    pub(crate) sections: Vec<String>,
+    /// Few windows, to see whether everything runs.
+    pub(crate) quick: bool,
+}
+
+impl Options {
+    /// Reads what follows `report`; `None` when it is not understood.
+    pub(crate) fn parse(args: &[&str]) -> Option<Self> {
+        let mut options = Self {
+            out: "docs/results".into(),
+            sections: Vec::new(),
+            quick: false,
+        };
+        let mut args = args.iter();
+        while let Some(&arg) = args.next() {
+            match arg {
+                "--out" => options.out = args.next()?.into(),
+                "--quick" => options.quick = true,
+                name if SECTIONS.iter().any(|(n, _)| *n == name) => {
+                    options.sections.push(name.to_owned());
+                }
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+}
+
+/// The names of the sections, for the usage.
+pub(crate) fn names() -> String {
+    SECTIONS
+        .iter()
+        .map(|(n, _)| *n)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// What a section measured.
+pub(crate) struct Section {
+    /// Its heading.
+    pub(crate) title: String,
+    /// Markdown below the heading: tables, each with the command that printed its figures.
+    pub(crate) markdown: String,
+    /// File names and SVG of the plots that the Markdown shows.
+    pub(crate) plots: Vec<(String, String)>,
+}
+
+/// What sections measure with.
+pub(crate) struct Report {
+    programs: Programs,
+    /// What was asked for.
+    pub(crate) options: Options,
+}
+
+/// What a command printed.
+pub(crate) struct Measured {
+    /// The command as it is shown: paths by their file names.
+    pub(crate) command: String,
+    /// Its JSON object.
+    pub(crate) object: Value,
+}
+
+impl Measured {
+    /// A number of the object, by its path of keys.
+    pub(crate) fn number(&self, key: &str) -> Result<f64, Failure> {
+        process::number(&self.object, key, &self.command)
+    }
+}
+
+impl Report {
+    /// Runs `NAME ARGS… --json`; in what is shown, `paths` go by their file names.
+    pub(crate) fn measure(
+        &self,
+        name: &str,
+        args: &[OsString],
+        paths: &[&Path],
+    ) -> Result<Measured, Failure> {
+        let mut command = self.programs.command(name, args);
+        command.arg("--json");
+        let mut shown = say(&command);
+        for path in paths {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            shown = shown.replace(&*path.to_string_lossy(), &file);
+        }
+        let object = process::json(command, DEADLINE)?;
+        Ok(Measured {
+            command: shown,
+            object,
+        })
+    }
+
+    /// A folder for what the report makes on its way.
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, Failure> {
+        self.programs.folder(name)
+    }
+
+    /// SmolLM2 cut at `cut` with an edge of four bits, calibrated on [`C4`] at that cut: the
+    /// folder of the pair, and how it was made.
+    pub(crate) fn calibrated_pair(&self, cut: usize) -> Result<(PathBuf, Vec<String>), Failure> {
+        let (model, text) = (SMOLLM2.get()?, C4.get()?);
+        let folder = self.folder(&format!("report/cut-{cut}"))?;
+        let im = folder.join("im.gguf");
+        let cut = cut.to_string();
+        let mut calibrate: Vec<OsString> = vec!["calibrate".into(), "--model".into()];
+        calibrate.push(model.clone().into());
+        calibrate.extend(["--text".into(), text.clone().into(), "--out".into()]);
+        calibrate.push(im.clone().into());
+        let more = [
+            "--chunks",
+            CALIBRATED_ON,
+            "--cut",
+            &cut,
+            "--cut-chunks",
+            "1",
+        ];
+        calibrate.extend(more.map(Into::into));
+        let mut convert: Vec<OsString> = vec![model.clone().into()];
+        convert.extend(["--split", &cut, "--edge-bits", "4", "--imatrix"].map(Into::into));
+        convert.push(im.clone().into());
+        convert.extend(["--out".into(), folder.clone().into()]);
+        convert.push("--force".into());
+        let paths = [&*model, &*text, &*im, &*folder];
+        let mut said = Vec::new();
+        said.push(self.measure("splitrun", &calibrate, &paths)?.command);
+        said.push(self.measure("splitconv", &convert, &paths)?.command);
+        Ok((folder, said))
+    }
+}
+
+/// Measures and writes the page.
+pub(crate) fn run(workspace: &Workspace, options: Options) -> Result<(), Failure> {
+    let programs = workspace.build(Profile::Release)?;
+    let report = Report { programs, options };
+    let out = workspace.root.join(&report.options.out);
+    let mut page = format!(
+        "# Results\n\nWritten by `cargo xtask report`; do not edit. Machine: {}.\n",
+        machine()
+    );
+    if report.options.quick {
+        page += "\n**Few windows (`--quick`): whether everything runs, not how well.**\n";
+    }
+    let mut plots = Vec::new();
+    for (name, make) in SECTIONS {
+        let asked = &report.options.sections;
+        if !asked.is_empty() && !asked.iter().any(|a| a == name) {
+            continue;
+        }
+        let section = make(&report)?;
+        // Writing to a string cannot fail.
+        let _ = write!(
+            page,
+            "\n## {}\n\n{}\n",
+            section.title,
+            section.markdown.trim()
+        );
+        plots.extend(section.plots);
+    }
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Failure::File { path, source }
+    };
+    fs::create_dir_all(&out).map_err(file(&out))?;
+    plots.push((PAGE.to_owned(), page));
+    for (name, text) in plots {
+        let path = out.join(name);
+        fs::write(&path, text).map_err(file(&path))?;
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// The processor, how many of it, and the system.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info
+        .lines()
+        .find_map(|l| l.strip_prefix("model name")?.split_once(':'))
+        .map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    format!("{name}, {cores} cores, {}", std::env::consts::OS)
+}
+
+/// A table of Markdown.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
+    let mut out = line(&head);
+    out += &line(&vec!["---".to_owned(); head.len()]);
+    rows.iter().for_each(|r| out += &line(r));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_report_is_read_strictly() {
+        let read = |args: &[&str]| Options::parse(args);
+        assert_eq!(read(&[]).unwrap().out, Path::new("docs/results"));
+        let some = read(&["codecs", "--out", "x", "--quick"]).unwrap();
+        assert_eq!(
+            (some.sections, some.out, some.quick),
+            (vec!["codecs".to_owned()], "x".into(), true)
+        );
+        for bad in [&["--out"][..], &["no-section"], &["--fast"]] {
+            assert_eq!(read(bad), None);
+        }
+    }
+
+    #[test]
+    fn tables_have_a_head_and_a_line_a_row() {
+        let text = table(&["a", "b"], &[vec!["1".into(), "2".into()]]);
+        assert_eq!(text, "| a | b |\n| --- | --- |\n| 1 | 2 |\n");
+    }
+}
