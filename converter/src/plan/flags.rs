@@ -7,12 +7,9 @@ use formats::units;
 
 use super::problem::Objective;
 
-/// The heading of these flags in the help.
-pub const HEADING: &str = "Planning";
-
 /// What a plan must keep to, and what it is made from.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = HEADING)]
+#[command(next_help_heading = "Planning")]
 pub struct PlanFlags {
     /// Memory that the edge process may take [default: the profile's]
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
@@ -54,9 +51,9 @@ pub struct PlanFlags {
     /// What types and codecs cost this model: a file of `splitrun calibrate --sensitivity`
     #[arg(long, value_name = "FILE")]
     pub sensitivity: Option<PathBuf>,
-    /// Devices that share the server
-    #[arg(long, value_name = "K", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub edges: u32,
+    /// Devices that share the server [default: 1]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub edges: Option<u32>,
     /// What is best [default: speed with --context, else context]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub objective: Option<Objective>,
@@ -66,6 +63,30 @@ pub struct PlanFlags {
     /// Draws memory and time by cut and what can be chosen
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+}
+
+impl PlanFlags {
+    /// The first of these flags that was given: a conversion without `--auto` has no use for it.
+    pub fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("--edge-memory", self.edge_memory.is_some()),
+            ("--cloud-memory", self.cloud_memory.is_some()),
+            ("--uplink", self.uplink.is_some()),
+            ("--rtt", self.rtt.is_some()),
+            ("--radio-bandwidth", self.radio_bandwidth.is_some()),
+            ("--context", self.context.is_some()),
+            ("--deadline", self.deadline.is_some()),
+            ("--max-kl", self.max_kl.is_some()),
+            ("--edge-profile", self.edge_profile.is_some()),
+            ("--cloud-profile", self.cloud_profile.is_some()),
+            ("--sensitivity", self.sensitivity.is_some()),
+            ("--edges", self.edges.is_some()),
+            ("--objective", self.objective.is_some()),
+            ("--prompt-tokens", self.prompt_tokens.is_some()),
+            ("--svg", self.svg.is_some()),
+        ];
+        given.iter().find(|(_, g)| *g).map(|(flag, _)| *flag)
+    }
 }
 
 /// Arguments of `plan`.

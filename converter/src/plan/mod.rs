@@ -163,7 +163,7 @@ pub fn plan(
                 .map_or_else(String::new, |p| p.display().to_string()),
             why,
         })?;
-    let edges = u64::from(flags.edges);
+    let edges = flags.edges.map_or(1, u64::from);
     let tables = Tables::new(
         source,
         importance,
