@@ -1,16 +1,15 @@
 //! The command line.
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use formats::blocks::{BlockType, Effort, RowError, UnknownBlockType};
 use regex::Regex;
 
 use crate::plan::PlanError;
-use crate::plan::flags::{HEADING, PlanArgs, PlanFlags};
+use crate::plan::flags::{PlanArgs, PlanFlags};
 use crate::recipe::{Bits, Spending, TensorRule};
 use crate::{convert, inspect, one_line, plan, verify};
 
@@ -38,7 +37,7 @@ enum Command {
     /// Shows what a model holds, and what the halves would weigh at each cut
     Inspect(InspectArgs),
     /// Finds the best cut, bits, codec and context for two hosts and what lies between them
-    Plan(PlanArgs),
+    Plan(Box<PlanArgs>),
     /// Checks digests, contract, and whether two files are one pair
     Verify(VerifyArgs),
 }
@@ -166,21 +165,9 @@ fn block_type(text: &str) -> Result<BlockType, String> {
     }
 }
 
-/// The flags of a plan mean nothing to a conversion without `--auto`.
-fn parse<T: Into<OsString> + Clone>(
-    words: impl IntoIterator<Item = T>,
-) -> Result<Cli, clap::Error> {
-    let of_a_plan = |a: &clap::Arg| a.get_help_heading() == Some(HEADING);
-    let command = Cli::command().mut_args(|a| if of_a_plan(&a) { a.requires("auto") } else { a });
-    Cli::from_arg_matches(&command.try_get_matches_from(words)?)
-}
-
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = match parse(std::env::args_os()) {
-        Ok(cli) => cli,
-        Err(e) => e.exit(),
-    };
+    let cli = Cli::parse();
     let result = match &cli.command {
         None => convert::run(&cli.convert),
         Some(Command::Inspect(args)) => inspect::run(args),
@@ -206,7 +193,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        super::parse(line.split_whitespace())
+        Cli::try_parse_from(line.split_whitespace())
     }
 
     #[test]

@@ -24,10 +24,17 @@ use crate::stream::{self, Target};
 pub fn run(args: &ConvertArgs) -> Result<(), Box<dyn Error>> {
     // Both are required by the command line; a caller of the library may have left them out.
     let model = args.model.as_deref().ok_or("no model was named")?;
+    if let (false, Some(flag)) = (args.auto, args.plan.first_given()) {
+        let said = format!(
+            "{flag} is for planning: give --auto in place of --split, or use `splitconv plan`"
+        );
+        return Err(PlanError::Usage(said).into());
+    }
     let source = Source::open(model)?;
     let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
     let (split, edge_bits, cloud_bits) = if args.auto {
-        planned(args, model, &source, importance.as_ref())?
+        let (split, [edge, cloud]) = planned(args, model, &source, importance.as_ref())?;
+        (split, Some(edge), Some(cloud))
     } else {
         let split = args.split.ok_or("no --split was given")?;
         (split, args.edge_bits, args.cloud_bits)
@@ -81,7 +88,7 @@ fn planned(
     model: &Path,
     source: &Source,
     importance: Option<&Importance>,
-) -> Result<(u32, Option<Bits>, Option<Bits>), Box<dyn Error>> {
+) -> Result<(u32, [Bits; 2]), Box<dyn Error>> {
     let names = plan::Names::new(model, args.imatrix.as_deref());
     let planned = plan::plan(source, importance, &args.plan, &names)?;
     let Some(best) = &planned.answer.best else {
@@ -92,7 +99,6 @@ fn planned(
     let _ = std::io::stderr().write_all(plan::text(&planned).as_bytes());
     Ok((
         best.split,
-        Some(Bits::new(best.edge_bits)?),
-        Some(Bits::new(best.cloud_bits)?),
+        [Bits::new(best.edge_bits)?, Bits::new(best.cloud_bits)?],
     ))
 }

@@ -112,7 +112,7 @@ fn ten_random_plans_are_written_to_the_byte() {
     let mut seen = Vec::new();
     for i in 0..10 {
         let bench = &benches[i % 3];
-        let kl = format!("0.{:03}1", random(400));
+        let kl = format!("{}.{}", random(3), 1 + random(8));
         let objective = ["context", "speed", "quality", "server-load"][random(4) as usize];
         let mut flags = vec!["--max-kl", &kl, "--objective", objective];
         if i % 6 == 0 {
@@ -162,7 +162,7 @@ fn the_answer_has_the_keys_that_others_read() {
     let bytes = |i: usize| state[i]["bytes_per_token"].as_f64().unwrap();
     assert!(bytes(0) < bytes(2) && bytes(2) < bytes(1), "{state:?}");
     assert_eq!(json["server"]["edges"], 3);
-    assert_eq!(json["edge_alone"]["bits"].as_u64().is_some(), true);
+    assert!(json["edge_alone"]["bits"].is_u64());
     assert_eq!(json["by_cut"].as_array().unwrap().len(), 5);
     assert_eq!(json["harm_measured"], false);
     let said = json["assumptions"].to_string();

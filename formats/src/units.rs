@@ -59,7 +59,8 @@ fn parse(text: &str, kind: &Kind) -> Result<f64, UnitError> {
         why,
         example: kind.example,
     };
-    if text.starts_with('-') {
+    let negative = text.strip_prefix('-');
+    if negative.is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit() || c == '.')) {
         return Err(fail("it is negative"));
     }
     let end = (text.find(|c: char| !c.is_ascii_digit() && c != '.')).unwrap_or(text.len());
@@ -214,6 +215,7 @@ mod tests {
             ("", "does not begin"),
             ("GiB", "does not begin"),
             ("-4GiB", "negative"),
+            ("--rtt", "does not begin"),
             ("4", "no unit"),
             ("4gib", "unknown"),
             ("4 GiB ", "unknown"),

@@ -14,7 +14,7 @@ pub struct Answer {
     /// Choices that nothing beats in every respect, the fastest first.
     pub pareto: Vec<Row>,
     /// What is best.
-    pub objective: String,
+    pub objective: &'static str,
     /// What was taken for given, one line each.
     pub assumptions: Vec<String>,
     /// Where the figures of harm come from.

@@ -1,6 +1,6 @@
 //! Which codecs there are at a cut, what they take and what they cost.
 
-use formats::measured::LayerSensitivity;
+use formats::measured::{CodecPoint, LayerSensitivity};
 use formats::wire::{Codec, CutStatistics, KL_STEPS};
 
 /// A codec at one cut.
@@ -36,7 +36,7 @@ const STEPS: [f32; 7] = [0.2, 0.3, 0.4, 0.58, 0.8, 1.0, 1.4];
 
 /// The codecs at the cut after `cut` layers, for rows of `width` values. `calibrated` is what the
 /// importance matrix says of the cut: only then can a pair use `tcq`. What `measured` knows of
-/// this cut stands in place of all else.
+/// this cut, or of the nearest that it knows, stands in place of all else.
 pub fn at(
     cut: u32,
     width: usize,
@@ -48,8 +48,14 @@ pub fn at(
         let usable = |spec: &str| {
             spec.parse::<Codec>().is_ok() && (calibrated.is_some() || !needs_calibration(spec))
         };
-        let found: Vec<CodecChoice> = (measured.codecs.iter())
-            .filter(|c| c.cut == cut && usable(&c.codec))
+        let points: Vec<&CodecPoint> = (measured.codecs.iter())
+            .filter(|c| usable(&c.codec))
+            .collect();
+        // The nearest cut that was measured, most often this one.
+        let cuts = points.iter().map(|c| c.cut);
+        let nearest = cuts.min_by_key(|c| (c.abs_diff(cut), *c));
+        let found: Vec<CodecChoice> = (points.iter())
+            .filter(|c| Some(c.cut) == nearest)
             .map(|c| CodecChoice {
                 spec: c.codec.clone(),
                 bytes_per_token: c.bytes_per_token,
@@ -107,7 +113,6 @@ fn tcq_curve(cut: &CutStatistics) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use formats::measured::CodecPoint;
 
     #[test]
     fn tcq_only_where_a_pair_can_use_it() {
@@ -151,6 +156,11 @@ mod tests {
         let found = at(3, 576, None, Some(&measured));
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].spec.as_str(), found[0].kl), ("int8", 0.1));
-        assert_eq!(at(2, 576, None, Some(&measured)).len(), PLAIN.len());
+        assert_eq!(at(2, 576, None, Some(&measured)), found);
+        let unusable = LayerSensitivity {
+            codecs: vec![point("tcq:step=0.4")],
+            ..measured
+        };
+        assert_eq!(at(3, 576, None, Some(&unusable)).len(), PLAIN.len());
     }
 }

@@ -7,24 +7,21 @@ use formats::units;
 
 use super::problem::Objective;
 
-/// The heading of these flags in the help.
-pub const HEADING: &str = "Planning";
-
 /// What a plan must keep to, and what it is made from.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = HEADING)]
+#[command(next_help_heading = "Planning")]
 pub struct PlanFlags {
     /// Memory that the edge process may take [default: the profile's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     pub edge_memory: Option<u64>,
     /// Memory that the cloud process may take [default: the profile's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     pub cloud_memory: Option<u64>,
     /// What the edge can send, as 20Mbit/s
-    #[arg(long, value_name = "RATE", value_parser = rate)]
+    #[arg(long, value_name = "RATE", value_parser = rate, allow_hyphen_values = true)]
     pub uplink: Option<f64>,
     /// Time there and back of an empty message, as 30ms [default: 30ms]
-    #[arg(long, value_name = "TIME", value_parser = rtt)]
+    #[arg(long, value_name = "TIME", value_parser = rtt, allow_hyphen_values = true)]
     pub rtt: Option<f64>,
     /// Instead of --uplink: bandwidth of a radio channel with Rayleigh fading, as 10MHz
     #[arg(long, value_name = "FREQUENCY", value_parser = frequency, conflicts_with = "uplink", requires = "snr")]
@@ -33,16 +30,16 @@ pub struct PlanFlags {
     #[arg(long, value_name = "RATIO", value_parser = snr, requires = "radio_bandwidth", allow_hyphen_values = true)]
     pub snr: Option<f64>,
     /// How often the radio may be too slow for the deadline, as 1% [default: 1%]
-    #[arg(long, value_name = "SHARE", value_parser = share, requires = "radio_bandwidth")]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true, requires = "radio_bandwidth")]
     pub outage: Option<f64>,
     /// Positions of the context [default: the model's, 8192 at most; with --objective context as many as fit]
     #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub context: Option<u32>,
     /// Time a token may take at the end of the context, as 150ms [default: none]
-    #[arg(long, value_name = "TIME", value_parser = deadline)]
+    #[arg(long, value_name = "TIME", value_parser = deadline, allow_hyphen_values = true)]
     pub deadline: Option<f64>,
     /// Divergence from the source that types and codec may cost, nats per token [default: 0.05]
-    #[arg(long, value_name = "NATS", value_parser = nats)]
+    #[arg(long, value_name = "NATS", value_parser = nats, allow_hyphen_values = true)]
     pub max_kl: Option<f64>,
     /// How fast the edge is: a file of `splitrun bench --profile`, or jetson-xavier-nx,
     /// jetson-agx-orin, rtx-a6000 (derived from published figures) [default: jetson-xavier-nx]
@@ -54,9 +51,9 @@ pub struct PlanFlags {
     /// What types and codecs cost this model: a file of `splitrun calibrate --sensitivity`
     #[arg(long, value_name = "FILE")]
     pub sensitivity: Option<PathBuf>,
-    /// Devices that share the server
-    #[arg(long, value_name = "K", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub edges: u32,
+    /// Devices that share the server [default: 1]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub edges: Option<u32>,
     /// What is best [default: speed with --context, else context]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub objective: Option<Objective>,
@@ -66,6 +63,30 @@ pub struct PlanFlags {
     /// Draws memory and time by cut and what can be chosen
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+}
+
+impl PlanFlags {
+    /// The first of these flags that was given: a conversion without `--auto` has no use for it.
+    pub fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("--edge-memory", self.edge_memory.is_some()),
+            ("--cloud-memory", self.cloud_memory.is_some()),
+            ("--uplink", self.uplink.is_some()),
+            ("--rtt", self.rtt.is_some()),
+            ("--radio-bandwidth", self.radio_bandwidth.is_some()),
+            ("--context", self.context.is_some()),
+            ("--deadline", self.deadline.is_some()),
+            ("--max-kl", self.max_kl.is_some()),
+            ("--edge-profile", self.edge_profile.is_some()),
+            ("--cloud-profile", self.cloud_profile.is_some()),
+            ("--sensitivity", self.sensitivity.is_some()),
+            ("--edges", self.edges.is_some()),
+            ("--objective", self.objective.is_some()),
+            ("--prompt-tokens", self.prompt_tokens.is_some()),
+            ("--svg", self.svg.is_some()),
+        ];
+        given.iter().find(|(_, g)| *g).map(|(flag, _)| *flag)
+    }
 }
 
 /// Arguments of `plan`.

@@ -163,7 +163,7 @@ pub fn plan(
                 .map_or_else(String::new, |p| p.display().to_string()),
             why,
         })?;
-    let edges = u64::from(flags.edges);
+    let edges = flags.edges.map_or(1, u64::from);
     let tables = Tables::new(
         source,
         importance,
@@ -243,7 +243,7 @@ fn answer(
     let mut answer = Answer {
         best: None,
         pareto: Vec::new(),
-        objective: format!("{:?}", problem.objective).to_lowercase(),
+        objective: problem.objective.name(),
         assumptions,
         harm: harm.said.clone(),
         harm_measured: harm.is_measured(),
@@ -256,9 +256,6 @@ fn answer(
         by_cut: Vec::new(),
         combinations,
     };
-    if problem.objective == Objective::ServerLoad {
-        "server-load".clone_into(&mut answer.objective);
-    }
     let Some(best) = best else {
         let found = infeasible::why(problem);
         answer.infeasible = Some(answer::why(problem, &found));

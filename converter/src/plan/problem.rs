@@ -90,6 +90,18 @@ pub enum Objective {
     ServerLoad,
 }
 
+impl Objective {
+    /// As `--objective` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Context => "context",
+            Self::Speed => "speed",
+            Self::Quality => "quality",
+            Self::ServerLoad => "server-load",
+        }
+    }
+}
+
 /// A problem.
 #[derive(Clone, Debug)]
 pub struct Problem {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use formats::blocks::BlockType;
+use formats::gguf::metadata_bytes;
 use formats::measured::Profile;
+use formats::model::Load;
 
 use super::args::Bench;
 use super::device::Place;
@@ -114,8 +116,10 @@ fn load(path: Option<&Path>, place: &Place) -> Result<Loaded, RunError> {
             edge.part.weight_bytes() + cloud.part.weight_bytes()
         }
     };
+    let tables = tables(&model);
     let execs = executors(model, place)?;
-    let resident_bytes = resident_bytes().unwrap_or(0);
+    // What follows from the model is counted apart.
+    let resident_bytes = resident_bytes().unwrap_or(0).saturating_sub(tables);
     token(&execs)?;
     let first = start.elapsed().as_secs_f64();
     let second = Instant::now();
@@ -126,6 +130,30 @@ fn load(path: Option<&Path>, place: &Place) -> Result<Loaded, RunError> {
         gb_per_s: bytes as f64 / load / 1e9,
         resident_bytes,
     })
+}
+
+/// Bytes that a model's metadata and tokenizer take, with the pages of its header, as
+/// [`formats::model::Load`] counts them.
+fn tables(model: &crate::role::OpenedModel) -> u64 {
+    use crate::role::OpenedModel::{Pair, Whole};
+    let (hparams, headers) = match model {
+        Whole { part, .. } => (&part.hparams, 1),
+        Pair { edge, .. } => (&edge.part.hparams, 2),
+    };
+    let header = headers * metadata_bytes(model.metadata()) as u64;
+    let load = Load {
+        hparams,
+        layers: 0..hparams.n_layer,
+        file_bytes: header,
+        metadata_bytes: header,
+        tokenizer: true,
+        n_ctx: 0,
+        sessions: 0,
+        rows: 0,
+        threads: 0,
+        runtime_bytes: 0,
+    };
+    load.memory().total()
 }
 
 /// Runs one token through all parts.

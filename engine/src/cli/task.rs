@@ -110,7 +110,7 @@ fn open(args: &Eval, path: Option<&Path>, place: &Place) -> Result<Ready, RunErr
         (model.parts.first()).ok_or_else(|| RunError::Request("a model without parts".into()))?;
     let asked = args.ctx.and_then(|n| u32::try_from(n.get()).ok());
     Ok(Ready {
-        ctx: context(asked, &**first),
+        ctx: context(asked, first.hparams()),
         model,
         tokenizer,
         digest,

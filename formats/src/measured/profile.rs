@@ -86,8 +86,8 @@ pub struct Profile {
     /// How fast a file that is in the system's cache becomes a model that can run, in 10⁹ bytes
     /// per second; on a graphics processor with the upload.
     pub load_gb_per_s: f64,
-    /// Resident bytes of the process besides weights, KV cache and buffers of activations, which
-    /// follow from the model.
+    /// Resident bytes of the process besides what follows from the model: weights, KV cache,
+    /// buffers of activations, metadata and tokenizer ([`crate::model::Load`] counts them).
     pub runtime_bytes: u64,
     /// Memory of the device in bytes, where it is known.
     #[serde(default)]
