@@ -1,8 +1,10 @@
 //! `splitrun bench --profile`: what it writes can be read, and says how long passes take.
 
+use engine::exec::Executor;
 use engine::exec::cpu::{CpuExecutor, Isa};
 use engine::measure::profile::{ProfileOptions, profile};
 use engine::model::ModelPart;
+use engine::role::RunError;
 use fixtures::LlamaShape;
 use formats::blocks::BlockType;
 use formats::gguf::GgufSet;
@@ -17,8 +19,9 @@ fn a_profile_of_a_tiny_model() {
     LlamaShape::tiny().write(&path).unwrap();
     let set = Arc::new(GgufSet::open(&path).unwrap());
     let part = ModelPart::load(&set, 0..6).unwrap();
-    let make =
-        |p: ModelPart| Ok(Arc::new(CpuExecutor::new(p, 1, Isa::detect()).unwrap()) as Arc<_>);
+    let make = |p: ModelPart| -> Result<Arc<dyn Executor>, RunError> {
+        Ok(Arc::new(CpuExecutor::new(p, 1, Isa::detect()).unwrap()))
+    };
     let options = ProfileOptions {
         hparams: part.hparams,
         types: vec![BlockType::F16],

@@ -15,6 +15,7 @@ use formats::gguf::{Gguf, GgufSet};
 use formats::imatrix::{Imatrix, KINDS, Sensitivity};
 use formats::measured::LayerSensitivity;
 use integration::{must, must_json, run};
+use serde_json::json;
 
 const TEXT: &str = "What disturbs one layer is felt by all that come after it, more or less. ";
 
@@ -242,11 +243,11 @@ fn what_types_and_codecs_cost_is_measured_and_fitted() {
     // Nine types in 21 matrices, eight codecs at two cuts.
     assert_eq!(
         (&report["types"], &report["types_fitted"]),
-        (&189.into(), &0.into())
+        (&json!(189), &json!(0))
     );
     assert_eq!(
         (&report["codecs"], &report["codecs_fitted"]),
-        (&16.into(), &0.into())
+        (&json!(16), &json!(0))
     );
     assert!(!dir.join("s.json.results").exists());
     let s = LayerSensitivity::open(&dir.join("s.json")).unwrap();
@@ -278,7 +279,7 @@ fn what_types_and_codecs_cost_is_measured_and_fitted() {
         assert!(fine.kl < coarse.kl && fine.bytes_per_token > coarse.bytes_per_token);
         assert!(fine.prompt_bytes_per_token.unwrap() < fine.bytes_per_token);
     }
-    // No time: the first layer and cut alone, the rest fitted; the next run goes on from there.
+    // A second at a time: what is missing is fitted, and the next run goes on from there.
     std::fs::remove_file(dir.join("s.json")).unwrap();
     let args = [&args[..], &["--seconds", "1"]].concat();
     let mut fitted = u64::MAX;
@@ -289,7 +290,7 @@ fn what_types_and_codecs_cost_is_measured_and_fitted() {
         assert!(left < fitted || left == 0, "{left} of {fitted}");
         assert_eq!(
             (&report["types"], &report["codecs"]),
-            (&189.into(), &16.into())
+            (&json!(189), &json!(16))
         );
         fitted = left;
         if left == 0 {
