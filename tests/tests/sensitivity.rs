@@ -13,7 +13,9 @@ use fixtures::LlamaShape;
 use formats::blocks::BlockType;
 use formats::gguf::{Gguf, GgufSet};
 use formats::imatrix::{Imatrix, KINDS, Sensitivity};
+use formats::measured::LayerSensitivity;
 use integration::{must, must_json, run};
+use serde_json::json;
 
 const TEXT: &str = "What disturbs one layer is felt by all that come after it, more or less. ";
 
@@ -202,4 +204,117 @@ fn from_the_measurement_to_the_recipe() {
         &[&args[..], &["--sensitivity", "0"]].concat(),
     );
     assert_eq!(none.status.code(), Some(2));
+}
+
+#[test]
+fn what_types_and_codecs_cost_is_measured_and_fitted() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let shape = LlamaShape {
+        n_embd: 256,
+        n_ff: 256,
+        n_layer: 3,
+        ..LlamaShape::tiny()
+    };
+    shape.write(&dir.join("m.gguf")).unwrap();
+    std::fs::write(dir.join("t.txt"), TEXT.repeat(30)).unwrap();
+    let args = [
+        "calibrate",
+        "-m",
+        "m.gguf",
+        "--text",
+        "t.txt",
+        "--out",
+        "s.json",
+        "-c",
+        "64",
+        "--sensitivity",
+        "32",
+        "--json",
+    ];
+    let run_for = |seconds: &str| {
+        must_json(
+            dir,
+            "splitrun",
+            &[&args[..], &["--seconds", seconds]].concat(),
+        )
+    };
+    let report = run_for("600");
+    // Nine types in 21 matrices, eight codecs at two cuts.
+    assert_eq!(
+        (&report["types"], &report["types_fitted"]),
+        (&json!(189), &json!(0))
+    );
+    assert_eq!(
+        (&report["codecs"], &report["codecs_fitted"]),
+        (&json!(16), &json!(0))
+    );
+    assert!(!dir.join("s.json.results").exists());
+    let s = LayerSensitivity::open(&dir.join("s.json")).unwrap();
+    assert!(!s.quick && s.tokens == 32);
+    assert!((0.1..10.0).contains(&s.additivity), "{}", s.additivity);
+    // Fewer bits cost more, in every matrix.
+    let kl = |layer: u32, kind: &str, ty: &str| {
+        let found =
+            (s.types.iter()).find(|t| t.layer == layer && t.kind == kind && t.block_type == ty);
+        found.unwrap().kl
+    };
+    for layer in 0..3 {
+        for kind in KINDS {
+            let of = |ty| kl(layer, kind, ty);
+            assert!(
+                of("Q2_K") > of("Q4_K") && of("Q4_K") > of("Q8_0"),
+                "{layer} {kind}"
+            );
+        }
+    }
+    for cut in 1..3 {
+        let of = |spec: &str| {
+            s.codecs
+                .iter()
+                .find(|c| c.cut == cut && c.codec == spec)
+                .unwrap()
+        };
+        let (fine, coarse) = (of("tcq:step=0.3"), of("tcq:step=1.4"));
+        assert!(fine.kl < coarse.kl && fine.bytes_per_token > coarse.bytes_per_token);
+        assert!(fine.prompt_bytes_per_token.unwrap() < fine.bytes_per_token);
+    }
+    // A second at a time: what is missing is fitted, and the next run goes on from there.
+    std::fs::remove_file(dir.join("s.json")).unwrap();
+    let args = [&args[..], &["--seconds", "1"]].concat();
+    let mut fitted = u64::MAX;
+    for _ in 0..200 {
+        let report = must_json(dir, "splitrun", &args);
+        let left =
+            report["types_fitted"].as_u64().unwrap() + report["codecs_fitted"].as_u64().unwrap();
+        assert!(left < fitted || left == 0, "{left} of {fitted}");
+        assert_eq!(
+            (&report["types"], &report["codecs"]),
+            (&json!(189), &json!(16))
+        );
+        fitted = left;
+        if left == 0 {
+            break;
+        }
+        let s = LayerSensitivity::open(&dir.join("s.json")).unwrap();
+        assert!(s.quick && dir.join("s.json.results").exists());
+    }
+    assert_eq!(fitted, 0);
+    let again = LayerSensitivity::open(&dir.join("s.json")).unwrap();
+    assert_eq!(
+        again.types, s.types,
+        "the same figures, in however many runs"
+    );
+    // Wrong usage, and a file that is not to be lost.
+    for more in [&["--cut", "1"][..], &["--quick", "--seconds", "3"]] {
+        let out = run(dir, "splitrun", &[&args[..11], more].concat());
+        assert_eq!(out.status.code(), Some(2), "{more:?}");
+    }
+    std::fs::write(dir.join("s.json"), "precious").unwrap();
+    let out = run(dir, "splitrun", &args[..11]);
+    assert_eq!(out.status.code(), Some(1));
+    assert_eq!(
+        std::fs::read_to_string(dir.join("s.json")).unwrap(),
+        "precious"
+    );
 }

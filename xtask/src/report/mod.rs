@@ -4,7 +4,9 @@
 //! the programs, and answers Markdown and plots. Nothing of an earlier page is kept.
 
 mod codecs;
+mod opsc;
 mod plot;
+mod tasks;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -29,7 +31,11 @@ const CALIBRATED_ON: &str = "6";
 type Make = fn(&Report) -> Result<Section, Failure>;
 
 /// All parts, by the name that a person types, in the page's order.
-const SECTIONS: &[(&str, Make)] = &[("codecs", codecs::make)];
+const SECTIONS: &[(&str, Make)] = &[
+    ("opsc", opsc::make),
+    ("codecs", codecs::make),
+    ("tasks", tasks::make),
+];
 
 /// What to measure.
 #[derive(Debug, PartialEq)]
@@ -40,6 +46,8 @@ pub(crate) struct Options {
     pub(crate) sections: Vec<String>,
     /// Few windows, to see whether everything runs.
     pub(crate) quick: bool,
+    /// Folder of files of questions.
+    pub(crate) tasks: Option<PathBuf>,
 }
 
 impl Options {
@@ -49,12 +57,14 @@ impl Options {
             out: "docs/results".into(),
             sections: Vec::new(),
             quick: false,
+            tasks: None,
         };
         let mut args = args.iter();
         while let Some(&arg) = args.next() {
             match arg {
                 "--out" => options.out = args.next()?.into(),
                 "--quick" => options.quick = true,
+                "--tasks" => options.tasks = Some(args.next()?.into()),
                 name if SECTIONS.iter().any(|(n, _)| *n == name) => {
                     options.sections.push(name.to_owned());
                 }
@@ -242,7 +252,9 @@ mod tests {
             (some.sections, some.out, some.quick),
             (vec!["codecs".to_owned()], "x".into(), true)
         );
-        for bad in [&["--out"][..], &["no-section"], &["--fast"]] {
+        let tasks = read(&["--tasks", "y", "tasks"]).unwrap().tasks;
+        assert_eq!(tasks.as_deref(), Some(Path::new("y")));
+        for bad in [&["--out"][..], &["no-section"], &["--fast"], &["--tasks"]] {
             assert_eq!(read(bad), None);
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use formats::measured::CodecPoint;
 use formats::wire::{Channels, Codec, CutStatistics, Scratch};
 
-use super::finite;
+use super::{figure, finite};
 use crate::exec::Executor as _;
 use crate::measure::boundary::Boundary;
 use crate::measure::sensitivity::Undisturbed;
@@ -51,7 +51,7 @@ pub(super) fn measure(
             boundary.pass(0, width, window)?;
         }
         let bytes = boundary.bytes as f64 / boundary.rows.max(1) as f64;
-        Ok::<_, RunError>((coded, bytes))
+        Ok::<_, RunError>((coded, figure(bytes)))
     };
     let (coded, bytes_per_token) = run(1)?;
     let (_, prompt) = run(PROMPT_ROWS)?;

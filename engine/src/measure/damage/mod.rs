@@ -146,14 +146,7 @@ pub fn damage(
     let quick = done < total;
     fit::types(&jobs, &mut damages);
     fit::codecs(n_layer, &mut points);
-    let additivity = match journal.get::<f64>("additivity").filter(|_| !quick) {
-        Some(a) => a,
-        None => {
-            let a = types::additivity(&mut model, &damages)?;
-            journal.put("additivity", &a)?;
-            a
-        }
-    };
+    let additivity = types::additivity(&mut model, &damages)?;
     Ok(LayerSensitivity {
         format: LayerSensitivity::FORMAT.into(),
         version: SENSITIVITY_VERSION,
@@ -176,9 +169,19 @@ pub fn damage(
 fn finite(kl: f64, what: &str) -> Result<f64, RunError> {
     if kl.is_finite() {
         // Rounding can take an equal pair a hair below zero.
-        return Ok(kl.max(0.0));
+        return Ok(figure(kl.max(0.0)));
     }
     Err(RunError::Request(format!(
         "{what}: the model's logits are not finite; it is damaged"
     )))
+}
+
+/// To ten digits, and 0 when next to nothing: what is read from a journal again is the same
+/// number then.
+fn figure(v: f64) -> f64 {
+    const LEAST: f64 = 1e-12;
+    if v < LEAST {
+        return 0.0;
+    }
+    format!("{v:.9e}").parse().unwrap_or(v)
 }

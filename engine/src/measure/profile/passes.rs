@@ -73,11 +73,16 @@ impl Rig {
         let mut cache = exec.new_cache(positions)?;
         if cache.is_host() {
             // Untouched pages are all one page of zeros.
+            let some: Vec<_> = (Noise(11).values(1 << 12).into_iter())
+                .map(half::f16::from_f32)
+                .collect();
             for layer in 0..cache.layers() {
                 let (keys, values) = cache.layer_mut(layer);
-                let mut noise = Noise(layer as u64);
-                for v in keys.iter_mut().chain(values) {
-                    *v = half::f16::from_f32(noise.value());
+                for part in keys
+                    .chunks_mut(some.len())
+                    .chain(values.chunks_mut(some.len()))
+                {
+                    part.copy_from_slice(&some[..part.len()]);
                 }
             }
         }

@@ -184,7 +184,7 @@ mod tests {
             ),
             (r#"{"query":"a","choices":["b",1],"gold":0}"#, "no string"),
             (r#"{"query":1,"choices":["b","c"],"gold":0}"#, "`query`"),
-            (r#"{"text":"a"}"#, "none of the layouts"),
+            (r#"{"text":"a"}"#, "layouts of ARC"),
             ("[1]", "no JSON object"),
             ("{", "no JSON"),
         ] {

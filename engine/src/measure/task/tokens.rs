@@ -59,8 +59,9 @@ pub(super) fn cut(tokenizer: &Tokenizer, question: &Question, ctx: usize) -> Res
     let begin = match (bos, first_scored) {
         (Some(bos), _) => Some(bos),
         (None, 1..) => None,
-        // Something must stand in front of the first token that is scored.
-        (None, 0) => Some(tokenizer.bos().or(tokenizer.eos()).ok_or_else(|| {
+        // Something must stand in front of the first token that is scored; where no BOS does,
+        // texts are parted by EOS.
+        (None, 0) => Some(tokenizer.eos().or(tokenizer.bos()).ok_or_else(|| {
             RunError::Request(format!(
                 "the question {} has no text in front of its choices, and the model has no token to begin with",
                 question.start()
