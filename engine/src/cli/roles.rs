@@ -69,7 +69,7 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
         }
         kv_budget = Some(held.kv_bytes().saturating_mul(sessions));
     }
-    let Opened { exec, gpu } = place.opened(half.part)?;
+    let Opened { exec, gpu, .. } = place.opened(half.part)?;
     note(&format!(
         "{}: layers {}..{} of pair {}, on {}, {} threads",
         half.path.display(),

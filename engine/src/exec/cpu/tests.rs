@@ -121,14 +121,27 @@ fn products_in_whole_numbers_are_close_and_the_same_everywhere() {
         for &cols in lens {
             let rows = 35;
             let w: Vec<u8> = (0..rows).flat_map(|_| noise.row(ty, cols)).collect();
+            let mut plain = vec![0.0; rows * cols];
+            for (w, plain) in w.chunks(w.len() / rows).zip(plain.chunks_mut(cols)) {
+                blocks::dequantize_row(ty, w, plain).unwrap();
+            }
             for n in [1, 3, 130] {
                 let x = noise.take(n * cols);
                 let want = whole(Isa::SCALAR, ty, &w, rows, &x, n);
-                let float = product(Isa::detect(), ty, &w, rows, &x, n);
-                let norm = |v: &[f32]| v.iter().map(|v| f64::from(v * v)).sum::<f64>();
-                let off: Vec<f32> = want.iter().zip(&float).map(|(a, b)| a - b).collect();
-                // Activations of a few huge values and many small ones, quants all of one sign.
-                assert!(norm(&off) < 5e-4 * norm(&float), "{ty} {cols}, {n} rows");
+                for (x, want) in x.chunks(cols).zip(want.chunks(rows)).take(3) {
+                    // What the codes stand for.
+                    let mut coded = Vec::new();
+                    Isa::SCALAR.encode(x, &mut |_, b| {
+                        coded.extend(b.codes.map(|c| f64::from(c) * f64::from(b.scale)));
+                    });
+                    for (w, v) in plain.chunks(cols).zip(want) {
+                        let products = w.iter().zip(&coded).map(|(w, x)| f64::from(*w) * x);
+                        let (sum, size) =
+                            products.fold((0.0, 1e-6), |(s, z), p| (s + p, z + p.abs()));
+                        let off = (f64::from(*v) - sum).abs();
+                        assert!(off < 3e-5 * size, "{ty} {cols}: {v} {sum}");
+                    }
+                }
                 for isa in Isa::available() {
                     let got = whole(isa, ty, &w, rows, &x, n);
                     assert_eq!(bits(&got), bits(&want), "{isa} {ty} {cols}, {n} rows");
