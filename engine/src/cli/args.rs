@@ -73,7 +73,8 @@ pub(super) struct Compute {
     /// Threads that compute [default: one per core]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
-    /// Instruction set of the kernels: auto, scalar, avx2 or avx512 (all give the same bits).
+    /// Instruction set of the kernels: auto, scalar, avx2, avx512, neon or
+    /// neon-dotprod (all give the same bits).
     #[arg(long, value_name = "ISA", default_value = "auto")]
     pub(super) isa: String,
     /// On the processor, multiply with activations as they are; otherwise generating and bench
