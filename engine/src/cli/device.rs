@@ -21,9 +21,10 @@ pub(super) struct Place {
     fall_back: bool,
 }
 
-/// An executor, and the same as one on a device if it is.
+/// An executor, and the same as what it is.
 pub(super) struct Opened {
     pub(super) exec: Arc<dyn Executor>,
+    pub(super) cpu: Option<Arc<CpuExecutor>>,
     pub(super) gpu: Option<Arc<GpuExecutor>>,
 }
 
@@ -85,6 +86,7 @@ impl Place {
                     let gpu = Arc::new(exec);
                     return Ok(Opened {
                         exec: Arc::clone(&gpu) as Arc<dyn Executor>,
+                        cpu: None,
                         gpu: Some(gpu),
                     });
                 }
@@ -99,8 +101,10 @@ impl Place {
     }
 
     fn on_cpu(&self, part: ModelPart) -> Result<Opened, RunError> {
+        let cpu = Arc::new(self.cpu(part)?);
         Ok(Opened {
-            exec: Arc::new(self.cpu(part)?),
+            exec: Arc::clone(&cpu) as Arc<dyn Executor>,
+            cpu: Some(cpu),
             gpu: None,
         })
     }

@@ -10,10 +10,10 @@ use super::args::{Bench, Devices, Eval, Tokenize};
 use super::device::Place;
 use super::roles::note_codec;
 use super::{note, print_json, print_line};
-use crate::exec::cpu::Isa;
+use crate::exec::cpu::{CpuExecutor, Isa};
 use crate::exec::gpu::{Adapter, AdapterKind, GpuExecutor, ShapeOptions, ShapeTime, bench_shapes};
 use crate::exec::{ExecError, Executor};
-use crate::measure::{BenchOptions, EvalOptions, bench_gpu, evaluate, evaluate_against};
+use crate::measure::{BenchOptions, EvalOptions, bench_cpu, bench_gpu, evaluate, evaluate_against};
 use crate::model::ModelPart;
 use crate::role::{OpenedModel, RunError, open_model, read_metadata};
 use crate::text::Tokenizer;
@@ -207,6 +207,7 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
         .map(|p| place.opened(p))
         .collect::<Result<Vec<_>, _>>()?;
     let execs: Vec<Arc<dyn Executor>> = opened.iter().map(|o| Arc::clone(&o.exec)).collect();
+    let cpus: Vec<Arc<CpuExecutor>> = opened.iter().filter_map(|o| o.cpu.clone()).collect();
     let gpus: Vec<Arc<GpuExecutor>> = opened.into_iter().filter_map(|o| o.gpu).collect();
     let options = BenchOptions {
         prompt: args.prompt,
@@ -220,9 +221,26 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
         place.threads(),
         &place.kernels(gpus.first()),
     )?;
+    report.cpu = bench_cpu(&execs, &cpus, options)?;
     report.gpu = bench_gpu(&execs, &gpus, options)?;
     if args.json {
         return print_json(&report);
+    }
+    if let Some(cpu) = &report.cpu {
+        for (what, phases) in [("prefill", &cpu.prefill), ("decode", &cpu.decode)] {
+            let shown = phases.iter().filter(|p| p.ms > 0.0);
+            let shares: Vec<String> = shown
+                .map(|p| format!("{} {:.1} %", p.phase, 100.0 * p.share))
+                .collect();
+            if !shares.is_empty() {
+                print_line(&format!("{what}: {}", shares.join(", ")))?;
+            }
+        }
+        print_line(&format!(
+            "memory is read at {:.1} GB/s; decoding reaches {:.0} % of that",
+            cpu.memory_gb_per_s,
+            100.0 * report.decode_gb_per_s / cpu.memory_gb_per_s
+        ))?;
     }
     if let Some(gpu) = &report.gpu {
         for (what, kernels) in [("prefill", &gpu.prefill), ("decode", &gpu.decode)] {

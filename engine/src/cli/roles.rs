@@ -54,7 +54,7 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
     let server = Server::bind(&link.listen, options)?;
     let contract = half.contract;
     let place = Place::open(&run.compute)?;
-    let Opened { exec, gpu } = place.opened(half.part)?;
+    let Opened { exec, gpu, .. } = place.opened(half.part)?;
     let n_ctx = context(run.ctx, &*exec);
     note(&format!(
         "{}: layers {}..{} of pair {}, on {}, {} threads",

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::exec::cpu::CpuExecutor;
 use crate::exec::gpu::{GpuExecutor, KernelTime, copy_gb_per_s};
 use crate::exec::{ExecError, Executor};
 
@@ -43,9 +44,92 @@ pub struct BenchReport {
     pub decode_tokens: usize,
     /// Runs.
     pub runs: usize,
+    /// Where the time goes on the processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuReport>,
     /// Where the time goes on a graphics processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuReport>,
+}
+
+/// Where the time goes on the processor, in one more run.
+#[derive(Clone, Debug, Serialize)]
+pub struct CpuReport {
+    /// Of the prompt.
+    pub prefill: Vec<PhaseTime>,
+    /// Of the decoded tokens.
+    pub decode: Vec<PhaseTime>,
+    /// GB a second that all threads read from memory together, 0 if unknown.
+    pub memory_gb_per_s: f64,
+}
+
+/// A phase of all passes of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct PhaseTime {
+    /// Its name.
+    pub phase: &'static str,
+    /// Milliseconds.
+    pub ms: f64,
+    /// Its part of all phases, 0 to 1.
+    pub share: f64,
+}
+
+/// Reads a prompt and decodes, with a clock on each phase of `cpus`, which are among `parts`.
+///
+/// # Errors
+/// When a half refuses.
+pub fn bench_cpu(
+    parts: &[Arc<dyn Executor>],
+    cpus: &[Arc<CpuExecutor>],
+    options: BenchOptions,
+) -> Result<Option<CpuReport>, ExecError> {
+    if cpus.is_empty() {
+        return Ok(None);
+    }
+    let timed = |work: &mut dyn FnMut() -> Result<(), ExecError>| {
+        for cpu in cpus {
+            cpu.start_clock();
+        }
+        let done = work();
+        let mut phases: Vec<PhaseTime> = Vec::new();
+        for (phase, ms) in cpus.iter().flat_map(|c| c.stop_clock()) {
+            let name = phase.name();
+            match phases.iter_mut().find(|p| p.phase == name) {
+                Some(p) => p.ms += ms,
+                None => phases.push(PhaseTime {
+                    phase: name,
+                    ms,
+                    share: 0.0,
+                }),
+            }
+        }
+        let all: f64 = phases.iter().map(|p| p.ms).sum();
+        if all > 0.0 {
+            for p in &mut phases {
+                p.share = p.ms / all;
+            }
+        }
+        done.map(|()| phases)
+    };
+    let n_ctx = options.prompt.max(options.decode).max(1);
+    let mut kv = caches(parts, n_ctx)?;
+    let prefill = timed(&mut || prompt(parts, &mut kv, options.prompt))?;
+    let mut kv = caches(parts, n_ctx)?;
+    let decode = timed(&mut || decode(parts, &mut kv, options.decode))?;
+    Ok(Some(CpuReport {
+        prefill,
+        decode,
+        memory_gb_per_s: cpus[0].memory_gb_per_s().unwrap_or(0.0),
+    }))
+}
+
+/// Decodes `n` tokens.
+fn decode(parts: &[Arc<dyn Executor>], kv: &mut Caches, n: usize) -> Result<(), ExecError> {
+    let mut id = 0;
+    for _ in 0..n {
+        id = pass(parts, kv, &[id], true)?;
+    }
+    Ok(())
 }
 
 /// What kernels cost on a graphics processor, while it decodes.
@@ -93,13 +177,7 @@ pub fn bench_gpu(
     let mut kv = caches(parts, n_ctx)?;
     let prefill = timed(&mut || prompt(parts, &mut kv, options.prompt))?;
     let mut kv = caches(parts, n_ctx)?;
-    let decode = timed(&mut || {
-        let mut id = 0;
-        for _ in 0..options.decode {
-            id = pass(parts, &mut kv, &[id], true)?;
-        }
-        Ok(())
-    })?;
+    let decode = timed(&mut || self::decode(parts, &mut kv, options.decode))?;
     let copy_gb_per_s = copy_gb_per_s(first.gpu())?;
     let (bytes, ms) = decode
         .iter()
@@ -139,7 +217,7 @@ pub fn bench(
     kernels: &str,
 ) -> Result<BenchReport, ExecError> {
     let n_ctx = options.prompt.max(options.decode).max(1);
-    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    let (mut prefill, mut decoded) = (Vec::new(), Vec::new());
     // One step that does not count: it brings the weights into memory.
     pass(parts, &mut caches(parts, 1)?, &[0], true)?;
     for _ in 0..options.runs.max(1) {
@@ -151,15 +229,12 @@ pub fn bench(
         }
         if options.decode > 0 {
             let mut caches = caches(parts, n_ctx)?;
-            let mut id = 0;
             let start = Instant::now();
-            for _ in 0..options.decode {
-                id = pass(parts, &mut caches, &[id], true)?;
-            }
-            decode.push(options.decode as f64 / start.elapsed().as_secs_f64());
+            decode(parts, &mut caches, options.decode)?;
+            decoded.push(options.decode as f64 / start.elapsed().as_secs_f64());
         }
     }
-    let decode_tokens_per_s = median(&mut decode);
+    let decode_tokens_per_s = median(&mut decoded);
     Ok(BenchReport {
         prefill_tokens_per_s: median(&mut prefill),
         decode_tokens_per_s,
@@ -170,6 +245,7 @@ pub fn bench(
         prompt_tokens: options.prompt,
         decode_tokens: options.decode,
         runs: options.runs.max(1),
+        cpu: None,
         gpu: None,
     })
 }

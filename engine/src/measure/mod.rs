@@ -10,7 +10,9 @@ mod steps;
 mod windows;
 
 pub use against::{AgainstReport, evaluate_against};
-pub use bench::{BenchOptions, BenchReport, GpuReport, bench, bench_gpu};
+pub use bench::{
+    BenchOptions, BenchReport, CpuReport, GpuReport, PhaseTime, bench, bench_cpu, bench_gpu,
+};
 pub use calibrate::{CalibrateOptions, calibrate};
 pub use distribution::{Comparison, compare, log_softmax};
 pub use eval::{EvalOptions, EvalReport, evaluate};

@@ -3,8 +3,9 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 
+use super::clock::Phase;
 use super::isa::Isa;
-use super::matmul::{ActBuf, Out, matmul};
+use super::matmul::{ActBuf, Out, matmul, matmuls};
 use super::observe::{Observer, Rows, Site};
 use super::pool::Session;
 use super::{CpuExecutor, KvCache};
@@ -86,6 +87,7 @@ pub(super) fn run(
         exec.rope.fill(p, &mut s.turns);
     }
     let pairs = s.turns.len() / n.max(1);
+    let mut lap = exec.clock.lap();
     for (l, w) in span.blocks.iter().enumerate() {
         let layer = span.first + l;
         norm(
@@ -97,16 +99,25 @@ pub(super) fn run(
             hp.rms_eps,
             &mut s.normed,
         );
+        lap.mark(Phase::Norm);
         seen.input(layer, Site::AttnIn, Rows::of(&s.normed));
         let q = sized(&mut s.q, n * q_width);
         let k = sized(&mut s.k, n * kv_width);
         let v = sized(&mut s.v, n * kv_width);
-        matmul(session, math, &w.attn_q, &mut s.normed, q, q_width);
-        matmul(session, math, &w.attn_k, &mut s.normed, k, kv_width);
-        matmul(session, math, &w.attn_v, &mut s.normed, v, kv_width);
+        matmuls(
+            session,
+            math,
+            &mut s.normed,
+            &mut [
+                (&w.attn_q, &mut *q, q_width),
+                (&w.attn_k, &mut *k, kv_width),
+                (&w.attn_v, &mut *v, kv_width),
+            ],
+        );
         add_bias(q, w.attn_q_bias.as_deref());
         add_bias(k, w.attn_k_bias.as_deref());
         add_bias(v, w.attn_v_bias.as_deref());
+        lap.mark(Phase::Qkv);
 
         let (keys, values) = cache.layer_mut(l);
         for r in 0..n {
@@ -120,6 +131,7 @@ pub(super) fn run(
             values[at].convert_from_f32_slice(&v[r * kv_width..(r + 1) * kv_width]);
         }
 
+        lap.mark(Phase::Rope);
         let mixed = s.mixed.reset(n, q_width);
         let attention = Attention {
             isa,
@@ -134,11 +146,13 @@ pub(super) fn run(
             values,
         };
         attention.run(session, mixed, &mut s.scores);
+        lap.mark(Phase::Attention);
         seen.input(layer, Site::AttnOutput, Rows::of(&s.mixed));
 
         let out = sized(&mut s.out, n * width);
         matmul(session, math, &w.attn_output, &mut s.mixed, out, width);
         rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
+        lap.mark(Phase::AttnOutput);
 
         norm(
             session,
@@ -149,24 +163,28 @@ pub(super) fn run(
             hp.rms_eps,
             &mut s.normed,
         );
+        lap.mark(Phase::Norm);
         seen.input(layer, Site::FfnIn, Rows::of(&s.normed));
         s.gate.reset(n, hp.n_ff);
         let stride = s.gate.stride();
         let up = sized(&mut s.up, n * stride);
-        matmul(
+        matmuls(
             session,
             math,
-            &w.ffn_gate,
             &mut s.normed,
-            s.gate.values_mut(),
-            stride,
+            &mut [
+                (&w.ffn_gate, s.gate.values_mut(), stride),
+                (&w.ffn_up, &mut *up, stride),
+            ],
         );
-        matmul(session, math, &w.ffn_up, &mut s.normed, up, stride);
+        lap.mark(Phase::GateUp);
         swiglu(session, isa, s.gate.values_mut(), up, hp.n_ff, stride);
+        lap.mark(Phase::Swiglu);
         seen.input(layer, Site::FfnDown, Rows::of(&s.gate));
         let out = sized(&mut s.out, n * width);
         matmul(session, math, &w.ffn_down, &mut s.gate, out, width);
         rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
+        lap.mark(Phase::Down);
         seen.hidden(layer + 1, start, Rows::packed(rows, width));
     }
     cache.advance(n);

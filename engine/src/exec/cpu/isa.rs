@@ -139,7 +139,7 @@ impl Isa {
             // SAFETY: `available` is the only maker of these and has seen the features; `matmul`
             // gives each task its own range of columns and has checked the sizes.
             Kind::Avx2 | Kind::Avx512 => unsafe {
-                avx2::matmul(ty, weights, row_bytes, rows, x, out)
+                avx2::matmul(ty, weights, row_bytes, rows, x, out);
             },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.

@@ -14,6 +14,9 @@ const PAD: usize = 32;
 /// Weight rows that one item takes at least: enough work to outweigh the claim.
 const GRAIN: usize = 16;
 
+/// Bytes of weights that are worth a claim.
+const GRAIN_BYTES: usize = 24 << 10;
+
 /// Activation rows prepared for kernels: padded with zeros to a multiple of 32 columns, with the
 /// lane sums of their groups when a weight type has minima.
 #[derive(Debug, Default)]
@@ -199,6 +202,10 @@ pub enum Activations {
     Int8,
 }
 
+/// A matrix, where its products go, and from one row of them to the next: value `i` of row `r` is
+/// at `r × stride + i`.
+pub(super) type Product<'a> = (&'a Tensor, &'a mut [f32], usize);
+
 /// `out[r × out_stride + i] = w[i] · x[r]` for every weight row `i` and activation row `r`.
 pub(super) fn matmul(
     session: &Session<'_>,
@@ -208,33 +215,71 @@ pub(super) fn matmul(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    assert!(
-        x.cols == w.cols && w.rows <= out_stride,
-        "{}: shapes differ",
-        w.name
-    );
-    assert!(out.len() >= x.rows.saturating_sub(1) * out_stride + w.rows);
-    let data = w.data();
-    let row_bytes = w.row_bytes();
-    // The kernels trust these sizes.
-    assert_eq!(
-        w.block_type.row_bytes(w.cols),
-        Some(row_bytes),
-        "{}: not whole blocks",
-        w.name
-    );
-    assert_eq!(data.len(), row_bytes * w.rows);
-    let out = Out::new(out, out_stride);
+    matmuls(session, math, x, &mut [(w, out, out_stride)]);
+}
+
+/// [`matmul`] for matrices that share their input, in one job where that can be.
+pub(super) fn matmuls(
+    session: &Session<'_>,
+    math: Math,
+    x: &mut ActBuf,
+    products: &mut [Product<'_>],
+) {
+    for (w, out, stride) in &*products {
+        // The kernels trust these sizes.
+        assert!(
+            x.cols == w.cols && w.rows <= *stride,
+            "{}: shapes differ",
+            w.name
+        );
+        assert!(out.len() >= x.rows.saturating_sub(1) * stride + w.rows);
+        assert_eq!(
+            w.block_type.row_bytes(w.cols),
+            Some(w.row_bytes()),
+            "{}: not whole blocks",
+            w.name
+        );
+        assert_eq!(w.data().len(), w.row_bytes() * w.rows);
+    }
     let isa = math.isa;
-    if math.activations == Activations::Int8 && integer::covers(w.block_type) {
+    let whole = |w: &Tensor| math.activations == Activations::Int8 && integer::covers(w.block_type);
+    if products.iter().all(|(w, ..)| whole(w)) {
         let codes = x.codes(session, isa);
-        session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {
-            isa.products(w.block_type, data, row_bytes, rows, codes, out);
+        let rows = products.iter().map(|(w, ..)| w.rows).sum();
+        let bytes = products.iter().map(|(w, ..)| w.row_bytes()).max();
+        let grain = GRAIN.max(GRAIN_BYTES / bytes.unwrap_or(1).max(1));
+        // Who is last makes the others wait for half an item.
+        let per = session.share(rows, grain, 16);
+        let outs: Vec<(&Tensor, Out)> = products
+            .iter_mut()
+            .map(|(w, out, stride)| (*w, Out::new(out, *stride)))
+            .collect();
+        let items = outs.iter().map(|(w, _)| w.rows.div_ceil(per)).sum();
+        session.run(items, &|mut item| {
+            for (w, out) in &outs {
+                let here = w.rows.div_ceil(per);
+                if item < here {
+                    let rows = item * per..((item + 1) * per).min(w.rows);
+                    isa.products(w.block_type, w.data(), w.row_bytes(), rows, codes, *out);
+                    return;
+                }
+                item -= here;
+            }
         });
         return;
     }
-    let acts = x.view(grouping(w.block_type));
-    session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {
-        isa.matmul(w.block_type, data, row_bytes, rows, &acts, out);
-    });
+    for (w, out, stride) in products {
+        let out = Out::new(out, *stride);
+        if whole(w) {
+            let codes = x.codes(session, isa);
+            session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {
+                isa.products(w.block_type, w.data(), w.row_bytes(), rows, codes, out);
+            });
+        } else {
+            let acts = x.view(grouping(w.block_type));
+            session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {
+                isa.matmul(w.block_type, w.data(), w.row_bytes(), rows, &acts, out);
+            });
+        }
+    }
 }

@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bandwidth;
+mod clock;
 mod forward;
 mod integer;
 mod isa;
@@ -24,10 +26,12 @@ mod tests;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+pub use clock::Phase;
 pub use isa::{Isa, IsaError};
 pub use matmul::Activations;
 pub use observe::{Observer, Rows, Site};
 
+use self::clock::Clock;
 use self::forward::{Scratch, Span};
 use self::matmul::{Math, matmul};
 use self::pool::Pool;
@@ -47,6 +51,7 @@ pub struct CpuExecutor {
     activations: Activations,
     pool: Pool,
     rope: RopeTable,
+    clock: Clock,
     /// Buffers of forward passes that are not running now.
     scratch: Mutex<Vec<Scratch>>,
 }
@@ -64,6 +69,7 @@ impl CpuExecutor {
             activations: Activations::F32,
             pool: Pool::new(threads)?,
             rope,
+            clock: Clock::default(),
             scratch: Mutex::default(),
         })
     }
@@ -73,6 +79,22 @@ impl CpuExecutor {
     pub fn with_activations(mut self, activations: Activations) -> Self {
         self.activations = activations;
         self
+    }
+
+    /// Starts to sum up the time of phases.
+    pub fn start_clock(&self) {
+        self.clock.start();
+    }
+
+    /// Stops it: milliseconds of each phase since.
+    pub fn stop_clock(&self) -> Vec<(Phase, f64)> {
+        self.clock.stop()
+    }
+
+    /// GB a second that the executor's threads read from memory together; `None` where there is
+    /// no memory to measure it.
+    pub fn memory_gb_per_s(&self) -> Option<f64> {
+        bandwidth::read_gb_per_s(&self.pool)
     }
 
     fn math(&self) -> Math {
@@ -251,8 +273,11 @@ impl Executor for CpuExecutor {
             for (rows, logits) in pieces {
                 let session = self.pool.session();
                 let x = &mut scratch.normed;
+                let mut lap = self.clock.lap();
                 forward::norm(&session, self.isa, rows, width, norm, eps, x);
+                lap.mark(Phase::Norm);
                 matmul(&session, self.math(), head, x, logits, head.rows);
+                lap.mark(Phase::Head);
             }
         });
         Ok(())

@@ -219,6 +219,20 @@ impl Session<'_> {
         }
     }
 
+    /// The length of ranges, at least `grain`, that split `0..n` into about `parts` per thread.
+    pub(crate) fn share(&self, n: usize, grain: usize, parts: usize) -> usize {
+        let per = n
+            .div_ceil(self.threads() * parts)
+            .max(grain.max(1))
+            .max(n.div_ceil(MAX_ITEMS / 2));
+        // Kernels take up to 16 weight rows at a time.
+        if per > 4 {
+            per.next_multiple_of(16)
+        } else {
+            per
+        }
+    }
+
     /// Splits `0..n` into ranges of at least `grain`, a few per thread, and calls `f` on each.
     pub(crate) fn ranges(
         &self,
@@ -227,16 +241,7 @@ impl Session<'_> {
         f: &(dyn Fn(std::ops::Range<usize>) + Sync),
     ) {
         // Six items per thread even out a core that is busy with something else.
-        let per = n
-            .div_ceil(self.threads() * 6)
-            .max(grain.max(1))
-            .max(n.div_ceil(MAX_ITEMS));
-        // Kernels take up to 16 weight rows at a time.
-        let per = if per > 4 {
-            per.next_multiple_of(16)
-        } else {
-            per
-        };
+        let per = self.share(n, grain, 6);
         self.run(n.div_ceil(per), &|i| f(i * per..((i + 1) * per).min(n)));
     }
 }

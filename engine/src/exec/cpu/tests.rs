@@ -121,35 +121,27 @@ fn products_in_whole_numbers_are_close_and_the_same_everywhere() {
         for &cols in lens {
             let rows = 35;
             let w: Vec<u8> = (0..rows).flat_map(|_| noise.row(ty, cols)).collect();
-            let plain: Vec<Vec<f32>> = w
-                .chunks(w.len() / rows)
-                .map(|row| {
-                    let mut back = vec![0.0; cols];
-                    blocks::dequantize_row(ty, row, &mut back).unwrap();
-                    back
-                })
-                .collect();
+            let mut plain = vec![0.0; rows * cols];
+            for (w, plain) in w.chunks(w.len() / rows).zip(plain.chunks_mut(cols)) {
+                blocks::dequantize_row(ty, w, plain).unwrap();
+            }
             for n in [1, 3, 130] {
                 let x = noise.take(n * cols);
                 let want = whole(Isa::SCALAR, ty, &w, rows, &x, n);
-                let float = product(Isa::detect(), ty, &w, rows, &x, n);
-                // A code is off by less than half a step, evenly: a twelfth of its square.
-                let (mut off, mut even) = (0.0, 0.0);
-                for (r, x) in x.chunks(cols).enumerate() {
-                    let steps: Vec<f64> = x
-                        .chunks(32)
-                        .map(|x| x.iter().fold(0.0, |m: f64, v| m.max(f64::from(v.abs()))) / 127.0)
-                        .collect();
-                    for (i, w) in plain.iter().enumerate() {
-                        let at = r * rows + i;
-                        off += (f64::from(want[at]) - f64::from(float[at])).powi(2);
-                        let squares = w.iter().enumerate();
-                        even += squares
-                            .map(|(k, w)| (f64::from(*w) * steps[k / 32]).powi(2) / 12.0)
-                            .sum::<f64>();
+                for (x, want) in x.chunks(cols).zip(want.chunks(rows)).take(3) {
+                    // What the codes stand for.
+                    let mut coded = Vec::new();
+                    Isa::SCALAR.encode(x, &mut |_, b| {
+                        coded.extend(b.codes.map(|c| f64::from(c) * f64::from(b.scale)));
+                    });
+                    for (w, v) in plain.chunks(cols).zip(want) {
+                        let products = w.iter().zip(&coded).map(|(w, x)| f64::from(*w) * x);
+                        let (sum, size) =
+                            products.fold((0.0, 1e-6), |(s, z), p| (s + p, z + p.abs()));
+                        let off = (f64::from(*v) - sum).abs();
+                        assert!(off < 3e-5 * size, "{ty} {cols}: {v} {sum}");
                     }
                 }
-                assert!(off < 3.0 * even, "{ty} {cols}, {n} rows: {off} of {even}");
                 for isa in Isa::available() {
                     let got = whole(isa, ty, &w, rows, &x, n);
                     assert_eq!(bits(&got), bits(&want), "{isa} {ty} {cols}, {n} rows");

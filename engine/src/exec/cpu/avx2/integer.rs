@@ -16,10 +16,10 @@ use super::super::matmul::Out;
 pub(in super::super) unsafe fn four(rows: &Rows, first: usize, at: usize) -> __m128i {
     // SAFETY: by the contract.
     unsafe {
-        let v = _mm_loadu_si32(rows[first].add(at).cast());
-        let v = _mm_insert_epi32::<1>(v, rows[first + 1].add(at).cast::<i32>().read_unaligned());
-        let v = _mm_insert_epi32::<2>(v, rows[first + 2].add(at).cast::<i32>().read_unaligned());
-        _mm_insert_epi32::<3>(v, rows[first + 3].add(at).cast::<i32>().read_unaligned())
+        let v = _mm_loadu_si32(rows.at(first, at));
+        let v = _mm_insert_epi32::<1>(v, rows.at::<i32>(first + 1, at).read_unaligned());
+        let v = _mm_insert_epi32::<2>(v, rows.at::<i32>(first + 2, at).read_unaligned());
+        _mm_insert_epi32::<3>(v, rows.at::<i32>(first + 3, at).read_unaligned())
     }
 }
 
@@ -38,8 +38,8 @@ impl Vector for V {
         unsafe {
             let mut z = [_mm256_setzero_si256(); 4];
             for j in 0..4 {
-                let low = _mm_loadu_si128(rows[j].add(at).cast());
-                let high = _mm_loadu_si128(rows[4 + j].add(at).cast());
+                let low = _mm_loadu_si128(rows.at(j, at));
+                let high = _mm_loadu_si128(rows.at(4 + j, at));
                 z[j] = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high);
             }
             let t0 = _mm256_unpacklo_epi32(z[0], z[1]);
@@ -122,6 +122,18 @@ impl Vector for V {
     }
 
     #[inline(always)]
+    unsafe fn turn(self, n: i32) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            if n < 0 {
+                self.shr(n.unsigned_abs() as usize)
+            } else {
+                self.shl(n as usize)
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn lookup(self, table: &[u8; 16]) -> Self {
         // SAFETY: by the contract.
         unsafe {
@@ -165,8 +177,8 @@ impl Vector for V {
             for (j, w) in w.chunks(run).enumerate() {
                 let mut sum = _mm256_setzero_si256();
                 for (k, w) in w.iter().enumerate() {
-                    let at = x.add(4 * (j * run + k)).cast::<i32>();
-                    let x = _mm256_set1_epi32(at.read_unaligned());
+                    let at = x.add(4 * (j * run + k));
+                    let x = _mm256_broadcastd_epi32(_mm_loadu_si32(at.cast()));
                     let pairs = if MAX == 255 {
                         // |w| ≤ 128 and |x| ≤ 127: a pair stays below 2^15.
                         let w = _mm256_xor_si256(w.0, _mm256_set1_epi8(-128));

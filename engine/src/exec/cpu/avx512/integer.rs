@@ -24,11 +24,14 @@ impl Vector for V {
         unsafe {
             let mut z = [_mm512_setzero_si512(); 4];
             for j in 0..4 {
-                let at = |k: usize| rows[k + j].wrapping_add(at).cast::<__m128i>();
-                let v = _mm512_castsi128_si512(at(0).read_unaligned());
-                let v = _mm512_inserti32x4::<1>(v, at(4).read_unaligned());
-                let v = _mm512_inserti32x4::<2>(v, at(8).read_unaligned());
-                z[j] = _mm512_inserti32x4::<3>(v, at(12).read_unaligned());
+                // Blending a line is cheaper than inserting into it.
+                let v = _mm512_broadcast_i32x4(_mm_loadu_si128(rows.at(j, at)));
+                let x = _mm_loadu_si128(rows.at(4 + j, at));
+                let v = _mm512_mask_broadcast_i32x4(v, 0x00f0, x);
+                let x = _mm_loadu_si128(rows.at(8 + j, at));
+                let v = _mm512_mask_broadcast_i32x4(v, 0x0f00, x);
+                let x = _mm_loadu_si128(rows.at(12 + j, at));
+                z[j] = _mm512_mask_broadcast_i32x4(v, 0xf000, x);
             }
             let t0 = _mm512_unpacklo_epi32(z[0], z[1]);
             let t1 = _mm512_unpackhi_epi32(z[0], z[1]);
@@ -109,6 +112,12 @@ impl Vector for V {
     }
 
     #[inline(always)]
+    unsafe fn turn(self, n: i32) -> Self {
+        // SAFETY: by the contract.
+        unsafe { Self(_mm512_rolv_epi32(self.0, _mm512_set1_epi32(n))) }
+    }
+
+    #[inline(always)]
     unsafe fn lookup(self, table: &[u8; 16]) -> Self {
         // SAFETY: by the contract.
         unsafe {
@@ -142,8 +151,8 @@ impl Vector for V {
         unsafe {
             let mut acc = init.0;
             for j in 0..N {
-                let x = x.add(4 * j).cast::<i32>().read_unaligned();
-                acc = _mm512_dpbusd_epi32(acc, w[j].0, _mm512_set1_epi32(x));
+                let x = _mm512_broadcastd_epi32(_mm_loadu_si32(x.add(4 * j).cast()));
+                acc = _mm512_dpbusd_epi32(acc, w[j].0, x);
             }
             Self(acc)
         }

@@ -184,10 +184,11 @@ impl<V: Vector> Blocks<V> for Mxfp4 {
     #[inline(always)]
     unsafe fn head(p: &Rows, n: usize) -> Words {
         let mut words = Words([[0; 16]; PANEL]);
-        for (j, p) in p[..V::LANES].iter().enumerate() {
+        for j in 0..V::LANES {
             for (b, word) in words.0[..n].iter_mut().enumerate() {
+                let block = p.at::<BlockMxfp4>(j, b * size_of::<BlockMxfp4>());
                 // SAFETY: a whole block is readable, and blocks lie at any address.
-                word[j] = unsafe { (*p.cast::<BlockMxfp4>().add(b)).scale(0) }.to_bits();
+                word[j] = unsafe { (*block).scale(0) }.to_bits();
             }
         }
         words

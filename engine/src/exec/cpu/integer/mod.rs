@@ -183,7 +183,7 @@ pub(super) fn encode(x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
                 let a = x[l].abs();
                 most[l] = if a > most[l] { a } else { most[l] };
                 // Zero, but not for what is no number: that must stay visible.
-                wrong[l] += x[l] - x[l];
+                wrong[l] += x[l] * 0.0;
             }
         }
         let most = most.iter().fold(0.0, |m, a| if *a > m { *a } else { m });

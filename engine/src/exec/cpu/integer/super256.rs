@@ -15,7 +15,7 @@ use super::vector::{Rows, Vector};
 pub(super) struct Scales<V: Vector> {
     d: V::F,
     dmin: V::F,
-    scales: [V; 4],
+    sizes: [V; 4],
     mins: [V; 4],
 }
 
@@ -32,30 +32,34 @@ unsafe fn words32<V: Vector>(p: &Rows, at: usize) -> [V; 8] {
     }
 }
 
-/// `(w >> n) & mask`, byte by byte; the mask must drop what comes from the neighbour.
+/// `(w << n) & mask`, byte by byte; the mask must drop what comes from the neighbour.
 ///
 /// # Safety
 /// `V`'s instruction set.
 #[inline(always)]
-unsafe fn field<V: Vector>(mut w: [V; 8], n: usize, mask: u8) -> [V; 8] {
+unsafe fn field<V: Vector>(w: &[V; 8], n: i32, mask: u8) -> [V; 8] {
+    let mut w = *w;
     for w in &mut w {
         // SAFETY: by the contract.
-        *w = unsafe { w.shr(n).and(V::bytes(mask)) };
+        *w = unsafe { w.turn(n).and(V::bytes(mask)) };
     }
     w
 }
 
-/// `w | high << n`.
+/// [`field`] of two, together.
 ///
 /// # Safety
-/// `V`'s instruction set; no bits of `high` may cross into the neighbour byte.
+/// As [`field`].
 #[inline(always)]
-unsafe fn join<V: Vector>(mut w: [V; 8], high: [V; 8], n: usize) -> [V; 8] {
-    for (w, high) in w.iter_mut().zip(high) {
-        // SAFETY: by the contract.
-        *w = unsafe { w.or(high.shl(n)) };
+unsafe fn fields<V: Vector>(a: (&[V; 8], i32, u8), b: (&[V; 8], i32, u8)) -> [V; 8] {
+    // SAFETY: by the contract.
+    unsafe {
+        let (mut w, high) = (field(a.0, a.1, a.2), field(b.0, b.1, b.2));
+        for (w, high) in w.iter_mut().zip(high) {
+            *w = w.or(high);
+        }
+        w
     }
-    w
 }
 
 /// `factor` times byte `g` of `words`, unsigned.
@@ -98,7 +102,7 @@ unsafe fn k4_head<V: Vector>(p: &Rows) -> Scales<V> {
         Scales {
             d: d.half(),
             dmin: d.shr(16).half(),
-            scales: [a.and(six), c.and(four).or(a.shr(2).and(top)), zero, zero],
+            sizes: [a.and(six), c.and(four).or(a.shr(2).and(top)), zero, zero],
             mins: [
                 b.and(six),
                 c.shr(4).and(four).or(b.shr(2).and(top)),
@@ -141,7 +145,7 @@ impl<V: Vector> Blocks<V> for Q4K {
     #[inline(always)]
     unsafe fn quants(raw: &[V; 8], _: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
-        unsafe { field(*raw, 4 * r, 15) }
+        unsafe { field(raw, -4 * r as i32, 15) }
     }
 
     #[inline(always)]
@@ -149,7 +153,7 @@ impl<V: Vector> Blocks<V> for Q4K {
         // SAFETY: by the contract.
         unsafe {
             let min = unsigned(h.dmin, &h.mins, g);
-            (unsigned(h.d, &h.scales, g), V::neg(min))
+            (unsigned(h.d, &h.sizes, g), V::neg(min))
         }
     }
 }
@@ -182,8 +186,8 @@ impl<V: Vector> Blocks<V> for Q5K {
     unsafe fn quants(raw: &[[V; 8]; 2], u: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe {
-            let high = field(raw[1], 2 * u + r, 1);
-            join(field(raw[0], 4 * r, 15), high, 4)
+            let (u, r) = (u as i32, r as i32);
+            fields((&raw[0], -4 * r, 15), (&raw[1], 4 - 2 * u - r, 16))
         }
     }
 
@@ -192,7 +196,7 @@ impl<V: Vector> Blocks<V> for Q5K {
         // SAFETY: by the contract.
         unsafe {
             let min = unsigned(h.dmin, &h.mins, g);
-            (unsigned(h.d, &h.scales, g), V::neg(min))
+            (unsigned(h.d, &h.sizes, g), V::neg(min))
         }
     }
 }
@@ -221,7 +225,7 @@ impl<V: Vector> Blocks<V> for Q2K {
             Scales {
                 d: d.half(),
                 dmin: d.shr(16).half(),
-                scales: [a.and(low), b.and(low), c.and(low), e.and(low)],
+                sizes: [a.and(low), b.and(low), c.and(low), e.and(low)],
                 mins: [
                     a.shr(4).and(low),
                     b.shr(4).and(low),
@@ -241,7 +245,7 @@ impl<V: Vector> Blocks<V> for Q2K {
     #[inline(always)]
     unsafe fn quants(raw: &[V; 8], _: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
-        unsafe { field(*raw, 2 * r, 3) }
+        unsafe { field(raw, -2 * r as i32, 3) }
     }
 
     #[inline(always)]
@@ -249,7 +253,7 @@ impl<V: Vector> Blocks<V> for Q2K {
         // SAFETY: by the contract.
         unsafe {
             let min = unsigned(h.dmin, &h.mins, g);
-            (unsigned(h.d, &h.scales, g), V::neg(min))
+            (unsigned(h.d, &h.sizes, g), V::neg(min))
         }
     }
 }
@@ -264,10 +268,10 @@ impl<V: Vector> Blocks<V> for Q3K {
     const MIN: bool = false;
     const MAX: u8 = 7;
     const OFFSET: u32 = 4;
-    const UNIT: usize = 4;
+    const UNIT: usize = 8;
     type Head = Scales<V>;
-    /// Low bits, high bits.
-    type Raw = [[V; 8]; 2];
+    /// High bits, low bits of both halves.
+    type Raw = [[V; 8]; 3];
 
     #[inline(always)]
     unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
@@ -290,24 +294,25 @@ impl<V: Vector> Blocks<V> for Q3K {
             Scales {
                 d: e.shr(16).half(),
                 dmin: V::splat(0.0),
-                scales,
+                sizes: scales,
                 mins: scales,
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn raw(p: &Rows, u: usize) -> [[V; 8]; 2] {
+    unsafe fn raw(p: &Rows, _: usize) -> [[V; 8]; 3] {
         // SAFETY: a whole block is readable.
-        unsafe { [words32(p, 32 + 32 * u), words32(p, 0)] }
+        unsafe { [words32(p, 0), words32(p, 32), words32(p, 64)] }
     }
 
     #[inline(always)]
-    unsafe fn quants(raw: &[[V; 8]; 2], u: usize, r: usize) -> [V; 8] {
+    unsafe fn quants(raw: &[[V; 8]; 3], _: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe {
-            let high = field(raw[1], 4 * u + r, 1);
-            join(field(raw[0], 2 * r, 3), high, 2)
+            let low = &raw[1 + r / 4];
+            let r = r as i32;
+            fields((low, -2 * (r % 4), 3), (&raw[0], 2 - r, 4))
         }
     }
 
@@ -316,7 +321,7 @@ impl<V: Vector> Blocks<V> for Q3K {
         // SAFETY: by the contract.
         unsafe {
             // Six bits and a sign: flipping bit 5 and extending it takes 32 off.
-            let byte = h.scales[g / 4].shr(8 * (g % 4)).and(V::lanes(63));
+            let byte = h.sizes[g / 4].shr(8 * (g % 4)).and(V::lanes(63));
             let s = byte.xor(V::lanes(32)).shl(26).sar(26);
             (V::mul(h.d, s.float()), V::splat(0.0))
         }
@@ -346,7 +351,7 @@ impl<V: Vector> Blocks<V> for Q6K {
             Scales {
                 d: V::word(p, 206).shr(16).half(),
                 dmin: V::splat(0.0),
-                scales,
+                sizes: scales,
                 mins: scales,
             }
         }
@@ -368,15 +373,16 @@ impl<V: Vector> Blocks<V> for Q6K {
     unsafe fn quants(raw: &[[V; 8]; 3], _: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe {
-            let high = field(raw[2], 2 * r, 3);
-            join(field(raw[r % 2], 4 * (r / 2), 15), high, 4)
+            let low = &raw[r % 2];
+            let r = r as i32;
+            fields((low, -4 * (r / 2), 15), (&raw[2], 4 - 2 * r, 48))
         }
     }
 
     #[inline(always)]
     unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
-        unsafe { (signed(h.d, &h.scales, g), V::splat(0.0)) }
+        unsafe { (signed(h.d, &h.sizes, g), V::splat(0.0)) }
     }
 }
 
@@ -408,9 +414,9 @@ impl<V: Vector> Blocks<V> for Iq4Xs {
     #[inline(always)]
     unsafe fn head(p: &Rows, _: usize) -> [[u32; 16]; 8] {
         let mut scales = [[0; 16]; 8];
-        for (j, p) in p[..V::LANES].iter().enumerate() {
+        for j in 0..V::LANES {
             // SAFETY: a whole block is readable, and blocks lie at any address.
-            let block = unsafe { &*p.cast::<BlockIq4Xs>() };
+            let block = unsafe { &*p.at::<BlockIq4Xs>(j, 0) };
             let d = block.d();
             for (g, s) in scales.iter_mut().enumerate() {
                 s[j] = (d * f32::from(block.integer(g))).to_bits();

@@ -41,7 +41,7 @@ pub(super) trait Blocks<V: Vector> {
     /// Reads what scales and minima need.
     ///
     /// # Safety
-    /// `V`'s instruction set; a panel of `n` blocks of 32 readable in the first `V::LANES` rows.
+    /// `V`'s instruction set; a panel of `n` blocks of 32 readable in each of `V::LANES` rows.
     unsafe fn head(p: &Rows, n: usize) -> Self::Head;
 
     /// Reads unit `u`.
@@ -113,7 +113,7 @@ unsafe fn group<V: Vector, T: Blocks<V>, const N: usize>(
 /// `V`'s instruction set; whole weight rows of as many blocks as `x` has; `sums` as in [`group`].
 #[inline(always)]
 unsafe fn tile<V: Vector, T: Blocks<V>>(
-    rows: &Rows,
+    rows: Rows,
     ahead: usize,
     x: &Codes,
     acts: Range<usize>,
@@ -127,14 +127,11 @@ unsafe fn tile<V: Vector, T: Blocks<V>>(
         let n = PANEL.min(blocks - k * PANEL);
         // SAFETY: panel `k` is part of the rows; a prefetch may go anywhere.
         unsafe {
-            let next = rows[0].wrapping_add(ahead + k * share);
+            let next = rows.first.wrapping_add(ahead + k * share);
             for line in (0..share).step_by(64) {
                 V::prefetch(next.wrapping_add(line));
             }
-            let mut p = *rows;
-            for p in &mut p {
-                *p = p.wrapping_add(k * panel_bytes);
-            }
+            let p = rows.on(k * panel_bytes);
             let head = T::head(&p, n);
             for u in 0..n.div_ceil(T::UNIT) {
                 let raw = T::raw(&p, u);
@@ -175,19 +172,28 @@ unsafe fn tiles<V: Vector, T: Blocks<V>>(
     out: Out,
 ) {
     let mut sums = Sums([0.0; 16 * MAX_ROWS]);
+    let mut last = Vec::new();
     for first in (0..x.rows()).step_by(MAX_ROWS) {
         let acts = first..x.rows().min(first + MAX_ROWS);
         for i in rows.clone().step_by(V::LANES) {
             let n = V::LANES.min(rows.end - i);
-            // Lanes without a row of their own repeat the last.
-            let mut p: Rows = [weights.as_ptr(); 16];
-            for (j, p) in p.iter_mut().enumerate() {
-                *p = weights[(i + j.min(n - 1)) * row_bytes..].as_ptr();
-            }
+            let bytes = &weights[i * row_bytes..(i + n) * row_bytes];
+            let first = if n == V::LANES {
+                bytes.as_ptr()
+            } else {
+                // Lanes without a row of their own see zeros.
+                last.resize(V::LANES * row_bytes, 0);
+                last[..bytes.len()].copy_from_slice(bytes);
+                last.as_ptr()
+            };
+            let p = Rows {
+                first,
+                stride: row_bytes,
+            };
             let used = &mut sums.0[..acts.len() * V::LANES];
             used.fill(0.0);
             // SAFETY: the rows are there by the contract.
-            unsafe { tile::<V, T>(&p, n * row_bytes, x, acts.clone(), used.as_mut_ptr()) };
+            unsafe { tile::<V, T>(p, n * row_bytes, x, acts.clone(), used.as_mut_ptr()) };
             for (t, sums) in acts.clone().zip(used.chunks_exact(V::LANES)) {
                 for (j, v) in sums[..n].iter().enumerate() {
                     // SAFETY: by the contract.

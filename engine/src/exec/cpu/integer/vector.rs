@@ -1,7 +1,30 @@
 //! What a kernel needs of a vector: lanes are rows of weights.
 
-/// Addresses in up to 16 weight rows.
-pub(in super::super) type Rows = [*const u8; 16];
+/// Places in as many weight rows as a vector has lanes.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Rows {
+    /// The place in the first row.
+    pub(in super::super) first: *const u8,
+    /// Bytes from one row to the next.
+    pub(in super::super) stride: usize,
+}
+
+impl Rows {
+    /// The same places `n` bytes on.
+    #[inline]
+    pub(in super::super) fn on(self, n: usize) -> Self {
+        Self {
+            first: self.first.wrapping_add(n),
+            ..self
+        }
+    }
+
+    /// The place in row `i`, `at` bytes on.
+    #[inline]
+    pub(in super::super) fn at<T>(&self, i: usize, at: usize) -> *const T {
+        self.first.wrapping_add(i * self.stride + at).cast()
+    }
+}
 
 /// Vectors of 32-bit lanes, one a weight row; a lane is also four bytes, four weights in a row.
 ///
@@ -19,13 +42,13 @@ pub(in super::super) trait Vector: Copy {
     /// 16 bytes at `at` in each row, as their four 32-bit words.
     ///
     /// # Safety
-    /// The instruction set; 16 bytes readable at `at` from the first `LANES` of `rows`.
+    /// The instruction set; 16 bytes readable at `at` from each of `LANES` rows.
     unsafe fn words(rows: &Rows, at: usize) -> [Self; 4];
 
     /// The 32-bit word at `at` in each row.
     ///
     /// # Safety
-    /// The instruction set; four bytes readable at `at` from the first `LANES` of `rows`.
+    /// The instruction set; four bytes readable at `at` from each of `LANES` rows.
     unsafe fn word(rows: &Rows, at: usize) -> Self;
 
     /// Lanes from memory.
@@ -81,6 +104,12 @@ pub(in super::super) trait Vector: Copy {
     /// # Safety
     /// The instruction set.
     unsafe fn shl(self, n: usize) -> Self;
+
+    /// Lanes shifted left, or right where `n` is negative; what comes in is not defined.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn turn(self, n: i32) -> Self;
 
     /// `table[byte]` for each byte, all below 16.
     ///
