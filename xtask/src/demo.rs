@@ -25,7 +25,7 @@ const TOKENS: &str = "64";
 /// How long a conversion may take.
 const CONVERT: Duration = Duration::from_mins(10);
 /// How long the cloud may take until it listens.
-const READY: Duration = Duration::from_mins(1);
+pub(crate) const READY: Duration = Duration::from_mins(1);
 /// How long the answer may take.
 const ANSWER: Duration = Duration::from_mins(10);
 
@@ -89,8 +89,10 @@ pub(crate) struct Pair {
     pub(crate) folder: PathBuf,
     /// The source.
     pub(crate) model: PathBuf,
-    edge: PathBuf,
-    cloud: PathBuf,
+    /// The edge's file.
+    pub(crate) edge: PathBuf,
+    /// The cloud's file.
+    pub(crate) cloud: PathBuf,
     edge_bytes: f64,
     cloud_bytes: f64,
     /// Values in a boundary row.

@@ -83,6 +83,29 @@ pub(crate) enum Failure {
         /// Debian's package.
         package: &'static str,
     },
+    /// No way to build for aarch64, or to run what was built.
+    #[error(
+        "the aarch64 build needs {}, which could not be installed; on Debian: apt install {} && rustup target add {target}",
+        missing.join(", "), packages.join(" ")
+    )]
+    Emulator {
+        /// What was looked for in vain.
+        missing: Vec<String>,
+        /// Debian's packages.
+        packages: &'static [&'static str],
+        /// rustup's name of the target.
+        target: &'static str,
+    },
+    /// Two processors disagree.
+    #[error("`{line}` on aarch64 answers\n{got}\nand one process of this machine\n{want}")]
+    Differs {
+        /// What ran on aarch64.
+        line: String,
+        /// Tokens and log-probabilities of that.
+        got: String,
+        /// What they should be.
+        want: String,
+    },
     /// Files over the limit.
     #[error("these files have more than {limit} lines, divide them:\n{}", files.join("\n"))]
     TooLong {

@@ -1,9 +1,11 @@
 //! What a person types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask report`.
 
+mod arm;
 mod bench;
 mod checks;
 mod demo;
 mod error;
+mod packages;
 mod process;
 mod report;
 mod sources;
@@ -19,7 +21,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo [QUESTION]   converts a real model, runs both halves as two processes, lets them answer
-  test              everything a change must pass: format, lints, all tests, the demo
+  test              everything a change must pass: format, lints, all tests, the demo, aarch64
+  arm               the part of it that is for aarch64: its kernels and its edge, under qemu
   bench             measures on the real model and prints the rows of the README's table
   report [SECTION…] [--out DIR] [--tasks DIR] [--quick]
                     measures and writes docs/results (or DIR): a page with tables and plots;
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
             start(|w| demo::run(w, question, Profile::Release))
         }
         ["test"] => start(checks::run),
+        ["arm"] => start(arm::run),
         ["bench"] => start(bench::run),
         ["report", ref options @ ..] => match report::Options::parse(options) {
             Some(options) => start(|w| report::run(w, options)),

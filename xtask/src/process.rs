@@ -262,6 +262,11 @@ fn listening_on(line: &str) -> Option<String> {
     port.parse::<u16>().ok().map(|_| address.to_owned())
 }
 
+/// Tests compare bits, and figures name the processor, also where there is a card.
+pub(crate) fn on_the_processor(command: &mut Command) {
+    command.env("SPLITRUN_DEVICE", "cpu");
+}
+
 /// The workspace, and the programs built from it.
 pub(crate) struct Workspace {
     /// Its folder.
@@ -362,8 +367,7 @@ impl Programs {
             None => Command::new(name),
         };
         command.args(args).current_dir(&self.root);
-        // Tests compare bits, and figures name the processor, also where there is a card.
-        command.env("SPLITRUN_DEVICE", "cpu");
+        on_the_processor(&mut command);
         command
     }
 

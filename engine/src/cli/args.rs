@@ -84,7 +84,8 @@ pub(super) struct Compute {
         env = "SPLITRUN_GPU_VARIANTS"
     )]
     pub(super) gpu_variants: Variants,
-    /// Instruction set of the kernels: auto, scalar, avx2 or avx512 (all give the same bits).
+    /// Instruction set of the kernels: auto, scalar, avx2, avx512, neon or
+    /// neon-dotprod (all give the same bits).
     #[arg(long, value_name = "ISA", default_value = "auto")]
     pub(super) isa: String,
     /// Multiply with activations as they are; otherwise generating and bench may round them to 8

@@ -123,29 +123,29 @@ impl<D: Dot> V<D> {
         self.map(|v| unsafe { vreinterpretq_u32_u8(f(vreinterpretq_u8_u32(v))) })
     }
 
-    /// The words at `at` of four of the `rows`.
+    /// The words at `at` of `rows` from `first` on.
     ///
     /// # Safety
     /// NEON; four bytes readable.
     #[inline(always)]
-    unsafe fn four(rows: &[*const u8], at: usize) -> uint32x4_t {
+    unsafe fn four(rows: &Rows, first: usize, at: usize) -> uint32x4_t {
         // SAFETY: by the contract.
         unsafe {
-            let word = |j: usize| rows[j].add(at).cast::<u32>().read_unaligned();
+            let word = |j: usize| rows.at::<u32>(first + j, at).read_unaligned();
             let words = [word(0), word(1), word(2), word(3)];
             vld1q_u32(words.as_ptr())
         }
     }
 
-    /// 16 bytes at `at` of four of the `rows`, as their four words.
+    /// 16 bytes at `at` of four `rows` from `first` on, as their four words.
     ///
     /// # Safety
     /// NEON; 16 bytes readable.
     #[inline(always)]
-    unsafe fn square(rows: &[*const u8], at: usize) -> [uint32x4_t; 4] {
+    unsafe fn square(rows: &Rows, first: usize, at: usize) -> [uint32x4_t; 4] {
         // SAFETY: by the contract.
         unsafe {
-            let z = |j: usize| vreinterpretq_u32_u8(vld1q_u8(rows[j].add(at)));
+            let z = |j: usize| vreinterpretq_u32_u8(vld1q_u8(rows.at(first + j, at)));
             let (a, b, c, d) = (z(0), z(1), z(2), z(3));
             let pair = |v: uint32x4_t| vreinterpretq_u64_u32(v);
             let (t0, t1) = (pair(vtrn1q_u32(a, b)), pair(vtrn2q_u32(a, b)));
@@ -169,7 +169,7 @@ impl<D: Dot> Vector for V<D> {
     unsafe fn words(rows: &Rows, at: usize) -> [Self; 4] {
         // SAFETY: by the contract.
         unsafe {
-            let (low, high) = (Self::square(&rows[..4], at), Self::square(&rows[4..8], at));
+            let (low, high) = (Self::square(rows, 0, at), Self::square(rows, 4, at));
             std::array::from_fn(|k| Self::new(low[k], high[k]))
         }
     }
@@ -177,7 +177,7 @@ impl<D: Dot> Vector for V<D> {
     #[inline(always)]
     unsafe fn word(rows: &Rows, at: usize) -> Self {
         // SAFETY: by the contract.
-        unsafe { Self::new(Self::four(&rows[..4], at), Self::four(&rows[4..8], at)) }
+        unsafe { Self::new(Self::four(rows, 0, at), Self::four(rows, 4, at)) }
     }
 
     #[inline(always)]
@@ -220,8 +220,8 @@ impl<D: Dot> Vector for V<D> {
 
     #[inline(always)]
     unsafe fn shr(self, n: usize) -> Self {
-        // SAFETY: by the contract. A shift to the left by less than nothing goes to the right.
-        self.map(|v| unsafe { vshlq_u32(v, vdupq_n_s32(-(n as i32))) })
+        // SAFETY: by the contract.
+        unsafe { self.turn(-(n as i32)) }
     }
 
     #[inline(always)]
@@ -236,7 +236,13 @@ impl<D: Dot> Vector for V<D> {
     #[inline(always)]
     unsafe fn shl(self, n: usize) -> Self {
         // SAFETY: by the contract.
-        self.map(|v| unsafe { vshlq_u32(v, vdupq_n_s32(n as i32)) })
+        unsafe { self.turn(n as i32) }
+    }
+
+    #[inline(always)]
+    unsafe fn turn(self, n: i32) -> Self {
+        // SAFETY: by the contract. The instruction takes less than nothing for to the right.
+        self.map(|v| unsafe { vshlq_u32(v, vdupq_n_s32(n)) })
     }
 
     #[inline(always)]
