@@ -42,13 +42,14 @@ fn main() -> ExitCode {
         }
         ["test"] => start(checks::run),
         ["bench"] => start(bench::run),
-        ["report", ref options @ ..] => match report::Options::parse(options) {
-            Some(options) => start(|w| report::run(w, options)),
-            None => {
+        ["report", ref options @ ..] => {
+            let Some(options) = report::Options::parse(options) else {
                 eprintln!("{}", usage());
                 return ExitCode::from(2);
-            }
-        },
+            };
+            start(|w| report::run(w, options))
+        }
+
         ["help" | "--help" | "-h"] => {
             println!("{}", usage());
             Ok(())

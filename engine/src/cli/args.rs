@@ -263,6 +263,16 @@ pub(super) struct Eval {
     /// Rows of a frame.
     #[arg(long, value_name = "K", default_value = "1")]
     pub(super) frame_rows: NonZeroUsize,
+    /// Codecs side by side over the same rows: `all`, or SPECs between spaces; also what others do
+    /// (zstd-f16, int4, smoothquant:bits=B, atom, omniquant:bits=B).
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["codec", "frame_rows", "against"])]
+    pub(super) codecs: Option<String>,
+    /// With --codecs: text that the codecs of others learn from.
+    #[arg(long, value_name = "FILE", requires = "codecs")]
+    pub(super) calibration: Option<PathBuf>,
+    /// With --calibration: windows of it.
+    #[arg(long, value_name = "N", default_value = "6", requires = "calibration")]
+    pub(super) calibration_chunks: NonZeroUsize,
     /// The model that --model was made from: how far its answers have moved.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["codec", "frame_rows"])]
     pub(super) against: Option<PathBuf>,

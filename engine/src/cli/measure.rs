@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::args::{Bench, Devices, Eval, Tokenize};
+use super::codecs::eval_codecs;
 use super::device::Place;
 use super::roles::note_codec;
 use super::{note, print_json, print_line};
@@ -34,7 +35,10 @@ pub(super) fn read_text(path: &Path) -> Result<String, RunError> {
 }
 
 /// Executors of all parts of a model.
-fn executors(model: OpenedModel, place: &Place) -> Result<Vec<Arc<dyn Executor>>, RunError> {
+pub(super) fn executors(
+    model: OpenedModel,
+    place: &Place,
+) -> Result<Vec<Arc<dyn Executor>>, RunError> {
     parts(model)
         .into_iter()
         .map(|p| place.executor(p))
@@ -84,6 +88,9 @@ fn eval_against(args: &Eval, source: &Path) -> Result<(), RunError> {
 pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
     if let Some(source) = &args.against {
         return eval_against(args, source);
+    }
+    if let Some(list) = &args.codecs {
+        return eval_codecs(args, list);
     }
     let text = read_text(&args.text)?;
     let model = open_model(args.model.model.as_deref())?;

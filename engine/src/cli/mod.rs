@@ -2,6 +2,7 @@
 
 mod args;
 mod calibrate;
+mod codecs;
 mod device;
 mod measure;
 mod roles;

@@ -3,6 +3,7 @@
 mod against;
 mod bench;
 mod calibrate;
+mod codecs;
 mod distribution;
 mod eval;
 mod sensitivity;
@@ -12,6 +13,7 @@ mod windows;
 pub use against::{AgainstReport, evaluate_against};
 pub use bench::{BenchOptions, BenchReport, GpuReport, bench, bench_gpu};
 pub use calibrate::{CalibrateOptions, calibrate};
+pub use codecs::{Candidate, CodecFigures, CodecsOptions, CodecsReport, compare_codecs};
 pub use distribution::{Comparison, compare, log_softmax};
 pub use eval::{EvalOptions, EvalReport, evaluate};
 pub use sensitivity::{SensitivityOptions, sensitivity};

@@ -225,7 +225,9 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
     let mut out = line(&head);
     out += &line(&vec!["---".to_owned(); head.len()]);
-    rows.iter().for_each(|r| out += &line(r));
+    for row in rows {
+        out += &line(row);
+    }
     out
 }
 
