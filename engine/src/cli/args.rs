@@ -185,6 +185,9 @@ pub(super) struct PromptArgs {
     /// Write the JSON object to a file as well.
     #[arg(long, value_name = "FILE")]
     pub(super) stats_json: Option<PathBuf>,
+    /// Edge: write what the link did and which step each frame got, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub(super) link_trace: Option<PathBuf>,
     /// With JSON: the log-probabilities of the K likeliest tokens at each place.
     #[arg(long, value_name = "K", default_value = "0", value_parser = clap::value_parser!(u16).range(0..=128))]
     pub(super) top_logprobs: u16,

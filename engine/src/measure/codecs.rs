@@ -21,12 +21,14 @@ const MANY: usize = 64;
 const PAIR_TAG: PairTag = PairTag([0; 4]);
 
 /// What is measured with `--codecs all`: what travels, from many bytes to few, then what others do.
-const ALL: [&str; 13] = [
+const ALL: [&str; 15] = [
     "f16",
     "int8",
     "ts-tabq:tau=5s,delta=0,bits=5",
     "ts-tabq:tau=4s,delta=0,bits=4",
     "ts-tabq:tau=4s,delta=0,bits=3",
+    "tcq:step=0.02",
+    "tcq:step=0.06",
     "tcq:step=0.2",
     "tcq:step=0.4",
     "tcq:step=0.58",

@@ -4,6 +4,7 @@
 //! the programs, and answers Markdown and plots. Nothing of an earlier page is kept.
 
 mod codecs;
+mod links;
 mod plot;
 
 use std::ffi::OsString;
@@ -29,7 +30,7 @@ const CALIBRATED_ON: &str = "6";
 type Make = fn(&Report) -> Result<Section, Failure>;
 
 /// All parts, by the name that a person types, in the page's order.
-const SECTIONS: &[(&str, Make)] = &[("codecs", codecs::make)];
+const SECTIONS: &[(&str, Make)] = &[("codecs", codecs::make), ("links", links::make)];
 
 /// What to measure.
 #[derive(Debug, PartialEq)]
@@ -159,10 +160,9 @@ impl Report {
         convert.extend(["--out".into(), folder.clone().into()]);
         convert.push("--force".into());
         let paths = [&*model, &*text, &*im, &*folder];
-        let mut said = Vec::new();
-        said.push(self.measure("splitrun", &calibrate, &paths)?.command);
-        said.push(self.measure("splitconv", &convert, &paths)?.command);
-        Ok((folder, said))
+        let calibrated = self.measure("splitrun", &calibrate, &paths)?.command;
+        let converted = self.measure("splitconv", &convert, &paths)?.command;
+        Ok((folder, vec![calibrated, converted]))
     }
 }
 
