@@ -1,8 +1,11 @@
 //! A calibrated pair: what calibration measures reaches both halves, and rows travel in codec `tcq`.
 
 use std::path::Path;
+use std::time::Duration;
 
+use engine::role::Controller;
 use fixtures::LlamaShape;
+use fixtures::relay::{Link, relay};
 use formats::gguf::Gguf;
 use formats::pair::HalfInfo;
 use formats::wire::Codec;
@@ -36,8 +39,19 @@ fn convert(dir: &Path, imatrix: &[&str]) {
 }
 
 fn generate(dir: &Path, role: &[&str]) -> Value {
-    let args = "-p ration -n 16 --temp 0 --ignore-eos --json --model";
-    let args: Vec<&str> = args.split(' ').chain([HALVES[0]]).collect();
+    let mut args = vec![
+        "-p",
+        "ration",
+        "--temp",
+        "0",
+        "--ignore-eos",
+        "--json",
+        "--model",
+    ];
+    args.push(HALVES[0]);
+    if !role.contains(&"-n") {
+        args.extend(["-n", "16"]);
+    }
     must_json(dir, "splitrun", &[role, &args].concat())
 }
 
@@ -77,11 +91,60 @@ fn rows_travel_as_calibration_says() {
             generate(dir, &edge),
             generate(dir, &["--role", "both", "--codec", spec]),
         );
-        assert_eq!(far["ids"], near["ids"], "{spec}");
+        // `auto` looks at the link, where there is one.
+        if spec != "auto" {
+            assert_eq!(far["ids"], near["ids"], "{spec}");
+        }
         assert!(far["codec"].as_str().unwrap().starts_with("tcq"), "{far}");
         let bytes = far["uplink_bytes_per_token"].as_f64().unwrap();
         assert!(bytes < 128.0, "{spec}: {bytes} bytes, as many as f16");
     }
+}
+
+#[test]
+fn auto_over_a_link_chooses_and_its_trace_says_the_same_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    calibrate(dir);
+    convert(dir, &["--imatrix", "im.gguf"]);
+    let cloud = Cloud::start(dir, &["--model", HALVES[1]]);
+    let link = Link {
+        rtt: Duration::from_millis(10),
+        bits_per_s: 250e3,
+    };
+    let through = relay(cloud.address.parse().unwrap(), link).unwrap();
+    let through = through.to_string();
+    let out = generate(
+        dir,
+        &[
+            "--role",
+            "edge",
+            "--cloud",
+            &through,
+            "--link-trace",
+            "trace.jsonl",
+            "-n",
+            "40",
+        ],
+    );
+    let rows = |c: &Value| c["rows"].as_u64().unwrap();
+    let choices = out["link"]["choices"].as_array().unwrap();
+    let prompt = out["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(choices.iter().map(rows).sum::<u64>(), prompt + 39, "{out}");
+    assert!(
+        choices.len() > 1
+            && choices
+                .iter()
+                .all(|c| c["codec"].as_str().unwrap().starts_with("tcq"))
+    );
+    let rtt = out["link"]["rtt_ms"].as_f64().unwrap();
+    assert!(rtt >= 5.0, "{out}");
+
+    let boundary = info(dir, HALVES[0]).boundary.unwrap();
+    let mut again = Controller::new(&Codec::default(), Some(&boundary), 64);
+    let trace = std::fs::read_to_string(dir.join("trace.jsonl")).unwrap();
+    let replayed = again.replay(&trace).unwrap();
+    assert!(!replayed.is_empty() && replayed.iter().all(|(now, then)| now == then));
 }
 
 #[test]

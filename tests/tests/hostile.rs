@@ -17,7 +17,7 @@ use engine::link::{Backend, OpenRequest, Sampling};
 use engine::role::{CloudBackend, OpenedModel, RunError, open_model};
 use engine::text::{ChatTemplate, Message, Tokenizer};
 use formats::pair::{Contract, PairId, PairName};
-use formats::wire::{self, Codec, Origin, Scratch};
+use formats::wire::{self, Codec, CutStatistics, Origin, Scratch};
 
 /// Counts what is allocated, to hold it against a bound.
 struct Counting;
@@ -178,7 +178,7 @@ fn two_thousand_damaged_models() {
 }
 
 #[test]
-fn twenty_thousand_damaged_frames_reach_a_session() {
+fn damaged_frames_of_every_coding_reach_a_session() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
@@ -194,7 +194,12 @@ fn twenty_thousand_damaged_frames_reach_a_session() {
         n_layer: 6,
         width: width as u32,
     };
-    let backend = CloudBackend::new(exec, contract, 256);
+    let cut = CutStatistics {
+        mean: vec![0.0; width],
+        sigma: vec![2.0; width],
+        kl: Vec::new(),
+    };
+    let backend = CloudBackend::new(exec, contract, 256).with_boundary(Some(&cut));
     let open = |codec: &Codec| {
         let request = OpenRequest {
             contract,
@@ -214,7 +219,7 @@ fn twenty_thousand_damaged_frames_reach_a_session() {
         .map(|i| (i as f32 * 0.7).sin() * 3.0)
         .collect();
     let mut accepted = 0;
-    for spec in ["f32", "f16", "int8", "auto"] {
+    for spec in ["f32", "f16", "int8", "auto", "tcq:step=0.3"] {
         let codec: Codec = spec.parse::<Codec>().unwrap().resolve(None);
         let origin = Origin {
             pair_tag: contract.pair_id.into(),
@@ -222,7 +227,8 @@ fn twenty_thousand_damaged_frames_reach_a_session() {
             width,
         };
         let mut good = Vec::new();
-        wire::encode(&codec, &origin, &values, &mut Scratch::default(), &mut good).unwrap();
+        let mut scratch = Scratch::calibrated(cut.channels(width));
+        wire::encode(&codec, &origin, &values, &mut scratch, &mut good).unwrap();
         assert_eq!(open(&codec).rows(&good, true).unwrap().rows, 3);
         let mut session = open(&codec);
         for i in 0..5000 {
@@ -238,7 +244,8 @@ fn twenty_thousand_damaged_frames_reach_a_session() {
                 "{spec}: frame {i}"
             );
             if got.is_ok() {
-                // The checksum lets nothing damaged through: it must be the good frame itself.
+                // The checksum lets nothing damaged through: it must be the good frame itself. That
+                // of `tcq` has fifteen bits, and these five thousand frames do not find them.
                 assert_eq!(bad, good, "{spec}: frame {i} was accepted");
                 accepted += 1;
                 session = open(&codec);

@@ -50,13 +50,13 @@ fn main() -> ExitCode {
         ["test"] => start(checks::run),
         ["arm"] => start(arm::run),
         ["bench"] => start(bench::run),
-        ["report", ref options @ ..] => match report::Options::parse(options) {
-            Some(options) => start(|w| report::run(w, options)),
-            None => {
+        ["report", ref options @ ..] => {
+            let Some(options) = report::Options::parse(options) else {
                 eprintln!("{}", usage());
                 return ExitCode::from(2);
-            }
-        },
+            };
+            start(|w| report::run(w, options))
+        }
         ["bench", name, ref rest @ ..]
             if !name.starts_with('-') && rest.len().is_multiple_of(2) =>
         {

@@ -206,6 +206,9 @@ pub(super) struct PromptArgs {
     /// Write the JSON object to a file as well.
     #[arg(long, value_name = "FILE")]
     pub(super) stats_json: Option<PathBuf>,
+    /// Edge: write what the link did and which step each frame got, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub(super) link_trace: Option<PathBuf>,
     /// With JSON: the log-probabilities of the K likeliest tokens at each place.
     #[arg(long, value_name = "K", default_value = "0", value_parser = clap::value_parser!(u16).range(0..=128))]
     pub(super) top_logprobs: u16,
@@ -275,7 +278,7 @@ pub(super) struct Eval {
     /// Multiple-choice questions to answer in place of a text: JSON objects, one a line, with
     /// `query`, `choices` and `gold`, or a file of ARC, HellaSwag, PIQA, WinoGrande, BoolQ or
     /// OpenBookQA as it is published.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "chunks", "against", "frame_rows"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "chunks", "against", "frame_rows", "codecs"])]
     pub(super) task: Option<PathBuf>,
     /// With --task: the first N questions only.
     #[arg(long, value_name = "N", requires = "task")]
@@ -300,6 +303,16 @@ pub(super) struct Eval {
     /// Rows of a frame.
     #[arg(long, value_name = "K", default_value = "1")]
     pub(super) frame_rows: NonZeroUsize,
+    /// Codecs side by side over the same rows: `all`, or SPECs between spaces; also what others do
+    /// (zstd-f16, int4, smoothquant:bits=B, atom, omniquant:bits=B).
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["codec", "frame_rows", "against"])]
+    pub(super) codecs: Option<String>,
+    /// With --codecs: text that the codecs of others learn from.
+    #[arg(long, value_name = "FILE", requires = "codecs")]
+    pub(super) calibration: Option<PathBuf>,
+    /// With --calibration: windows of it.
+    #[arg(long, value_name = "N", default_value = "6", requires = "calibration")]
+    pub(super) calibration_chunks: NonZeroUsize,
     /// The model that --model was made from: how far its answers have moved.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["codec", "frame_rows"])]
     pub(super) against: Option<PathBuf>,

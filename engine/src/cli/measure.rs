@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::args::{Bench, Compute, Devices, Eval, Tokenize};
+use super::codecs::eval_codecs;
 use super::device::Place;
 use super::roles::note_codec;
 use super::{note, print_json, print_line};
@@ -56,7 +57,7 @@ pub(super) fn place(args: &Eval) -> Result<Place, RunError> {
 }
 
 /// Tokens of a window.
-fn window(args: &Eval) -> usize {
+pub(super) fn window(args: &Eval) -> usize {
     args.ctx.map_or(512, usize::from)
 }
 
@@ -117,6 +118,9 @@ pub(super) fn eval(args: &Eval) -> Result<(), RunError> {
             "--text or --task says what to score".into(),
         ));
     };
+    if let Some(list) = &args.codecs {
+        return eval_codecs(args, text, list);
+    }
     if let Some(source) = &args.against {
         return eval_against(args, text, source);
     }

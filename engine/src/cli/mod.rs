@@ -2,6 +2,7 @@
 
 mod args;
 mod calibrate;
+mod codecs;
 mod damage;
 mod device;
 mod measure;

@@ -226,7 +226,9 @@ pub(super) fn note_codec(codec: &Codec, cut: Option<&CutStatistics>) {
     let taken = codec.resolve(cut);
     note(&match taken {
         Codec::Tcq(_) => {
-            format!("auto: {taken}, which calibration predicts to keep the mean KL below {max_kl}")
+            format!(
+                "auto: {taken} or finer, which calibration predicts to keep the mean KL below {max_kl}"
+            )
         }
         _ => format!(
             "auto: {taken}; whether that keeps the mean KL below {max_kl} is unproved, because the pair \
@@ -390,6 +392,10 @@ fn once<B: Back>(
     }
     if let Some(path) = &p.stats_json {
         write_stats(path, &done)?;
+    }
+    if let (Some(path), Some(controller)) = (&p.link_trace, generator.back().controller()) {
+        std::fs::write(path, controller.trace())
+            .map_err(RunError::io(path.display().to_string()))?;
     }
     Ok(generator)
 }

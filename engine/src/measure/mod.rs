@@ -4,6 +4,7 @@ mod against;
 mod bench;
 mod boundary;
 mod calibrate;
+mod codecs;
 pub mod damage;
 mod distribution;
 mod eval;
@@ -19,6 +20,7 @@ pub use bench::{
     BenchOptions, BenchReport, CpuReport, GpuReport, PhaseTime, bench, bench_cpu, bench_gpu,
 };
 pub use calibrate::{CalibrateOptions, calibrate};
+pub use codecs::{Candidate, CodecFigures, CodecsOptions, CodecsReport, compare_codecs};
 pub use distribution::{Comparison, compare, log_softmax};
 pub use eval::{EvalOptions, EvalReport, evaluate};
 pub use journal::Journal;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use formats::wire::Codec;
 
+use super::controller::Controller;
 use super::error::RunError;
 use crate::cache::KvCache;
 use crate::exec::{ExecError, Executor};
@@ -38,6 +39,11 @@ pub trait Back {
 
     /// How rows are encoded, `auto` resolved; `None` when they are not.
     fn codec(&self) -> Option<Codec>;
+
+    /// What chooses the codec of each frame, where there is a link.
+    fn controller(&self) -> Option<&Controller> {
+        None
+    }
 
     /// Positions there is room for.
     fn n_ctx(&self) -> usize;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::back::Back;
+use super::controller::{Controller, LinkReport};
 use super::error::RunError;
 use crate::cache::KvCache;
 use crate::exec::{ExecError, Executor};
@@ -89,6 +90,9 @@ pub struct Generation {
     /// How rows were encoded, `auto` resolved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub codec: Option<String>,
+    /// What the link was seen to do, and the codecs that the frames of the session travelled in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkReport>,
 }
 
 /// One sequence: the front here, the back wherever it is.
@@ -139,6 +143,11 @@ impl<B: Back> Generator<B> {
             self.back.truncate(len as u32)?;
         }
         Ok(())
+    }
+
+    /// The back, to look at.
+    pub fn back(&self) -> &B {
+        &self.back
     }
 
     /// The back, to close it.
@@ -205,6 +214,7 @@ impl<B: Back> Generator<B> {
             cloud_ms_per_token: 0.0,
             rtt_ms: 0.0,
             codec: self.back.codec().map(|c| c.to_string()),
+            link: None,
         };
         if options.max_tokens == Some(0) {
             return Ok(out);
@@ -288,6 +298,7 @@ impl<B: Back> Generator<B> {
             out.cloud_ms_per_token = ms(cloud) / decoded;
             out.rtt_ms = ms(total.saturating_sub(edge + cloud)) / decoded;
         }
+        out.link = self.back.controller().map(Controller::report);
         out.prompt_uplink_bytes_per_token =
             (sent_prompt - sent_before) as f64 / prompt.len() as f64;
         Ok(out)

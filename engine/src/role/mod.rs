@@ -7,6 +7,7 @@
 mod back;
 mod chat;
 mod cloud;
+mod controller;
 mod edge;
 mod error;
 mod generate;
@@ -16,6 +17,7 @@ mod open;
 pub use back::{Back, BackSession, SessionOptions};
 pub use chat::{Chat, Open, chat_loop};
 pub use cloud::CloudBackend;
+pub use controller::{Chosen, Controller, Event, LinkReport};
 pub use edge::RemoteBack;
 pub use error::RunError;
 pub use generate::{GenerateOptions, Generation, Generator, Stop, TokenLogprobs};

@@ -23,7 +23,7 @@ use std::fmt;
 use super::contract::{Contract, PairId};
 use crate::blocks::{BlockType, Effort};
 use crate::gguf::{Metadata, Value};
-use crate::wire::CutStatistics;
+use crate::wire::{CutStatistics, KL_STEPS};
 
 /// The version of the pair's layout and of the meaning of its keys.
 pub const FORMAT_VERSION: u32 = 1;
@@ -260,11 +260,14 @@ impl HalfInfo {
         let rope_freqs = floats(key::ROPE_FREQS)?;
         let boundary = match (floats(key::BOUNDARY_MEAN)?, floats(key::BOUNDARY_SIGMA)?) {
             (None, None) => None,
-            (Some(mean), Some(sigma)) => Some(CutStatistics {
-                mean,
-                sigma,
-                kl: floats(key::BOUNDARY_KL)?.unwrap_or_default(),
-            }),
+            (Some(mean), Some(sigma)) => {
+                let kl = floats(key::BOUNDARY_KL)?.unwrap_or_default();
+                if !kl.is_empty() && kl.len() != KL_STEPS.len() {
+                    // Steps would be chosen by a curve of other points.
+                    return Err(bad(key::BOUNDARY_KL, "an array of two f32"));
+                }
+                Some(CutStatistics { mean, sigma, kl })
+            }
             (None, _) => return Err(bad(key::BOUNDARY_MEAN, "an array of f32")),
             (_, None) => return Err(bad(key::BOUNDARY_SIGMA, "an array of f32")),
         };
@@ -480,7 +483,7 @@ mod tests {
             boundary: (role == HalfRole::Cloud).then(|| CutStatistics {
                 mean: vec![0.0, 1.0],
                 sigma: vec![2.0, 3.0],
-                kl: vec![0.5],
+                kl: vec![0.5, 0.75],
             }),
             tensor_digests: vec![Digest::of(b"a"), Digest::of(b"b")],
             rope_freqs: (role == HalfRole::Cloud).then(|| vec![1.0, 8.0]),
@@ -512,6 +515,14 @@ mod tests {
             meta.set(k, Value::bool(true));
             let err = HalfInfo::from_metadata(&meta).unwrap_err().to_string();
             assert!(err.contains(k.as_str()), "{k}: {err}");
+        }
+        let mut cloud = Metadata::new();
+        half(HalfRole::Cloud).write(&mut cloud, 1);
+        for wrong in [&[0.5][..], &[0.5; 3]] {
+            let mut meta = cloud.clone();
+            meta.set(key::BOUNDARY_KL, Value::f32_array(wrong));
+            let err = HalfInfo::from_metadata(&meta).unwrap_err().to_string();
+            assert!(err.contains(key::BOUNDARY_KL), "{err}");
         }
         let mut meta = whole.clone();
         meta.set(key::VERSION, Value::u32(99));

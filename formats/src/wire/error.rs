@@ -49,7 +49,7 @@ pub enum EncodeError {
     },
     /// A value that no model in order computes.
     #[error(
-        "row {row} of the frame has {value} in channel {channel}: the model or its input is damaged; codec `f32` sends it all the same"
+        "row {row} of the frame has {value} in channel {channel}: the model or its input is damaged; check the file with `splitconv verify`"
     )]
     NotFinite {
         /// Index of the row in the frame.

@@ -10,7 +10,7 @@ use super::codec::{Codec, TsTabQ};
 use super::cursor::{Reader, put_varint};
 use super::tab_q::Scale;
 use super::ts::{self, Sparse};
-use super::{DecodeError, EncodeError, bits, dense, tcq, thin};
+use super::{DecodeError, EncodeError, bits, check_finite, dense, tcq, thin};
 
 /// Newest version of the format that is written and read. The codings of version 1 are written as
 /// version 1, which every reader knows.
@@ -146,8 +146,8 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_LEN] {
 /// replaced.
 ///
 /// # Errors
-/// When the codec's options, the width or the positions are out of range, or `rows` is not whole
-/// rows. `out` is then empty.
+/// When the codec's options, the width or the positions are out of range, `rows` is not whole
+/// rows, or a value is NaN or infinite. `out` is then empty.
 pub fn encode(
     codec: &Codec,
     origin: &Origin,
@@ -176,6 +176,7 @@ pub fn encode(
             first_position,
             rows: n,
         })?;
+    check_finite(rows, width)?;
 
     if let Codec::Tcq(params) = codec {
         let done = thin::encode(params, origin, rows, scratch, out);

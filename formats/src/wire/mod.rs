@@ -19,6 +19,7 @@
 //! | `trellis` | trellis-coded quantisation |
 //! | `entropy` | probabilities and the coder |
 //! | `dense` | f32, f16, int8 |
+//! | `baselines` | what others do, to compare with |
 //! | `cursor` | integers of variable length, a reader that cannot run over |
 //! | `error` | what can be wrong with rows, and with a stranger's bytes |
 //!
@@ -43,6 +44,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod baselines;
 mod bits;
 mod channels;
 mod codec;
@@ -70,3 +72,18 @@ pub use frame::{
 };
 pub use statistics::{CutStatistics, KL_STEPS};
 pub use ts::trimmed_sigma;
+
+/// Rows that a model in order computes: NaN or an infinity is an error that says where it is.
+fn check_finite(rows: &[f32], width: usize) -> Result<(), EncodeError> {
+    // A maximum of integers vectorises where a search does not.
+    let magnitude = |x: &f32| x.to_bits() & 0x7fff_ffff;
+    if rows.iter().map(magnitude).max() < Some(f32::INFINITY.to_bits()) {
+        return Ok(());
+    }
+    let at = rows.iter().position(|x| !x.is_finite()).unwrap_or(0);
+    Err(EncodeError::NotFinite {
+        row: at / width,
+        channel: at % width,
+        value: rows.get(at).map_or_else(String::new, f32::to_string),
+    })
+}

@@ -4,6 +4,9 @@
 //! to calibration, which decides the probabilities, and its *step* relative to the middle channel.
 //! Everything else follows from the pair. What a channel's table has no code for travels exactly.
 
+// What a function of one instruction set calls is compiled for it only when it is inlined.
+#![allow(clippy::inline_always)]
+
 use super::channels::{Channels, GRID, index_of, number_of};
 use super::codec::Tcq;
 use super::entropy::{CLASS_ONE, CLASSES, Reader, Writer, tables};
@@ -101,6 +104,7 @@ pub(super) struct Buffers {
 }
 
 /// The root mean square of `row` relative to calibration, without its outliers.
+#[inline(always)]
 fn spread_of(row: &[f32], channels: &Channels, squares: &mut Vec<f32>) -> f32 {
     squares.clear();
     let each = row.iter().zip(&channels.mean).zip(&channels.inverse);
@@ -142,6 +146,7 @@ impl Buffers {
         self.exact.clear();
     }
 
+    #[inline(always)]
     fn classify(&mut self, head: Head, channels: &Channels) {
         let row = channels.middle + i32::from(head.step) - i32::from(head.spread);
         self.classes.clear();
@@ -149,14 +154,9 @@ impl Buffers {
         self.classes.extend(classes);
     }
 
-    /// Turns a row into symbols, appended to those before it. Every value is finite.
-    pub(super) fn quantise(
-        &mut self,
-        row: &[f32],
-        position: u32,
-        params: Tcq,
-        channels: &Channels,
-    ) -> Head {
+    /// The head of a row, and its values in steps from the means: what the trellis begins with.
+    #[inline(always)]
+    fn measure(&mut self, row: &[f32], position: u32, params: Tcq, channels: &Channels) -> Head {
         let spread = index_of(spread_of(row, channels, &mut self.steps));
         let head = Head::choose(params, spread, position);
         self.classify(head, channels);
@@ -170,14 +170,52 @@ impl Buffers {
         self.steps.clear();
         self.ratios.clear();
         let each = row.iter().zip(&channels.mean).zip(&self.classes);
-        for ((x, mean), class) in each {
+        self.steps.extend(each.map(|((x, mean), class)| {
             let z = (x - mean) * per_step;
-            let table = usize::from(class.table);
-            let limit = limits[table] * (1u32 << class.low) as f32;
-            self.steps.push(if z.abs() < limit { z } else { f32::NAN });
-            let modelled = if class.low == 0 { ratios[table] } else { 0.0 };
-            self.ratios.push(modelled);
-        }
+            let limit = limits[usize::from(class.table)] * (1u32 << class.low) as f32;
+            if z.abs() < limit { z } else { f32::NAN }
+        }));
+        let modelled = |class: &Class| {
+            if class.low == 0 {
+                ratios[usize::from(class.table)]
+            } else {
+                0.0
+            }
+        };
+        self.ratios.extend(self.classes.iter().map(modelled));
+        head
+    }
+
+    /// [`measure`](Self::measure) in wider registers; every operation is the same.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn measure_avx2(
+        &mut self,
+        row: &[f32],
+        position: u32,
+        params: Tcq,
+        channels: &Channels,
+    ) -> Head {
+        self.measure(row, position, params, channels)
+    }
+
+    /// Turns a row into symbols, appended to those before it. Every value is finite.
+    pub(super) fn quantise(
+        &mut self,
+        row: &[f32],
+        position: u32,
+        params: Tcq,
+        channels: &Channels,
+    ) -> Head {
+        #[cfg(target_arch = "x86_64")]
+        let head = if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2, it was asked for.
+            unsafe { self.measure_avx2(row, position, params, channels) }
+        } else {
+            self.measure(row, position, params, channels)
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let head = self.measure(row, position, params, channels);
         self.path.clear();
         self.trellis
             .quantise(&self.steps, &self.ratios, &mut self.path);

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::pair::PairId;
 
+mod odd;
+
 const OURS: PairTag = PairTag([0xde, 0xad, 0xbe, 0xef]);
 
 fn origin(width: usize) -> Origin {
@@ -204,7 +206,7 @@ fn edge_shapes_round_trip() {
     for spec in ALL {
         for width in [1, 2, 7, 8, 576] {
             assert_eq!(read(&frame(spec, width, &[]), width), Ok(vec![]), "{spec}");
-            for value in [0.0, -0.0, 1.5, 1e-42, f32::MAX, f32::NAN, f32::INFINITY] {
+            for value in [0.0, -0.0, 1.5, 1e-42, -22_000.0, f32::MAX] {
                 let rows = vec![value; 3 * width];
                 let back = read(&frame(spec, width, &rows), width).unwrap();
                 for (a, b) in rows.iter().zip(&back) {
@@ -221,25 +223,9 @@ fn edge_shapes_round_trip() {
 
 #[test]
 fn f16_sends_what_it_cannot_hold_exactly() {
-    let rows = [
-        65_504.0,
-        65_519.0,
-        65_520.0,
-        -22_000.5,
-        1e30,
-        f32::NAN,
-        -1e-9,
-    ];
-    let back = read(&frame("f16", 7, &rows), 7).unwrap();
-    let want = [
-        65_504.0,
-        65_504.0,
-        65_520.0,
-        -22_000.0,
-        1e30,
-        f32::NAN,
-        -0.0,
-    ];
+    let rows = [65_504.0, 65_519.0, 65_520.0, -22_000.5, 1e30, -1e-9];
+    let back = read(&frame("f16", 6, &rows), 6).unwrap();
+    let want = [65_504.0, 65_504.0, 65_520.0, -22_000.0, 1e30, -0.0];
     assert_eq!(bits(&back), bits(&want));
 }
 
@@ -528,13 +514,19 @@ fn fewer_bits_cost_fewer_bytes_and_more_error() {
     assert!((many_error / auto_error - 1.0).abs() < 1e-9);
 }
 
+/// A value of any size, from any bits.
+fn finite(bits: u32) -> f32 {
+    let x = f32::from_bits(bits);
+    if x.is_finite() { x } else { 0.0 }
+}
+
 proptest! {
     #[test]
-    fn f32_is_exact_for_every_bit_pattern(
+    fn f32_is_exact_for_every_number(
         raw in proptest::collection::vec(any::<u32>(), 0..300),
         width in 1usize..50,
     ) {
-        let rows: Vec<f32> = raw.iter().copied().map(f32::from_bits).collect();
+        let rows: Vec<f32> = raw.iter().copied().map(finite).collect();
         let rows = &rows[..(rows.len() / width).min(64) * width];
         prop_assert_eq!(bits(&read(&frame("f32", width, rows), width).unwrap()), bits(rows));
     }
@@ -547,7 +539,7 @@ proptest! {
         top in 1u8..=8,
         delta in 0f32..0.5,
     ) {
-        let rows: Vec<f32> = raw.iter().copied().map(f32::from_bits).collect();
+        let rows: Vec<f32> = raw.iter().copied().map(finite).collect();
         let rows = &rows[..(rows.len() / width).min(64) * width];
         let spec = format!("ts-tabq:tau={tau},bits={top},delta={delta}");
         let back = read(&frame(&spec, width, rows), width).unwrap();
@@ -557,8 +549,8 @@ proptest! {
         for spec in ["f16", "int8", "auto"] {
             let back = read(&frame(spec, width, rows), width).unwrap();
             for (a, b) in rows.iter().zip(&back) {
-                prop_assert!(a.is_finite() || a.to_bits() == b.to_bits());
-                prop_assert!(b.is_finite() == a.is_finite());
+                prop_assert!(b.is_finite());
+                prop_assert!(a.abs() < 3e38 || a.to_bits() == b.to_bits());
             }
         }
     }

@@ -4,6 +4,7 @@
 //! the programs, and answers Markdown and plots. Nothing of an earlier page is kept.
 
 mod codecs;
+mod links;
 mod opsc;
 mod plot;
 mod tasks;
@@ -34,6 +35,7 @@ type Make = fn(&Report) -> Result<Section, Failure>;
 const SECTIONS: &[(&str, Make)] = &[
     ("opsc", opsc::make),
     ("codecs", codecs::make),
+    ("links", links::make),
     ("tasks", tasks::make),
 ];
 
@@ -169,10 +171,9 @@ impl Report {
         convert.extend(["--out".into(), folder.clone().into()]);
         convert.push("--force".into());
         let paths = [&*model, &*text, &*im, &*folder];
-        let mut said = Vec::new();
-        said.push(self.measure("splitrun", &calibrate, &paths)?.command);
-        said.push(self.measure("splitconv", &convert, &paths)?.command);
-        Ok((folder, said))
+        let calibrated = self.measure("splitrun", &calibrate, &paths)?.command;
+        let converted = self.measure("splitconv", &convert, &paths)?.command;
+        Ok((folder, vec![calibrated, converted]))
     }
 }
 
@@ -235,7 +236,9 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
     let mut out = line(&head);
     out += &line(&vec!["---".to_owned(); head.len()]);
-    rows.iter().for_each(|r| out += &line(r));
+    for row in rows {
+        out += &line(row);
+    }
     out
 }
 

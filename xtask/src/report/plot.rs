@@ -94,9 +94,8 @@ impl Scale {
         } else {
             (v - self.low) / (self.high - self.low)
         };
-        share
-            .is_finite()
-            .then(|| self.from + share * (self.to - self.from))
+        let at = self.from + share * (self.to - self.from);
+        at.is_finite().then_some(at)
     }
 
     /// Round values to mark.
