@@ -161,7 +161,6 @@ pub fn source(
         file: &|name| match name {
             "matrix" => Some(include_str!("../kernels/matrix.wgsl")),
             "pass" => Some(include_str!("../kernels/pass.wgsl")),
-            "steps" => Some(include_str!("../kernels/steps.wgsl")),
             "halves" => Some(include_str!("../kernels/halves.wgsl")),
             "block" => block,
             _ => {

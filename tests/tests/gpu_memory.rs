@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use engine::exec::Executor as _;
-use engine::exec::gpu::{Adapter, Gpu, GpuExecutor};
+use engine::exec::gpu::{Adapter, Gpu, GpuExecutor, Variants};
 use engine::model::ModelPart;
 use fixtures::LlamaShape;
 use formats::gguf::GgufSet;
@@ -27,7 +27,7 @@ fn ten_thousand_tokens_take_no_more_memory_than_a_thousand() {
     let path = dir.path().join("m.gguf");
     shape.write(&path).unwrap();
     let set = Arc::new(GgufSet::open(&path).unwrap());
-    let gpu = Arc::new(Gpu::open(&Adapter::best(true).unwrap()).unwrap());
+    let gpu = Arc::new(Gpu::open(&Adapter::best(true).unwrap(), Variants::Auto).unwrap());
     let exec = GpuExecutor::new(ModelPart::load(&set, 0..1).unwrap(), gpu).unwrap();
     let generation = |tokens: usize| {
         let mut cache = exec.new_cache(600).unwrap();

@@ -289,3 +289,26 @@ impl Bench {
         Ok(counted[counted.len() / 2])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::gpu::tests::with;
+
+    /// Each variant that the adapter has, where it is another kernel than those before.
+    #[test]
+    fn every_variant_is_timed_once() {
+        let gpu = with("subgroups,int8,f16");
+        let names = |ty, rows| {
+            let bench = Bench::new(&gpu, ty, 64, 256, &[1, 64]).unwrap();
+            let timed = bench.at(rows).map(|v| {
+                assert!(bench.time(&gpu, v, rows, 1).unwrap() > 0.0);
+                v.name
+            });
+            timed.collect::<Vec<_>>()
+        };
+        assert_eq!(names(BlockType::Q4_K, 1), ["plain", "subgroups", "int8"]);
+        assert_eq!(names(BlockType::Q4_K, 64), ["plain", "int8", "f16"]);
+        assert_eq!(names(BlockType::BF16, 64), ["plain"]);
+    }
+}

@@ -10,7 +10,8 @@ use super::adapter::Adapter;
 use super::device::Gpu;
 use super::ops::matrix::{Place, Products};
 use super::ops::prepare::scratch_bytes;
-use super::record::{Pass, Recorder, Slots};
+use super::ops::swiglu::Swiglu;
+use super::record::{Clock, Pass, Recorder, Slots};
 use super::weights::{Upload, Weights};
 use super::{GpuError, GpuExecutor, Variants};
 use crate::exec::Executor as _;
@@ -36,7 +37,7 @@ fn gpus() -> &'static [Gpu; 2] {
 }
 
 /// The best adapter with the variants named, which it must be able to do.
-fn with(variants: &str) -> Gpu {
+pub(super) fn with(variants: &str) -> Gpu {
     let adapter = Adapter::best(true).unwrap();
     let gpu = Gpu::open_with(&adapter, variants.parse().unwrap(), 1 << 30).unwrap();
     let wrong = gpu.report().variants.iter().find(|v| v.starts_with("not "));
@@ -395,6 +396,39 @@ fn a_pass_may_be_cut_between_layers() {
         (rows, cache.len())
     };
     assert_eq!(run(Some(1)), run(None));
+}
+
+/// A submission of more dispatches than a set of timestamps holds: none is left out.
+#[test]
+fn the_clock_counts_every_dispatch() {
+    let gpu = &gpus()[0];
+    if !gpu.timestamps {
+        return;
+    }
+    let buffer = gpu.storage("rows", 1 << 10).unwrap();
+    let swiglu = Swiglu::new(gpu, 32, 32, &buffer, &gpu.storage("y", 1 << 10).unwrap()).unwrap();
+    let mut slots = Slots::new(gpu, 1).unwrap();
+    let pass = Pass {
+        rows: 1,
+        ..Pass::default()
+    };
+    slots.set(gpu, [pass]);
+    let mut clock = Clock::new(gpu);
+    for dispatches in [5000, 3] {
+        let mut encoder = gpu.encoder();
+        let mut to = Recorder::new(&mut encoder, &slots, Some(&mut clock));
+        for _ in 0..dispatches {
+            swiglu.record(&mut to);
+        }
+        drop(to);
+        clock.resolve(gpu, &mut encoder).unwrap();
+        gpu.queue.submit([encoder.finish()]);
+        gpu.wait().unwrap();
+        clock.collect(gpu).unwrap();
+    }
+    let times = clock.times();
+    assert_eq!((times.len(), times[0].dispatches), (1, 5003));
+    assert!(times[0].ms > 0.0);
 }
 
 #[test]
