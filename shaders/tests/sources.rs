@@ -30,6 +30,7 @@ fn validate(what: &str, text: &str, capabilities: Capabilities) {
     };
     let words = naga::back::spv::write_vec(&module, &info, &options, None)
         .unwrap_or_else(|e| panic!("{what}: {e}"));
+    // Kept where somebody wants to show them to spirv-val.
     if let Some(folder) = std::env::var_os("SPIRV_OUT") {
         let name = what.replace(|c: char| !c.is_alphanumeric(), "_");
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -44,9 +45,8 @@ fn capabilities(features: Features) -> Capabilities {
     all.set(Capabilities::SUBGROUP, features.subgroups);
     all.set(Capabilities::SHADER_FLOAT16, features.f16);
     if features.cooperative.is_some() {
-        all |= Capabilities::SUBGROUP
-            | Capabilities::SHADER_FLOAT16
-            | Capabilities::COOPERATIVE_MATRIX;
+        all |= Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16;
+        all.set(Capabilities::COOPERATIVE_MATRIX, !features.emulated);
     }
     all
 }
@@ -73,6 +73,7 @@ fn variants(kernel: Kernel) -> Vec<Features> {
             with(&|f| f.f16 = true),
             with(&|f| f.cooperative = Some(CooperativeSize::Eight)),
             with(&|f| f.cooperative = Some(CooperativeSize::Sixteen)),
+            with(&|f| (f.cooperative, f.emulated) = (Some(CooperativeSize::Sixteen), true)),
         ],
         Kernel::Attention => vec![plain, subgroups(plain), split, subgroups(split)],
         Kernel::Rope => vec![plain, with(&|f| f.interleaved = true)],

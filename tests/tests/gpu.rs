@@ -324,15 +324,16 @@ fn the_real_model_is_the_same_on_both() {
     assert!(kl < 1e-4, "KL {kl} between chunks");
 }
 
-/// Line by line what the variants cost that round: to the logits of floats, and between chunks.
+/// What the variants cost that round: to the logits of floats, and between chunks.
 #[test]
 fn the_real_model_in_8_bits_and_in_halves() {
     let set = Arc::new(GgufSet::open(&fixtures::smollm2_gguf()).unwrap());
     let text = std::fs::read_to_string(fixtures::wiki_64k()).unwrap();
     let tokenizer = Tokenizer::from_metadata(set.metadata()).unwrap();
     let ids = tokenizer.encode_prompt(&text[..800]);
-    let vocab = on_cpu(&set, 29..30).hparams().n_vocab;
-    let want = logits(&[on_cpu(&set, 0..30)], &ids, 64);
+    let cpu = on_cpu(&set, 0..30);
+    let vocab = cpu.hparams().n_vocab;
+    let want = logits(&[cpu], &ids, 64);
     for (variants, most) in [("subgroups,int8", 0.0027), ("subgroups,f16", 1e-3)] {
         let adapter = Adapter::best(true).unwrap();
         let gpu = Arc::new(Gpu::open(&adapter, variants.parse().unwrap()).unwrap());
@@ -342,10 +343,12 @@ fn the_real_model_in_8_bits_and_in_halves() {
         let kl = divergence(&want, &first, vocab);
         eprintln!("{variants}: KL {kl:.6}");
         assert!(kl < most, "{variants}: KL {kl}");
-        assert_eq!(first, logits(&exec, &ids, 64));
-        let kl = divergence(&first, &logits(&exec, &ids, 7), vocab);
+        let (first, other) = (&first[..35 * vocab], logits(&exec, &ids[..35], 7));
+        let kl = divergence(first, &other, vocab);
         eprintln!("{variants}: KL {kl:.8} between chunks");
         assert!(kl < 1e-4, "{variants}: KL {kl} between chunks");
+        // Sums of whole numbers run in one order, few rows or many.
+        assert!(!variants.contains("int8") || first == other);
     }
 }
 

@@ -123,7 +123,7 @@ impl Batched {
                 line.busy = true;
                 let passes = std::mem::take(&mut line.waiting);
                 drop(line);
-                self.serve(passes);
+                self.serve(passes, ticket);
                 line = self.line();
                 continue;
             }
@@ -134,11 +134,15 @@ impl Batched {
         }
     }
 
-    /// Runs `passes` together.
-    fn serve(&self, mut passes: Vec<Pass>) {
+    /// Runs `passes` together, in the turn of whoever brought `own`.
+    fn serve(&self, mut passes: Vec<Pass>, own: u64) {
         let mut turn = Turn {
             batched: self,
-            owed: passes.iter().map(|p| p.ticket).collect(),
+            owed: passes
+                .iter()
+                .map(|p| p.ticket)
+                .filter(|t| *t != own)
+                .collect(),
         };
         let before: Vec<usize> = passes.iter().map(|p| p.cache.len()).collect();
         let mut batch: Vec<Sequence<'_>> = passes
