@@ -91,6 +91,8 @@ impl Kernel {
 }
 
 /// What a variant of a kernel may use, or which of two forms it has.
+// They are the names after `//#if`.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Features {
     /// Sums over a subgroup, whose size is the constant `LANES`.

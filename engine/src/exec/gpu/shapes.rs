@@ -247,8 +247,8 @@ impl Bench {
     fn at(&self, rows: usize) -> impl Iterator<Item = &Variant> {
         let all = &self.variants;
         all.iter().enumerate().filter_map(move |(i, v)| {
-            let before = all[..i].iter();
-            (before.filter(|b| b.way(rows) == v.way(rows)).count() == 0).then_some(v)
+            let same = |b: &Variant| b.way(rows) == v.way(rows);
+            (!all[..i].iter().any(same)).then_some(v)
         })
     }
 

@@ -71,9 +71,10 @@ fn products(gpu: &Gpu, tensors: &[&Tensor], x: &[f32], n: usize) -> Vec<f32> {
         .unwrap();
     let place = |buffer, stride, at| Place { buffer, stride, at };
     let (from, into) = (place(&x, stride, 0), place(&y, y_stride, 1));
-    let bytes = match gpu.variants.needs_scratch() {
-        true => scratch_bytes(most, cols),
-        false => 0,
+    let bytes = if gpu.variants.needs_scratch() {
+        scratch_bytes(most, cols)
+    } else {
+        0
     };
     let scratch = gpu.storage("rows", bytes).unwrap();
     let mut product = Products::new(from, &scratch, gpu.variants);
