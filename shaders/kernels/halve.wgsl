@@ -2,8 +2,6 @@
 // largest value lies between 2 and 4: it then neither overflows nor loses its small values. A
 // workgroup a row; behind the row's runs stands the exponent that takes it back.
 //
-// Feature `int8`: runs go through 8 bits first, as in quantize.wgsl, so that few rows and many
-// are multiplied with the same values.
 // Constant: THREADS.
 struct Halve {
     /// Runs of a row, and vectors (before) and vectors of eight halves (after) from one to the next.
@@ -16,7 +14,6 @@ struct Halve {
 @group(0) @binding(0) var<storage, read> inputs: array<vec4<f32>>;
 @group(0) @binding(1) var<uniform> halve: Halve;
 @group(0) @binding(2) var<storage, read_write> outputs: array<vec4<u32>>;
-//#include steps
 
 var<workgroup> partial: array<f32, THREADS>;
 
@@ -48,19 +45,8 @@ fn main(
     let scale = bitcast<f32>(u32(128 - exponent) << 23u);
     for (var run = thread; run < halve.runs; run += THREADS) {
         let at = x + run * 8u;
-//#if int8
-        var run_most = vec4<f32>(0.0);
-//#repeat i 8
-        run_most = max(run_most, abs(inputs[at + $iu]));
-//#end
-        let step = step_of(run_most);
-//#repeat i 8
-        let x_$i = vec4<f32>(codes_of(inputs[at + $iu], step)) * step.x * scale;
-//#end
-//#else
 //#repeat i 8
         let x_$i = inputs[at + $iu] * scale;
-//#end
 //#end
         let to = y + run * 4u;
         outputs[to] = vec4<u32>(pack_four(x_0), pack_four(x_1));

@@ -1,7 +1,8 @@
 // matmul.wgsl in whole numbers: tiles hold the codes of weights and of activations in 8 bits, half a run (16
 // of each) at a time, and what their sums are scaled with.
 //
-// Constants: ROWS = 8; ACTS, at most 8.
+// Sums run as in matvec.wgsl, bit for bit: over the runs of one of its LANES threads, then over those.
+// Constants: ROWS = 8; ACTS, at most 8; LANES.
 //#include matrix
 
 const TILE_W: u32 = 8u * ROWS;
@@ -27,9 +28,12 @@ fn main(
 //#repeat r ROWS
 //#repeat a ACTS
     var sum_$r_$a = 0.0;
+    var of_lane_$r_$a = 0.0;
 //#end
 //#end
-    for (var k = 0u; k < matrix.runs; k += 1u) {
+    var lane = 0u;
+    var k = 0u;
+    for (var i = 0u; i < matrix.runs; i += 1u) {
         let w = codes32(run + k);
         tile_w[thread] = w.a;
         tile_w[TILE_W + thread] = w.b;
@@ -55,15 +59,23 @@ fn main(
                 let x = tile_x[half * TILE_X + $au * 8u + ty];
                 let scale = scale_x[half * TILE_X + $au * 8u + ty];
 //#repeat r ROWS
-                {
-                    let dots = (dot4I8Packed(w_$r.x, x.x) + dot4I8Packed(w_$r.y, x.y)) + (dot4I8Packed(w_$r.z, x.z) + dot4I8Packed(w_$r.w, x.w));
-                    sum_$r_$a = fma(by_$r.x * scale.x, f32(dots), fma(by_$r.y, scale.y, sum_$r_$a));
-                }
+                of_lane_$r_$a = add_product(of_lane_$r_$a, w_$r, by_$r, x, scale);
 //#end
             }
 //#end
         }
         workgroupBarrier();
+        k += LANES;
+        if k >= matrix.runs {
+            lane += 1u;
+            k = lane;
+//#repeat r ROWS
+//#repeat a ACTS
+            sum_$r_$a += of_lane_$r_$a;
+            of_lane_$r_$a = 0.0;
+//#end
+//#end
+        }
     }
 //#repeat r ROWS
 //#repeat a ACTS

@@ -56,11 +56,11 @@ fn store(act: u32, row: u32, value: f32) {
 //#include block
 //#if int8
 
-/// The sum of 32 weights times 32 activations of 8 bits; `scale` is their third vector.
-fn product(w: Codes, a: vec4<u32>, b: vec4<u32>, scale: vec4<f32>) -> f32 {
-    let first = (dot4I8Packed(w.a.x, a.x) + dot4I8Packed(w.a.y, a.y)) + (dot4I8Packed(w.a.z, a.z) + dot4I8Packed(w.a.w, a.w));
-    let last = (dot4I8Packed(w.b.x, b.x) + dot4I8Packed(w.b.y, b.y)) + (dot4I8Packed(w.b.z, b.z) + dot4I8Packed(w.b.w, b.w));
-    let steps = fma(w.step.x, f32(first), w.step.y * f32(last));
-    return fma(scale.x, steps, fma(w.offset.x, scale.y, w.offset.y * scale.z));
+/// `sum` and 16 weights `by.x·code + by.y` times 16 activations of 8 bits, whose step and sum are in `scale`. Nothing
+/// here may be fused in one kernel and not in another: whoever adds up runs in the same order gets
+/// the same bits.
+fn add_product(sum: f32, w: vec4<u32>, by: vec2<f32>, x: vec4<u32>, scale: vec2<f32>) -> f32 {
+    let dots = (dot4I8Packed(w.x, x.x) + dot4I8Packed(w.y, x.y)) + (dot4I8Packed(w.z, x.z) + dot4I8Packed(w.w, x.w));
+    return fma(by.x * scale.x, f32(dots), fma(by.y, scale.y, sum));
 }
 //#end

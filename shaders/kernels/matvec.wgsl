@@ -1,7 +1,9 @@
 // Few rows of activations: each thread keeps ROWS rows of weights and ACTS of activations, and
 // LANES threads share the runs of a row. Weights are read once, in order.
 //
-// Feature `int8`: whole numbers are multiplied, and only their sums over a run scaled.
+// Feature `int8`: whole numbers are multiplied, and only their sums over half a run scaled. A bit that
+// falls otherwise would become a whole step at the next rounding to 8 bits, so sums run in the order of
+// matmul_int8.wgsl.
 // Constants: LANES threads a row, GROUPS groups of rows in a workgroup, ROWS, ACTS.
 //#include matrix
 
@@ -56,7 +58,8 @@ fn main(
             let last = activations[at + 1u];
             let scale = bitcast<vec4<f32>>(activations[at + 2u]);
 //#repeat r ROWS
-            sum_$r_$a += product(w_$r, first, last, scale);
+            sum_$r_$a = add_product(sum_$r_$a, w_$r.a, vec2<f32>(w_$r.step.x, w_$r.offset.x), first, scale.xy);
+            sum_$r_$a = add_product(sum_$r_$a, w_$r.b, vec2<f32>(w_$r.step.y, w_$r.offset.y), last, scale.xz);
 //#end
 //#else
             let at = (act + $au) * matrix.x_stride + k * 8u;

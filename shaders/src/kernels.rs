@@ -91,6 +91,8 @@ impl Kernel {
 }
 
 /// What a variant of a kernel may use, or which of two forms it has.
+// They are the names after `//#if`.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Features {
     /// Sums over a subgroup, whose size is the constant `LANES`.
@@ -105,6 +107,8 @@ pub struct Features {
     /// Products on cooperative matrices, squares of this size with halves in and floats out. Takes
     /// the activations that `f16` takes.
     pub cooperative: Option<CooperativeSize>,
+    /// Cooperative matrices in plain WGSL, for tests where there are none.
+    pub emulated: bool,
     /// Attention over a part of the positions; [`Kernel::Combine`] puts parts together.
     pub split: bool,
 }
@@ -137,6 +141,7 @@ impl Features {
             "f16" => Some(self.f16),
             "cooperative" => Some(self.cooperative.is_some()),
             "size8" => Some(self.cooperative == Some(CooperativeSize::Eight)),
+            "emulated" => Some(self.emulated),
             "split" => Some(self.split),
             _ => None,
         }
@@ -161,7 +166,7 @@ pub fn source(
         file: &|name| match name {
             "matrix" => Some(include_str!("../kernels/matrix.wgsl")),
             "pass" => Some(include_str!("../kernels/pass.wgsl")),
-            "steps" => Some(include_str!("../kernels/steps.wgsl")),
+            "squares" => Some(include_str!("../kernels/squares.wgsl")),
             "halves" => Some(include_str!("../kernels/halves.wgsl")),
             "block" => block,
             _ => {

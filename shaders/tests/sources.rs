@@ -8,21 +8,34 @@ fn constants(kernel: Kernel, features: Features, acts: u32) -> Vec<(&'static str
     match (kernel, features.cooperative) {
         (Kernel::MatVec, _) => vec![("LANES", 8), ("GROUPS", 8), ("ROWS", 2), ("ACTS", acts)],
         (Kernel::MatMul, Some(size)) => vec![("THREADS", 128), ("SIDE", 32 / size.get())],
-        (Kernel::MatMul, None) => vec![("ROWS", 8), ("ACTS", 4 * acts.min(2))],
+        (Kernel::MatMul, None) => vec![("ROWS", 8), ("ACTS", 4 * acts.min(2)), ("LANES", 32)],
         (Kernel::Attention, _) => vec![("HEAD4", 8 * acts), ("QUERIES", acts), ("GROUPS", 8)],
         (Kernel::Combine, _) => vec![("HEAD4", 8 * acts), ("THREADS", 64)],
         _ => vec![("THREADS", 64)],
     }
 }
 
+/// Whether naga accepts it, and can write it for Vulkan.
 fn validate(what: &str, text: &str, capabilities: Capabilities) {
     let module = naga::front::wgsl::parse_str(text)
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
-    Validator::new(ValidationFlags::all(), capabilities)
+    let info = Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
+    let options = naga::back::spv::Options {
+        lang_version: (1, 6),
+        ..naga::back::spv::Options::default()
+    };
+    let words = naga::back::spv::write_vec(&module, &info, &options, None)
+        .unwrap_or_else(|e| panic!("{what}: {e}"));
+    // Kept where somebody wants to show them to spirv-val.
+    if let Some(folder) = std::env::var_os("SPIRV_OUT") {
+        let name = what.replace(|c: char| !c.is_alphanumeric(), "_");
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        std::fs::write(std::path::Path::new(&folder).join(name + ".spv"), bytes).unwrap();
+    }
 }
 
 /// What a shader may need of a device that has `features`, and nothing else. (Halves in words, and
@@ -32,9 +45,8 @@ fn capabilities(features: Features) -> Capabilities {
     all.set(Capabilities::SUBGROUP, features.subgroups);
     all.set(Capabilities::SHADER_FLOAT16, features.f16);
     if features.cooperative.is_some() {
-        all |= Capabilities::SUBGROUP
-            | Capabilities::SHADER_FLOAT16
-            | Capabilities::COOPERATIVE_MATRIX;
+        all |= Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16;
+        all.set(Capabilities::COOPERATIVE_MATRIX, !features.emulated);
     }
     all
 }
@@ -61,10 +73,10 @@ fn variants(kernel: Kernel) -> Vec<Features> {
             with(&|f| f.f16 = true),
             with(&|f| f.cooperative = Some(CooperativeSize::Eight)),
             with(&|f| f.cooperative = Some(CooperativeSize::Sixteen)),
+            with(&|f| (f.cooperative, f.emulated) = (Some(CooperativeSize::Sixteen), true)),
         ],
         Kernel::Attention => vec![plain, subgroups(plain), split, subgroups(split)],
         Kernel::Rope => vec![plain, with(&|f| f.interleaved = true)],
-        Kernel::Halve => vec![plain, int8],
         _ => vec![plain],
     }
 }

@@ -237,6 +237,42 @@ fn a_cache_grows_rolls_back_and_stays_with_its_executor() {
     assert!(matches!(refused, ExecError::OtherCache { .. }));
 }
 
+/// Far into a context a decoded token's attention is parted among workgroups: nearly the same, the same every time,
+/// and with several rows at once.
+#[test]
+fn attention_in_parts_is_attention() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = LlamaShape {
+        n_layer: 2,
+        ..LlamaShape::tiny()
+    };
+    let set = model(dir.path(), &shape);
+    let (cpu, gpu) = (on_cpu(&set, 0..2), on_gpu(&set, 0..2));
+    let ids = ids(1100);
+    let last = |exec: &Arc<dyn Executor>, chunk: usize| {
+        let mut cache = exec.new_cache(1200).unwrap();
+        let (mut rows, mut all) = (Vec::new(), Vec::new());
+        for ids in ids[..1064].chunks(200) {
+            exec.embed(ids, &mut rows).unwrap();
+            exec.forward(&mut cache, &mut rows).unwrap();
+        }
+        for ids in ids[1064..].chunks(chunk) {
+            let mut some = Vec::new();
+            exec.embed(ids, &mut rows).unwrap();
+            exec.forward_logits(&mut cache, &mut rows, ids.len(), &mut some)
+                .unwrap();
+            all.extend(some);
+        }
+        all
+    };
+    let want = last(&cpu, 9);
+    for chunk in [1, 2, 7] {
+        let got = last(&gpu, chunk);
+        assert!(divergence(&want, &got, 320) < 1e-6, "{chunk} rows at once");
+        assert_eq!(got, last(&gpu, chunk));
+    }
+}
+
 #[test]
 fn shapes_that_kernels_are_not_made_for_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -286,6 +322,34 @@ fn the_real_model_is_the_same_on_both() {
     assert!(kl < 1e-3, "KL {kl}");
     let kl = divergence(&first, &logits(&gpu, &ids, 7), vocab);
     assert!(kl < 1e-4, "KL {kl} between chunks");
+}
+
+/// What the variants cost that round: to the logits of floats, and between chunks.
+#[test]
+fn the_real_model_in_8_bits_and_in_halves() {
+    let set = Arc::new(GgufSet::open(&fixtures::smollm2_gguf()).unwrap());
+    let text = std::fs::read_to_string(fixtures::wiki_64k()).unwrap();
+    let tokenizer = Tokenizer::from_metadata(set.metadata()).unwrap();
+    let ids = tokenizer.encode_prompt(&text[..800]);
+    let cpu = on_cpu(&set, 0..30);
+    let vocab = cpu.hparams().n_vocab;
+    let want = logits(&[cpu], &ids, 64);
+    for (variants, most) in [("subgroups,int8", 0.0027), ("subgroups,f16", 1e-3)] {
+        let adapter = Adapter::best(true).unwrap();
+        let gpu = Arc::new(Gpu::open(&adapter, variants.parse().unwrap()).unwrap());
+        let part = ModelPart::load(&set, 0..30).unwrap();
+        let exec: [Arc<dyn Executor>; 1] = [Arc::new(GpuExecutor::new(part, gpu).unwrap())];
+        let first = logits(&exec, &ids, 64);
+        let kl = divergence(&want, &first, vocab);
+        eprintln!("{variants}: KL {kl:.6}");
+        assert!(kl < most, "{variants}: KL {kl}");
+        let (first, other) = (&first[..35 * vocab], logits(&exec, &ids[..35], 7));
+        let kl = divergence(first, &other, vocab);
+        eprintln!("{variants}: KL {kl:.8} between chunks");
+        assert!(kl < 1e-4, "{variants}: KL {kl} between chunks");
+        // Sums of whole numbers run in one order, few rows or many.
+        assert!(!variants.contains("int8") || first == other);
+    }
 }
 
 /// As typed: a pair over the link, one half on each kind of device, and the bench.
@@ -345,4 +409,13 @@ fn programs_take_the_device() {
             .all(|a| a["max_binding_bytes"].as_u64() > Some(0))
     );
     assert!(!adapters.is_empty());
+    // What is asked for is what is tried, and what is listed is what passed.
+    let variants = |list: &str| {
+        let args = ["devices", "--json", "--gpu-variants", list];
+        must_json(dir.path(), "splitrun", &args)["adapters"][0]["variants"].clone()
+    };
+    let plain = ["sums in workgroup memory", "tiles in floats"];
+    assert_eq!(variants("plain"), serde_json::json!(plain));
+    let whole = [plain[0], "activations in 8 bits", "tiles of whole numbers"];
+    assert_eq!(variants("int8,f16"), serde_json::json!(whole));
 }

@@ -47,6 +47,19 @@ impl fmt::Debug for HostKv {
     }
 }
 
+/// A cache of nothing, for a place that another was taken out of.
+impl Default for KvCache {
+    fn default() -> Self {
+        let (keys, values) = (Vec::new(), Vec::new());
+        let host = HostKv {
+            per_layer: 0,
+            keys,
+            values,
+        };
+        Self::with(0, 0, Store::Host(host))
+    }
+}
+
 impl KvCache {
     /// An empty cache in this process's memory, or `None` when the memory cannot be had.
     pub fn new(layers: usize, n_ctx: usize, kv_width: usize) -> Option<Self> {

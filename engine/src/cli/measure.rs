@@ -197,11 +197,12 @@ fn bench_kernels(args: &Bench) -> Result<(), RunError> {
     };
     let mut line = |t: &ShapeTime| {
         note(&format!(
-            "{:4} {:12} {:6} {:4} rows: {:9.3} ms, {:8.2} GB/s ({:5.1} % of a copy), {:7.3} TFLOP/s",
+            "{:4} {:12} {:6} {:4} rows, {:11} {:9.3} ms, {:8.2} GB/s ({:5.1} % of a copy), {:7.3} TFLOP/s",
             t.model,
             t.matrix,
             t.block_type,
             t.rows,
+            t.variant,
             t.ms,
             t.gb_per_s,
             100.0 * t.share_of_copy,

@@ -31,6 +31,11 @@ pub trait Executor: Send + Sync {
     /// When `n_ctx` is zero or more than the memory allows.
     fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError>;
 
+    /// Bytes that caches may take where this executor keeps them; `None` where nobody tells.
+    fn cache_memory(&self) -> Option<usize> {
+        host_memory()
+    }
+
     /// Embeds `ids` into `rows` (`ids.len() × n_embd`, row after row).
     ///
     /// # Errors
@@ -162,9 +167,26 @@ pub enum ExecError {
         /// End layer here.
         end: usize,
     },
+    /// A pass that another session was to run with its own, which did not end.
+    #[error("the pass that these rows went with was not finished; the server's log says why")]
+    Abandoned,
     /// The graphics processor cannot do it, or failed.
     #[error(transparent)]
     Gpu(#[from] gpu::GpuError),
+}
+
+/// Bytes of the processor's memory that can be had without swapping, as Linux estimates them.
+fn host_memory() -> Option<usize> {
+    mem_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// `MemAvailable` of a `/proc/meminfo`, in bytes.
+fn mem_available(meminfo: &str) -> Option<usize> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
 }
 
 /// The error of a half without `what`.
@@ -173,5 +195,18 @@ fn missing(part: &ModelPart, what: &'static str) -> ExecError {
         what,
         first: part.layers.start,
         end: part.layers.end,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_from_meminfo() {
+        let text = "MemTotal:  9 kB\nMemFree: 1 kB\nMemAvailable:    3000000 kB\nBuffers: 2 kB\n";
+        assert_eq!(mem_available(text), Some(3_072_000_000));
+        assert_eq!(mem_available("MemTotal: 9 kB\n"), None);
+        assert_eq!(mem_available("MemAvailable: many kB\n"), None);
     }
 }

@@ -7,6 +7,7 @@ use formats::pair::Contract;
 use formats::wire::{self, Channels, Codec, Coding, CutStatistics, Expect, Scratch, SpecError};
 
 use super::back::{BackSession, SessionOptions};
+use super::batch::Batched;
 use super::from_wire;
 use crate::exec::{ExecError, Executor};
 use crate::link::{Backend, OpenRequest, Opened, Refusal, RowsDone, Session, SessionError};
@@ -28,15 +29,16 @@ pub struct CloudBackend {
 
 impl CloudBackend {
     /// Serves `exec` with at most `n_ctx` positions a session. The caches of all sessions together
-    /// may take 80 % of the memory that is available now; where the system does not tell, any.
+    /// may take 80 % of the memory that is available now where `exec` keeps them, the device's or the processor's;
+    /// where nobody tells, any.
     pub fn new(exec: Arc<dyn Executor>, contract: Contract, n_ctx: usize) -> Self {
         Self {
-            exec,
             contract,
             n_ctx,
-            kv_budget: available_memory().map(|bytes| bytes / 5 * 4),
+            kv_budget: exec.cache_memory().map(|bytes| bytes / 5 * 4),
             kv_used: Arc::default(),
             channels: None,
+            exec: Arc::new(Batched::new(exec)),
         }
     }
 
@@ -85,20 +87,6 @@ impl Drop for Reserved {
     fn drop(&mut self) {
         self.used.fetch_sub(self.bytes, Ordering::AcqRel);
     }
-}
-
-/// Bytes that can be had without swapping, as Linux estimates them.
-fn available_memory() -> Option<usize> {
-    mem_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-/// `MemAvailable` of a `/proc/meminfo`, in bytes.
-fn mem_available(meminfo: &str) -> Option<usize> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 /// How the frames of a session name its codec.
@@ -275,6 +263,10 @@ mod tests {
             KvCache::new(2, n_ctx, self.0.kv_width()).ok_or(ExecError::BadRows { len: 0, width: 0 })
         }
 
+        fn cache_memory(&self) -> Option<usize> {
+            Some(64 * 250)
+        }
+
         fn embed(&self, _: &[u32], _: &mut Vec<f32>) -> Result<(), ExecError> {
             Ok(())
         }
@@ -405,11 +397,16 @@ mod tests {
         backend.open(&request("f16")).unwrap();
     }
 
+    /// Unless told otherwise: four fifths of the memory where the executor keeps its caches.
     #[test]
-    fn available_memory_is_read_from_meminfo() {
-        let text = "MemTotal:  9 kB\nMemFree: 1 kB\nMemAvailable:    3000000 kB\nBuffers: 2 kB\n";
-        assert_eq!(mem_available(text), Some(3_072_000_000));
-        assert_eq!(mem_available("MemTotal: 9 kB\n"), None);
-        assert_eq!(mem_available("MemAvailable: many kB\n"), None);
+    fn the_budget_is_of_the_executors_memory() {
+        let backend = backend();
+        assert_eq!(backend.kv_budget, Some(64 * 200));
+        let _first = backend.open(&request("f16")).unwrap();
+        let _second = backend.open(&request("f16")).unwrap();
+        assert!(matches!(
+            backend.open(&request("f16")),
+            Err(Refusal::Full(_))
+        ));
     }
 }

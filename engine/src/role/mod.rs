@@ -5,6 +5,7 @@
 //! the cloud process behind the link, or in this process.
 
 mod back;
+mod batch;
 mod chat;
 mod cloud;
 mod controller;

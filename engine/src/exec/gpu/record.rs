@@ -113,17 +113,15 @@ impl<'a> Recorder<'a> {
             let offset = slot as u32 * SLOT as u32;
             self.pass.set_bind_group(1, &self.slots.group, &[offset]);
         }
-        let at = self
-            .clock
-            .as_mut()
-            .and_then(|c| c.begin(pipeline.kernel, bytes));
-        if let (Some(at), Some(c)) = (at, &self.clock) {
-            self.pass.write_timestamp(&c.queries, at);
-        }
+        let at = self.clock.as_mut().map(|c| c.begin(pipeline.kernel, bytes));
+        let stamp = |pass: &mut wgpu::ComputePass<'_>, clock: Option<&Clock>, late| {
+            if let (Some((set, at)), Some(c)) = (at, clock) {
+                pass.write_timestamp(&c.sets[set].queries, at + late);
+            }
+        };
+        stamp(&mut self.pass, self.clock.as_deref(), 0);
         self.pass.dispatch_workgroups(x, y, z);
-        if let (Some(at), Some(c)) = (at, &self.clock) {
-            self.pass.write_timestamp(&c.queries, at + 1);
-        }
+        stamp(&mut self.pass, self.clock.as_deref(), 1);
     }
 }
 
@@ -171,65 +169,107 @@ impl KernelTime {
 /// Timestamps around every dispatch.
 #[derive(Debug)]
 pub(super) struct Clock {
-    queries: wgpu::QuerySet,
-    resolved: wgpu::Buffer,
-    staging: wgpu::Buffer,
+    device: wgpu::Device,
+    /// As many as the largest submission so far has filled.
+    sets: Vec<Times>,
     /// Nanoseconds of a tick.
     period: f64,
     pending: Vec<(Kernel, u64)>,
     sums: BTreeMap<Kernel, (u64, f64, u64)>,
 }
 
+/// A set of timestamps, and their way to where they can be read.
+#[derive(Debug)]
+struct Times {
+    queries: wgpu::QuerySet,
+    /// Made before they are first read.
+    buffers: Option<[wgpu::Buffer; 2]>,
+}
+
 /// Timestamps of a query set (WebGPU's limit).
 const QUERIES: u32 = 4096;
+/// Dispatches that fill one.
+const DISPATCHES: usize = QUERIES as usize / 2;
 
 impl Clock {
-    pub(super) fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        let bytes = u64::from(QUERIES) * 8;
-        Ok(Self {
-            queries: gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("times"),
-                ty: wgpu::QueryType::Timestamp,
-                count: QUERIES,
-            }),
-            resolved: gpu.buffer("times", bytes, Usage::QUERY_RESOLVE | Usage::COPY_SRC)?,
-            staging: gpu.buffer("times", bytes, Usage::COPY_DST | Usage::MAP_READ)?,
+    pub(super) fn new(gpu: &Gpu) -> Self {
+        Self {
+            device: gpu.device.clone(),
+            sets: Vec::new(),
             period: f64::from(gpu.queue.get_timestamp_period()),
             pending: Vec::new(),
             sums: BTreeMap::new(),
-        })
+        }
     }
 
-    /// The query of the next dispatch's beginning; none when the set is full.
-    fn begin(&mut self, kernel: Kernel, bytes: u64) -> Option<u32> {
-        let at = 2 * self.pending.len() as u32;
-        (at + 2 <= QUERIES).then(|| {
-            self.pending.push((kernel, bytes));
-            at
-        })
+    /// Set and query of the next dispatch's beginning.
+    fn begin(&mut self, kernel: Kernel, bytes: u64) -> (usize, u32) {
+        let (set, at) = (
+            self.pending.len() / DISPATCHES,
+            self.pending.len() % DISPATCHES,
+        );
+        if set == self.sets.len() {
+            self.sets.push(Times {
+                queries: self.device.create_query_set(&wgpu::QuerySetDescriptor {
+                    label: Some("times"),
+                    ty: wgpu::QueryType::Timestamp,
+                    count: QUERIES,
+                }),
+                buffers: None,
+            });
+        }
+        self.pending.push((kernel, bytes));
+        (set, 2 * at as u32)
     }
 
     /// Records the way of this submission's timestamps to where they can be read.
-    pub(super) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
-        let n = 2 * self.pending.len() as u32;
-        if n > 0 {
-            encoder.resolve_query_set(&self.queries, 0..n, &self.resolved, 0);
-            encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.staging, 0, u64::from(n) * 8);
+    ///
+    /// # Errors
+    /// When the device has no memory for them.
+    pub(super) fn resolve(
+        &mut self,
+        gpu: &Gpu,
+        encoder: &mut wgpu::CommandEncoder,
+    ) -> Result<(), GpuError> {
+        let all = self.pending.chunks(DISPATCHES);
+        for (pending, times) in all.zip(&mut self.sets) {
+            let buffers = match times.buffers.take() {
+                Some(there) => there,
+                None => {
+                    let bytes = u64::from(QUERIES) * 8;
+                    [
+                        gpu.buffer("times", bytes, Usage::QUERY_RESOLVE | Usage::COPY_SRC)?,
+                        gpu.buffer("times", bytes, Usage::COPY_DST | Usage::MAP_READ)?,
+                    ]
+                }
+            };
+            let [resolved, staging] = times.buffers.insert(buffers);
+            let n = 2 * pending.len() as u32;
+            encoder.resolve_query_set(&times.queries, 0..n, resolved, 0);
+            encoder.copy_buffer_to_buffer(resolved, 0, staging, 0, u64::from(n) * 8);
         }
+        Ok(())
     }
 
     /// Adds up the times of a submission that is done.
     pub(super) fn collect(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
         let pending = std::mem::take(&mut self.pending);
         let (period, sums) = (self.period, &mut self.sums);
-        gpu.read::<u64>(&self.staging, 2 * pending.len(), &mut |ticks| {
-            for ((kernel, bytes), t) in pending.iter().zip(ticks.as_chunks::<2>().0) {
-                let sum = sums.entry(*kernel).or_default();
-                sum.0 += 1;
-                sum.1 += t[1].saturating_sub(t[0]) as f64 * period / 1e6;
-                sum.2 += bytes;
-            }
-        })
+        let all = pending.chunks(DISPATCHES).zip(&self.sets);
+        for (pending, times) in all {
+            let Some([_, staging]) = &times.buffers else {
+                continue;
+            };
+            gpu.read::<u64>(staging, 2 * pending.len(), &mut |ticks| {
+                for ((kernel, bytes), t) in pending.iter().zip(ticks.as_chunks::<2>().0) {
+                    let sum = sums.entry(*kernel).or_default();
+                    sum.0 += 1;
+                    sum.1 += t[1].saturating_sub(t[0]) as f64 * period / 1e6;
+                    sum.2 += bytes;
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// What has been added up, by kernel.

@@ -247,8 +247,8 @@ impl Bench {
     fn at(&self, rows: usize) -> impl Iterator<Item = &Variant> {
         let all = &self.variants;
         all.iter().enumerate().filter_map(move |(i, v)| {
-            let before = all[..i].iter();
-            (before.filter(|b| b.way(rows) == v.way(rows)).count() == 0).then_some(v)
+            let same = |b: &Variant| b.way(rows) == v.way(rows);
+            (!all[..i].iter().any(same)).then_some(v)
         })
     }
 
@@ -287,5 +287,28 @@ impl Bench {
         let counted = &mut times[1..];
         counted.sort_by(f64::total_cmp);
         Ok(counted[counted.len() / 2])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::gpu::tests::with;
+
+    /// Each variant that the adapter has, where it is another kernel than those before.
+    #[test]
+    fn every_variant_is_timed_once() {
+        let gpu = with("subgroups,int8,f16");
+        let names = |ty, rows| {
+            let bench = Bench::new(&gpu, ty, 64, 256, &[1, 64]).unwrap();
+            let timed = bench.at(rows).map(|v| {
+                assert!(bench.time(&gpu, v, rows, 1).unwrap() > 0.0);
+                v.name
+            });
+            timed.collect::<Vec<_>>()
+        };
+        assert_eq!(names(BlockType::Q4_K, 1), ["plain", "subgroups", "int8"]);
+        assert_eq!(names(BlockType::Q4_K, 64), ["plain", "int8", "f16"]);
+        assert_eq!(names(BlockType::BF16, 64), ["plain"]);
     }
 }

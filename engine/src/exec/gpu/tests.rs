@@ -4,15 +4,17 @@
 use std::sync::{Arc, OnceLock};
 
 use formats::blocks::{self, BlockType};
+use shaders::CooperativeSize;
 use wgpu::BufferUsages as Usage;
 
 use super::adapter::Adapter;
 use super::device::Gpu;
 use super::ops::matrix::{Place, Products};
 use super::ops::prepare::scratch_bytes;
-use super::record::{Pass, Recorder, Slots};
+use super::ops::swiglu::Swiglu;
+use super::record::{Clock, Pass, Recorder, Slots};
 use super::weights::{Upload, Weights};
-use super::{GpuError, GpuExecutor, Variants};
+use super::{GpuError, GpuExecutor, Variants, variants};
 use crate::exec::Executor as _;
 use crate::exec::noise::Noise;
 use crate::model::{Architecture, HParams, LayerTensors, ModelPart, Rope, RopeStyle, Tensor};
@@ -36,7 +38,7 @@ fn gpus() -> &'static [Gpu; 2] {
 }
 
 /// The best adapter with the variants named, which it must be able to do.
-fn with(variants: &str) -> Gpu {
+pub(super) fn with(variants: &str) -> Gpu {
     let adapter = Adapter::best(true).unwrap();
     let gpu = Gpu::open_with(&adapter, variants.parse().unwrap(), 1 << 30).unwrap();
     let wrong = gpu.report().variants.iter().find(|v| v.starts_with("not "));
@@ -69,9 +71,10 @@ fn products(gpu: &Gpu, tensors: &[&Tensor], x: &[f32], n: usize) -> Vec<f32> {
         .unwrap();
     let place = |buffer, stride, at| Place { buffer, stride, at };
     let (from, into) = (place(&x, stride, 0), place(&y, y_stride, 1));
-    let bytes = match gpu.variants.needs_scratch() {
-        true => scratch_bytes(most, cols),
-        false => 0,
+    let bytes = if gpu.variants.needs_scratch() {
+        scratch_bytes(most, cols)
+    } else {
+        0
     };
     let scratch = gpu.storage("rows", bytes).unwrap();
     let mut product = Products::new(from, &scratch, gpu.variants);
@@ -263,6 +266,33 @@ fn tiles_in_halves_are_near() {
     }
 }
 
+/// No adapter at hand has cooperative matrices: their kernel is tested with each of their operations written out.
+/// What is left to a device is what those do, which it shows before it is used.
+#[test]
+fn tiles_on_cooperative_matrices_are_near() {
+    let mut noise = Noise::new(41);
+    for size in [CooperativeSize::Sixteen, CooperativeSize::Eight] {
+        let mut gpu = with("subgroups,f16");
+        gpu.variants.cooperative = Some(size);
+        gpu.variants.emulated = true;
+        assert!(variants::check(&mut gpu).unwrap().is_empty());
+        assert_eq!(gpu.variants.cooperative, Some(size));
+        let shapes = [
+            (BlockType::Q8_0, 67, 160, 9),
+            (BlockType::Q4_K, 5, 256, 70),
+            (BlockType::F16, 130, 84, 33),
+        ];
+        for (ty, rows, cols, n) in shapes {
+            let t = tensor(&mut noise, ty, rows, cols);
+            let mut x = noise.take(n * cols);
+            for (row, size) in x.chunks_mut(cols).zip([1.0, 1e-6, 1e7].into_iter().cycle()) {
+                row.iter_mut().for_each(|v| *v *= size);
+            }
+            compare(&gpu, &[&t], &x, &x, TOLERANCE_F16);
+        }
+    }
+}
+
 #[test]
 fn matrices_below_each_other_are_one() {
     let mut noise = Noise::new(5);
@@ -395,6 +425,39 @@ fn a_pass_may_be_cut_between_layers() {
         (rows, cache.len())
     };
     assert_eq!(run(Some(1)), run(None));
+}
+
+/// A submission of more dispatches than a set of timestamps holds: none is left out.
+#[test]
+fn the_clock_counts_every_dispatch() {
+    let gpu = &gpus()[0];
+    if !gpu.timestamps {
+        return;
+    }
+    let buffer = gpu.storage("rows", 1 << 10).unwrap();
+    let swiglu = Swiglu::new(gpu, 32, 32, &buffer, &gpu.storage("y", 1 << 10).unwrap()).unwrap();
+    let mut slots = Slots::new(gpu, 1).unwrap();
+    let pass = Pass {
+        rows: 1,
+        ..Pass::default()
+    };
+    slots.set(gpu, [pass]);
+    let mut clock = Clock::new(gpu);
+    for dispatches in [5000, 3] {
+        let mut encoder = gpu.encoder();
+        let mut to = Recorder::new(&mut encoder, &slots, Some(&mut clock));
+        for _ in 0..dispatches {
+            swiglu.record(&mut to);
+        }
+        drop(to);
+        clock.resolve(gpu, &mut encoder).unwrap();
+        gpu.queue.submit([encoder.finish()]);
+        gpu.wait().unwrap();
+        clock.collect(gpu).unwrap();
+    }
+    let times = clock.times();
+    assert_eq!((times.len(), times[0].dispatches), (1, 5003));
+    assert!(times[0].ms > 0.0);
 }
 
 #[test]

@@ -19,8 +19,8 @@ use crate::model::Tensor;
 /// Which variants of its kernels a device may use. Each has the plain kernel as its fallback.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Variants {
-    /// All that the adapter has and that pays: 8-bit activations where it multiplies packed bytes in
-    /// one step, half floats where it is no processor.
+    /// What the adapter has and what pays there: cooperative matrices; without them 8-bit activations where it
+    /// multiplies packed bytes in one step; without both half floats, unless it is a processor.
     #[default]
     Auto,
     /// The same, but activations stay floats.
@@ -30,6 +30,8 @@ pub enum Variants {
 }
 
 /// A set of variants.
+// Any of them may be there with any other: no enum says that.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     /// Sums over subgroups instead of workgroup memory.
@@ -105,6 +107,8 @@ pub(super) struct Chosen {
     pub(super) int8: bool,
     pub(super) f16: bool,
     pub(super) cooperative: Option<CooperativeSize>,
+    /// A test computes cooperative matrices in plain WGSL.
+    pub(super) emulated: bool,
 }
 
 impl Chosen {
@@ -114,7 +118,11 @@ impl Chosen {
             Variants::Named(names) => names,
             Variants::Auto | Variants::Exact => Names {
                 subgroups: true,
-                int8: wanted == Variants::Auto && abilities.packed_dot,
+                // Where there are cooperative matrices a prompt gains more from them, and both at once would
+                // make its values depend on the size of its chunks.
+                int8: wanted == Variants::Auto
+                    && abilities.packed_dot
+                    && abilities.cooperative.is_none(),
                 f16: !abilities.software,
                 cooperative: true,
             },
@@ -129,6 +137,7 @@ impl Chosen {
             cooperative: abilities
                 .cooperative
                 .filter(|_| names.cooperative && abilities.f16 && subgroup.is_some()),
+            emulated: false,
         }
     }
 
@@ -149,6 +158,7 @@ impl Chosen {
             one(self.f16, "f16", &|c| c.f16 = true),
             one(self.cooperative.is_some(), "cooperative", &|c| {
                 (c.cooperative, c.subgroup) = (self.cooperative, subgroup);
+                c.emulated = self.emulated;
             }),
         ]
         .into_iter()
@@ -186,8 +196,8 @@ impl Chosen {
             all.push("activations in 8 bits".to_owned());
         }
         match self.cooperative {
+            _ if self.int8 => all.push("tiles of whole numbers".to_owned()),
             Some(size) => all.push(format!("tiles on cooperative matrices of {}", size.get())),
-            None if self.int8 => all.push("tiles of whole numbers".to_owned()),
             None if self.f16 => all.push("tiles in half floats".to_owned()),
             None => all.push("tiles in floats".to_owned()),
         }
@@ -336,8 +346,13 @@ mod tests {
     #[test]
     fn choices_follow_what_there_is() {
         let auto = Chosen::new(Variants::Auto, ALL);
-        assert!(auto.int8 && auto.f16 && auto.cooperative.is_some());
-        assert!(!Chosen::new(Variants::Exact, ALL).int8);
+        assert!(!auto.int8 && auto.f16 && auto.cooperative.is_some());
+        let simple = Abilities {
+            cooperative: None,
+            ..ALL
+        };
+        assert!(Chosen::new(Variants::Auto, simple).int8);
+        assert!(!Chosen::new(Variants::Exact, simple).int8);
         assert_eq!(Chosen::new(Variants::PLAIN, ALL), Chosen::default());
         // Nothing that the adapter lacks, and 8 bits only where they are fast or asked for.
         assert_eq!(

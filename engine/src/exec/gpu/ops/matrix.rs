@@ -23,6 +23,10 @@ const ROWS: u32 = 2;
 const THREADS: u32 = 64;
 /// Rows of weights, and most rows of activations, of a tile of [`Kernel::MatMul`].
 const TILE: u32 = 64;
+/// Rows of activations of a smaller tile.
+const HALF: u32 = TILE / 2;
+/// Threads that share a row of weights where they are no subgroup.
+const LANES: u32 = 32;
 /// Most workgroups in one direction of a grid.
 const GRID: u32 = 1 << 15;
 
@@ -49,7 +53,8 @@ impl Way {
         let int8 = chosen.int8 && block.has_codes();
         Self {
             features: Features {
-                subgroups: chosen.subgroup.is_some(),
+                // Sums of 8-bit products have an order of their own.
+                subgroups: chosen.subgroup.is_some() && !int8,
                 int8,
                 ..Features::default()
             },
@@ -57,22 +62,24 @@ impl Way {
         }
     }
 
-    /// For many. Where the few are rounded to 8 bits, so are these: a chunk of another size must not
+    /// For many. Where the few are rounded to 8 bits, so are these, and added up in the same order: the
+    /// least difference would grow to a whole step at the next rounding, and a chunk of another size
     /// be another model.
     fn many(chosen: Chosen, block: &BlockShader) -> Self {
         let int8 = chosen.int8 && block.has_codes();
         let mut features = Features::default();
         // The floats of these two may be beyond what halves hold.
         let halves = !matches!(block.name, "F32" | "BF16");
-        let form = if chosen.cooperative.is_some() && halves {
-            features.cooperative = chosen.cooperative;
-            Form::Halves { int8 }
-        } else if int8 {
+        let form = if int8 {
             features.int8 = true;
             Form::Codes
+        } else if chosen.cooperative.is_some() && halves {
+            features.cooperative = chosen.cooperative;
+            features.emulated = chosen.emulated;
+            Form::Halves
         } else if chosen.f16 && halves {
             features.f16 = true;
-            Form::Halves { int8 }
+            Form::Halves
         } else {
             Form::Floats
         };
@@ -93,8 +100,8 @@ impl Way {
         match self.form {
             Form::Floats => floats / 4,
             Form::Codes => 3 * runs,
-            Form::Halves { .. } if self.features.cooperative.is_some() => 32 * runs + 8,
-            Form::Halves { .. } => 8 * runs + 2,
+            Form::Halves if self.features.cooperative.is_some() => 32 * runs + 8,
+            Form::Halves => 8 * runs + 2,
         }
     }
 }
@@ -200,11 +207,14 @@ impl Product {
         add: bool,
         chosen: Chosen,
     ) -> Result<Self, GpuError> {
-        let lanes = chosen.subgroup.unwrap_or(32);
-        let groups = THREADS / lanes;
         let block = Some(weights.shader);
         let runs = weights.cols.div_ceil(32);
         let few = Way::few(chosen, weights.shader);
+        let lanes = match chosen.subgroup {
+            Some(n) if few.features.subgroups => n,
+            _ => LANES,
+        };
+        let groups = THREADS / lanes;
         let vector = |acts| {
             let constants = [
                 ("LANES", lanes),
@@ -218,6 +228,10 @@ impl Product {
         let tile = |acts| match (many.features.cooperative, chosen.subgroup) {
             (Some(size), Some(lanes)) => {
                 let constants = [("THREADS", 4 * lanes), ("SIDE", 32 / size.get())];
+                gpu.pipeline(Kernel::MatMul, block, many.features, &constants)
+            }
+            _ if many.features.int8 => {
+                let constants = [("ROWS", TILE / 8), ("ACTS", HALF / 8), ("LANES", LANES)];
                 gpu.pipeline(Kernel::MatMul, block, many.features, &constants)
             }
             _ => {
@@ -258,7 +272,7 @@ impl Product {
         Ok(Self {
             pieces: pieces.collect(),
             few: half(few, [vector(1)?, vector(ACTS)?])?,
-            many: half(many, [tile(TILE / 2)?, tile(TILE)?])?,
+            many: half(many, [tile(HALF)?, tile(TILE)?])?,
             groups,
         })
     }
@@ -273,13 +287,11 @@ impl Product {
         let [less, more] = &half.pipelines;
         for (piece, group) in self.pieces.iter().zip(&half.groups) {
             let (pipeline, grid) = if acts > FEW {
-                // Cooperative tiles have one size.
-                let small = acts <= TILE / 2 && half.way.features.cooperative.is_none();
-                let (pipeline, tile) = if small {
-                    (less, TILE / 2)
-                } else {
-                    (more, TILE)
-                };
+                // Cooperative tiles have one size, and those of whole numbers, which keep two sums for each
+                // output, the other.
+                let features = half.way.features;
+                let small = features.int8 || acts <= HALF && features.cooperative.is_none();
+                let (pipeline, tile) = if small { (less, HALF) } else { (more, TILE) };
                 let grid = [piece.rows.div_ceil(TILE), acts.div_ceil(tile), 1];
                 (pipeline, grid)
             } else {

@@ -18,9 +18,8 @@ pub(in crate::exec::gpu) enum Form {
     Floats,
     /// Bytes and steps, three vectors a run of 32.
     Codes,
-    /// Halves, four vectors a run and one; with `int8`, of the values that [`Codes`](Self::Codes)
-    /// stand for.
-    Halves { int8: bool },
+    /// Halves, four vectors a run and one.
+    Halves,
 }
 
 impl Form {
@@ -29,7 +28,7 @@ impl Form {
         match self {
             Self::Floats => 8 * runs,
             Self::Codes => 3 * runs,
-            Self::Halves { .. } => 4 * runs + 1,
+            Self::Halves => 4 * runs + 1,
         }
     }
 }
@@ -37,7 +36,7 @@ impl Form {
 /// Bytes that hold `rows` rows of `cols` values in any form but floats. Tiles read whole: `rows` should
 /// be a multiple of 64.
 pub(in crate::exec::gpu) fn scratch_bytes(rows: usize, cols: usize) -> u64 {
-    (16 * rows * Form::Halves { int8: false }.vectors(cols.div_ceil(32))) as u64
+    (16 * rows * Form::Halves.vectors(cols.div_ceil(32))) as u64
 }
 
 /// Brings rows from a fixed place into a form.
@@ -59,15 +58,12 @@ impl Prepare {
         scratch: &wgpu::Buffer,
     ) -> Result<Self, GpuError> {
         let runs = cols.div_ceil(32);
-        let (kernel, int8) = match form {
-            Form::Halves { int8 } => (Kernel::Halve, int8),
-            _ => (Kernel::Quantize, false),
+        let kernel = match form {
+            Form::Halves => Kernel::Halve,
+            _ => Kernel::Quantize,
         };
-        let features = Features {
-            int8,
-            ..Features::default()
-        };
-        let pipeline = gpu.pipeline(kernel, None, features, &[("THREADS", THREADS)])?;
+        let constants = [("THREADS", THREADS)];
+        let pipeline = gpu.pipeline(kernel, None, Features::default(), &constants)?;
         let params = [runs, x.stride / 4, form.vectors(runs), 0].map(|n| n as u32);
         let params = gpu.constant("rows", &params, Usage::UNIFORM)?;
         let group = gpu.bind(&pipeline, &[x.buffer, &params, scratch]);
@@ -82,7 +78,7 @@ impl Prepare {
     /// The first `rows` rows.
     pub(in crate::exec::gpu) fn record(&self, to: &mut Recorder<'_>, rows: u32) {
         let grid = match self.form {
-            Form::Halves { .. } => [rows, 1, 1],
+            Form::Halves => [rows, 1, 1],
             _ => [self.runs.div_ceil(THREADS), rows, 1],
         };
         to.dispatch(&self.pipeline, &self.group, None, grid, 0);
