@@ -19,15 +19,15 @@ const PRIOR: f64 = 2e8;
 #[derive(Debug)]
 enum Basis {
     /// `--sensitivity`: matrix and type.
-    Types {
-        known: HashMap<(u32, usize, BlockType), f64>,
-        additivity: f64,
-    },
+    Types { known: Known, additivity: f64 },
     /// An importance matrix with sensitivities: matrix, per unit of squared relative error.
     Errors(Vec<[f32; KINDS.len()]>),
     /// Nothing was measured: nats per layer and unit of squared relative error.
     Prior(f64),
 }
+
+/// Types and nats, by layer and place in [`KINDS`] (or [`WHOLE`]).
+type Known = HashMap<(u32, usize), Vec<(BlockType, f64)>>;
 
 /// Says what a matrix in a type costs.
 #[derive(Debug)]
@@ -143,47 +143,40 @@ fn share(kind: usize) -> f64 {
     KINDS.get(kind).map_or(0.0, |k| stated(k)) / all
 }
 
-fn known(m: &LayerSensitivity) -> HashMap<(u32, usize, BlockType), f64> {
-    m.types
-        .iter()
-        .filter_map(|t| {
-            let kind = if t.kind == WHOLE_LAYER {
-                WHOLE
-            } else {
-                KINDS.iter().position(|k| *k == t.kind)?
-            };
-            Some(((t.layer, kind, t.block_type.parse().ok()?), t.kl))
-        })
-        .collect()
+fn known(m: &LayerSensitivity) -> Known {
+    let mut known = Known::new();
+    for t in &m.types {
+        let kind = match KINDS.iter().position(|k| *k == t.kind) {
+            Some(kind) => kind,
+            None if t.kind == WHOLE_LAYER => WHOLE,
+            None => continue,
+        };
+        if let Ok(ty) = t.block_type.parse() {
+            known.entry((t.layer, kind)).or_default().push((ty, t.kl));
+        }
+    }
+    known
 }
 
 /// The figure of this matrix and type; else of the layer, shared out; else that of another type
 /// of the same matrix, in proportion to the typical squared errors of the types.
-fn of_type(
-    known: &HashMap<(u32, usize, BlockType), f64>,
-    layer: u32,
-    kind: usize,
-    ty: BlockType,
-) -> Option<f64> {
-    for (place, part) in [(kind, 1.0), (WHOLE, share(kind))] {
-        if let Some(kl) = known.get(&(layer, place, ty)) {
+fn of_type(known: &Known, layer: u32, kind: usize, ty: BlockType) -> Option<f64> {
+    let found: Vec<(&Vec<(BlockType, f64)>, f64)> = [(kind, 1.0), (WHOLE, share(kind))]
+        .into_iter()
+        .filter_map(|(place, part)| Some((known.get(&(layer, place))?, part)))
+        .collect();
+    for (types, part) in &found {
+        if let Some((_, kl)) = types.iter().find(|(t, _)| *t == ty) {
             return Some(part * kl);
         }
     }
     let error = |ty: BlockType| typical(ty).max(1e-9);
-    for (place, part) in [(kind, 1.0), (WHOLE, share(kind))] {
-        let distance = |other: &BlockType| (error(*other) / error(ty)).ln().abs();
-        let others = known
-            .iter()
-            .filter(|((l, k, _), _)| (*l, *k) == (layer, place));
-        let nearest = others.min_by(|((_, _, a), _), ((_, _, b), _)| {
-            distance(a).total_cmp(&distance(b)).then(a.cmp(b))
-        });
-        if let Some(((_, _, other), kl)) = nearest {
-            return Some(part * kl * error(ty) / error(*other));
-        }
-    }
-    None
+    let (types, part) = found.first()?;
+    let distance = |other: BlockType| (error(other) / error(ty)).ln().abs();
+    let nearest = types
+        .iter()
+        .min_by(|(a, _), (b, _)| distance(*a).total_cmp(&distance(*b)));
+    nearest.map(|(other, kl)| part * kl * error(ty) / error(*other))
 }
 
 #[cfg(test)]
