@@ -311,6 +311,7 @@ fn programs_take_the_device() {
         "--temp",
         "0",
         "--ignore-eos",
+        "--exact",
         "--json",
     ];
     let with = |role: &[&str]| {

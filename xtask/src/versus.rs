@@ -54,8 +54,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<(), Fa
     let definition: Value =
         serde_json::from_str(&text).map_err(|e| wrong(&file, &e.to_string()))?;
     let from = file.display().to_string();
-    let whole = |key: &str| number(&definition, key, &from).map(|n| n as usize);
-    let (rounds, prompt, decode) = (whole("rounds")?, whole("prompt")?, whole("decode")?);
+    let rounds = number(&definition, "rounds", &from)? as usize;
     let list = |key: &str| {
         definition[key]
             .as_array()
@@ -74,6 +73,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<(), Fa
             continue;
         }
         let path = model_file(model, &folder, &file)?;
+        let tokens = |key: &str| number(model, key, &from).map(|n| n as usize);
+        let (prompt, decode) = (tokens("prompt")?, tokens("decode")?);
         let mut rows: BTreeMap<usize, Row> = BTreeMap::new();
         // In turn, so that a drift of the machine meets all alike.
         for _ in 0..rounds {
@@ -86,7 +87,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<(), Fa
             }
         }
         for (i, row) in &mut rows {
-            table.push_str(&line(name, &threads[*i], row));
+            let name = format!("{name}, {prompt} and {decode} tokens");
+            table.push_str(&line(&name, &threads[*i], row));
         }
     }
     print!("{table}");
@@ -97,7 +99,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<(), Fa
             None => "",
         };
         let text = format!(
-            "{}\n\n`cargo xtask bench {}{with}`: medians of {rounds} rounds in turn, {prompt} tokens of prompt, {decode} decoded.\n\n{table}",
+            "{}\n\n`cargo xtask bench {}{with}`: medians of {rounds} rounds in turn.\n\n{table}",
             machine(),
             options.name,
         );

@@ -1,8 +1,8 @@
 //! One pass of a few rows through the layers.
 
-use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 
+use super::attention::Attention;
 use super::clock::Phase;
 use super::isa::Isa;
 use super::matmul::{ActBuf, Out, matmul, matmuls};
@@ -27,7 +27,7 @@ pub(super) struct Scratch {
 }
 
 /// A buffer of `n` values; what they hold does not matter, each is overwritten.
-fn sized(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
+pub(super) fn sized(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
     v.resize(n, 0.0);
     &mut v[..n]
 }
@@ -206,97 +206,13 @@ fn swiglu(
     n_ff: usize,
     stride: usize,
 ) {
-    let rows: Vec<std::sync::Mutex<&mut [f32]>> =
-        gate.chunks_mut(stride).map(std::sync::Mutex::new).collect();
-    session.run(rows.len(), &|r| {
-        let mut gate = rows[r]
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        isa.swiglu(&mut gate[..n_ff], &up[r * stride..r * stride + n_ff]);
+    let n = gate.len() / stride.max(1);
+    let out = Out::new(gate, stride);
+    session.ranges(n, 1, &|range| {
+        for r in range {
+            // SAFETY: row `r` belongs to this task alone.
+            let gate = unsafe { out.slice(r, 0, n_ff) };
+            isa.swiglu(gate, &up[r * stride..r * stride + n_ff]);
+        }
     });
-}
-
-/// Causal attention of `n` rows that stand at `start..start + n`.
-struct Attention<'a> {
-    isa: Isa,
-    n: usize,
-    start: usize,
-    n_head: usize,
-    /// Query heads per key head.
-    group: usize,
-    head_dim: usize,
-    kv_width: usize,
-    q: &'a [f32],
-    keys: &'a [f16],
-    values: &'a [f16],
-}
-
-impl Attention<'_> {
-    fn run(&self, session: &Session<'_>, mixed: &mut [f32], scores: &mut Vec<f32>) {
-        let (dim, width) = (self.head_dim, self.n_head * self.head_dim);
-        let stride = mixed.len() / self.n.max(1);
-        let scale = 1.0 / (dim as f32).sqrt();
-        let items = self.n * self.n_head;
-        let per_item = self.start + self.n;
-        // One strip of scores per range of items; ranges are never more than this.
-        let strips = (session.threads() * 6).min(items).max(1);
-        let per_strip = items.div_ceil(strips);
-        let scores = sized(scores, strips * per_item);
-        let scores = Strips {
-            values: Out::new(scores, per_item),
-            ptr: scores.as_mut_ptr(),
-        };
-        let out = Out::new(mixed, stride);
-        session.run(items.div_ceil(per_strip), &|strip| {
-            // SAFETY: strip `strip` of the buffer belongs to this item alone.
-            let buffer = unsafe { scores.strip(strip, per_item) };
-            let mut head_out = [0.0_f32; 512];
-            let mut large = Vec::new();
-            let head_out = if dim <= head_out.len() {
-                &mut head_out[..dim]
-            } else {
-                large.resize(dim, 0.0);
-                &mut large[..]
-            };
-            for item in strip * per_strip..((strip + 1) * per_strip).min(items) {
-                let (r, h) = (item / self.n_head, item % self.n_head);
-                let len = self.start + r + 1;
-                let q = &self.q[r * width + h * dim..r * width + (h + 1) * dim];
-                let at = h / self.group * dim;
-                let s = &mut buffer[..len];
-                self.isa
-                    .scores(q, &self.keys[at..], self.kv_width, scale, s);
-                let sum = self.isa.softmax(s);
-                self.isa
-                    .weighted_sum(s, &self.values[at..], self.kv_width, head_out);
-                let inverse = 1.0 / sum;
-                for (d, v) in head_out.iter().enumerate() {
-                    // SAFETY: head `h` of row `r` belongs to this item alone.
-                    unsafe { out.set(r, h * dim + d, v * inverse) };
-                }
-            }
-        });
-    }
-}
-
-/// A buffer that tasks share in strips.
-struct Strips {
-    values: Out,
-    ptr: *mut f32,
-}
-
-// SAFETY: strips are disjoint and each is used by one task.
-unsafe impl Sync for Strips {}
-
-impl Strips {
-    /// Strip `i` of `len` values.
-    ///
-    /// # Safety
-    /// Each strip may be taken by one task at a time, while the buffer is borrowed.
-    #[allow(clippy::mut_from_ref)] // the point of the type
-    unsafe fn strip(&self, i: usize, len: usize) -> &mut [f32] {
-        assert!((i + 1) * len <= self.values.len());
-        // SAFETY: in range by the assertion; exclusive by the contract.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(i * len), len) }
-    }
 }

@@ -218,6 +218,54 @@ impl Isa {
         }
     }
 
+    /// [`scores`](Self::scores) over keys that are floats already: the same bits.
+    pub(crate) fn scores_f32(
+        self,
+        q: &[f32],
+        keys: &[f32],
+        stride: usize,
+        scale: f32,
+        scores: &mut [f32],
+    ) {
+        match self.0 {
+            Kind::Scalar => {
+                for (s, k) in scores.iter_mut().zip(keys.chunks(stride)) {
+                    *s = scalar::dot_f32(q, &k[..q.len()]) * scale;
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Kind::Avx2 | Kind::Avx512 => unsafe {
+                avx2::scores_f32(q, keys, stride, scale, scores);
+            },
+        }
+    }
+
+    /// `out[d] += Σ w[t] · v[t][d]` in ascending `t`: [`weighted_sum`](Self::weighted_sum) in
+    /// pieces, over values that are floats already.
+    pub(crate) fn add_weighted_f32(
+        self,
+        w: &[f32],
+        values: &[f32],
+        stride: usize,
+        out: &mut [f32],
+    ) {
+        match self.0 {
+            Kind::Scalar => {
+                for (w, v) in w.iter().zip(values.chunks(stride)) {
+                    for (o, v) in out.iter_mut().zip(v) {
+                        *o = w.mul_add(*v, *o);
+                    }
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Kind::Avx2 | Kind::Avx512 => unsafe {
+                avx2::add_weighted_f32(w, values, stride, out);
+            },
+        }
+    }
+
     /// `gate[i] = silu(gate[i]) · up[i]`.
     pub(crate) fn swiglu(self, gate: &mut [f32], up: &[f32]) {
         match self.0 {

@@ -170,6 +170,18 @@ impl Out {
         self.len
     }
 
+    /// `n` columns of row `r` from `i` on.
+    ///
+    /// # Safety
+    /// As [`set`](Self::set), for all of them, as long as the slice lives.
+    #[allow(clippy::mut_from_ref)] // the point of the type
+    pub(crate) unsafe fn slice(&self, r: usize, i: usize, n: usize) -> &mut [f32] {
+        let at = r * self.stride + i;
+        assert!(at + n <= self.len);
+        // SAFETY: in range; exclusive by the contract.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(at), n) }
+    }
+
     /// Writes column `i` of row `r`.
     ///
     /// # Safety

@@ -4,6 +4,7 @@
 //! values are f16. Every sum runs in the one order of [`lanes`], so the result does not depend on
 //! the instruction set, the number of threads, or how a prompt is cut into chunks.
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -246,8 +246,22 @@ fn attention_pieces_agree() {
                 s.extend(out);
                 s.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
+            // Keys and values as floats, values in two pieces.
+            let floats: Vec<f32> = keys.iter().map(|k| k.to_f32()).collect();
+            let tiles = |isa: Isa| {
+                let (mut s, mut out) = (vec![0.0; n], vec![0.0; dim]);
+                isa.scores_f32(&q, &floats, stride, 0.125, &mut s);
+                let sum = isa.softmax(&mut s);
+                let (first, rest) = s.split_at(n / 2);
+                isa.add_weighted_f32(first, &floats, stride, &mut out);
+                isa.add_weighted_f32(rest, &floats[n / 2 * stride..], stride, &mut out);
+                s.push(sum);
+                s.extend(out);
+                bits(&s)
+            };
             let want = run(Isa::SCALAR);
             for isa in Isa::available() {
+                assert_eq!(tiles(isa), want, "{isa}: tiles, head of {dim}");
                 assert_eq!(run(isa), want, "{isa}: head of {dim}, {n} positions");
             }
         }

@@ -215,7 +215,7 @@ impl Vector for V {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         // SAFETY: by the contract.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T2>(p.cast()) }
     }
 }
 

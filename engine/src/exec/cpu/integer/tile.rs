@@ -9,7 +9,7 @@ use formats::blocks::BlockType;
 
 use super::super::matmul::Out;
 use super::vector::{Rows, Vector};
-use super::{BLOCK, Codes, block32, super256};
+use super::{BLOCK, CodeBlock, Codes, block32, super256};
 
 /// Blocks of 32 that are looked at together: a super-block.
 pub(super) const PANEL: usize = 8;
@@ -63,56 +63,55 @@ pub(super) trait Blocks<V: Vector> {
     unsafe fn scales(head: &Self::Head, g: usize) -> (V::F, V::F);
 }
 
-/// `N` words of a block from word `at` on, as the chain of `super` says: the whole of a group.
+/// One step of the chain that `super` describes: `acc` plus the product of a group, whose words
+/// `w` are those from `at` on of a block, and activations `x`.
 ///
 /// # Safety
-/// `V`'s instruction set; `sums` holds `V::LANES` floats for each of the activation rows.
+/// `V`'s instruction set.
 #[inline(always)]
-unsafe fn group<V: Vector, T: Blocks<V>, const N: usize>(
-    x: &[super::CodeBlock],
+unsafe fn step<V: Vector, T: Blocks<V>, const N: usize>(
+    x: &CodeBlock,
     w: &[V; N],
     at: usize,
-    scale: V::F,
-    min: V::F,
-    sums: *mut f32,
-) {
+    (scale, min): (V::F, V::F),
+    acc: V::F,
+) -> V::F {
     // All, the first or the last half.
     let part = if N == 8 { 0 } else { 1 + at / 4 };
-    for (t, x) in x.iter().enumerate() {
-        // SAFETY: by the contract.
-        unsafe {
-            let init = if T::OFFSET == 0 || (V::SIGNED && T::MAX == 255) {
-                V::lanes(0)
-            } else {
-                V::lanes(x.minus[part]).shl(T::OFFSET.trailing_zeros() as usize)
-            };
-            let codes = x.codes.as_ptr().add(4 * at);
-            let i = if T::MAX == 255 {
-                V::dot::<N, 255>(init, w, codes)
-            } else if T::MAX > 31 {
-                V::dot::<N, 63>(init, w, codes)
-            } else if T::MAX > 15 {
-                V::dot::<N, 31>(init, w, codes)
-            } else {
-                V::dot::<N, 15>(init, w, codes)
-            };
-            let p = sums.add(t * V::LANES);
-            let mut acc = V::fma(V::mul(scale, V::splat(x.scale)), i.float(), V::get(p));
-            if T::MIN {
-                acc = V::fma(min, V::splat(x.sum[part]), acc);
-            }
-            V::put(p, acc);
+    // SAFETY: by the contract.
+    unsafe {
+        let init = if T::OFFSET == 0 || (V::SIGNED && T::MAX == 255) {
+            V::lanes(0)
+        } else {
+            V::lanes(x.minus[part]).shl(T::OFFSET.trailing_zeros() as usize)
+        };
+        let codes = x.codes.as_ptr().add(4 * at);
+        let i = if T::MAX == 255 {
+            V::dot::<N, 255>(init, w, codes)
+        } else if T::MAX > 31 {
+            V::dot::<N, 63>(init, w, codes)
+        } else if T::MAX > 15 {
+            V::dot::<N, 31>(init, w, codes)
+        } else {
+            V::dot::<N, 15>(init, w, codes)
+        };
+        let acc = V::fma(V::mul(scale, V::splat(x.scale)), i.float(), acc);
+        if T::MIN {
+            V::fma(min, V::splat(x.sum[part]), acc)
+        } else {
+            acc
         }
     }
 }
 
-/// Adds to `sums` the products of the weight rows at `rows` and activation rows `acts`; `ahead`
-/// bytes on, `ahead` bytes of weights will be read next.
+/// Adds to `sums` the products of the weight rows at `rows` and activation rows `acts`, which are
+/// `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next.
 ///
 /// # Safety
-/// `V`'s instruction set; whole weight rows of as many blocks as `x` has; `sums` as in [`group`].
+/// `V`'s instruction set; whole weight rows of as many blocks as `x` has; `sums` holds
+/// `V::LANES` floats for each activation row.
 #[inline(always)]
-unsafe fn tile<V: Vector, T: Blocks<V>>(
+unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
     rows: Rows,
     ahead: usize,
     x: &Codes,
@@ -123,6 +122,8 @@ unsafe fn tile<V: Vector, T: Blocks<V>>(
     let panels = blocks.div_ceil(PANEL);
     let panel_bytes = PANEL * BLOCK / T::LEN * T::BYTES;
     let share = (ahead / panels.max(1)).next_multiple_of(64);
+    // SAFETY: by the contract.
+    let mut acc = unsafe { V::get(sums) };
     for k in 0..panels {
         let n = PANEL.min(blocks - k * PANEL);
         // SAFETY: panel `k` is part of the rows; a prefetch may go anywhere.
@@ -140,17 +141,36 @@ unsafe fn tile<V: Vector, T: Blocks<V>>(
                     let b = u * T::UNIT + r;
                     let codes = &x.of(k * PANEL + b)[acts.clone()];
                     if T::GROUP == 32 {
-                        let (s, m) = T::scales(&head, b);
-                        group::<V, T, 8>(codes, &q, 0, s, m, sums);
+                        let s = T::scales(&head, b);
+                        if ONE {
+                            acc = step::<V, T, 8>(&codes[0], &q, 0, s, acc);
+                        } else {
+                            for (t, x) in codes.iter().enumerate() {
+                                let p = sums.add(t * V::LANES);
+                                V::put(p, step::<V, T, 8>(x, &q, 0, s, V::get(p)));
+                            }
+                        }
                     } else {
-                        let (s, m) = T::scales(&head, 2 * b);
-                        group::<V, T, 4>(codes, &[q[0], q[1], q[2], q[3]], 0, s, m, sums);
-                        let (s, m) = T::scales(&head, 2 * b + 1);
-                        group::<V, T, 4>(codes, &[q[4], q[5], q[6], q[7]], 4, s, m, sums);
+                        let (first, last) = (T::scales(&head, 2 * b), T::scales(&head, 2 * b + 1));
+                        let (w, v) = ([q[0], q[1], q[2], q[3]], [q[4], q[5], q[6], q[7]]);
+                        if ONE {
+                            acc = step::<V, T, 4>(&codes[0], &w, 0, first, acc);
+                            acc = step::<V, T, 4>(&codes[0], &v, 4, last, acc);
+                        } else {
+                            for (t, x) in codes.iter().enumerate() {
+                                let p = sums.add(t * V::LANES);
+                                let acc = step::<V, T, 4>(x, &w, 0, first, V::get(p));
+                                V::put(p, step::<V, T, 4>(x, &v, 4, last, acc));
+                            }
+                        }
                     }
                 }
             }
         }
+    }
+    if ONE {
+        // SAFETY: by the contract.
+        unsafe { V::put(sums, acc) };
     }
 }
 
@@ -193,7 +213,14 @@ unsafe fn tiles<V: Vector, T: Blocks<V>>(
             let used = &mut sums.0[..acts.len() * V::LANES];
             used.fill(0.0);
             // SAFETY: the rows are there by the contract.
-            unsafe { tile::<V, T>(p, n * row_bytes, x, acts.clone(), used.as_mut_ptr()) };
+            unsafe {
+                let (ahead, sums) = (n * row_bytes, used.as_mut_ptr());
+                if acts.len() == 1 {
+                    tile::<V, T, true>(p, ahead, x, acts.clone(), sums);
+                } else {
+                    tile::<V, T, false>(p, ahead, x, acts.clone(), sums);
+                }
+            }
             for (t, sums) in acts.clone().zip(used.chunks_exact(V::LANES)) {
                 for (j, v) in sums[..n].iter().enumerate() {
                     // SAFETY: by the contract.

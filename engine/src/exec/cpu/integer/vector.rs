@@ -184,7 +184,8 @@ pub(in super::super) trait Vector: Copy {
     /// The instruction set.
     unsafe fn neg(a: Self::F) -> Self::F;
 
-    /// Asks for the line at `p`, which may be any address.
+    /// Asks for the line at `p`, which may be any address, to come nearer than memory; not into
+    /// the first cache, which it would fill before its time.
     ///
     /// # Safety
     /// The instruction set.

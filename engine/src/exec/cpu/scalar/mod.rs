@@ -9,7 +9,7 @@ mod super256;
 
 use formats::blocks::BlockType;
 
-pub(crate) use attention::{add_scaled, dot_f16};
+pub(crate) use attention::{add_scaled, dot_f16, dot_f32};
 pub(crate) use integer::products;
 pub(crate) use super256::{scale_k3, scale_min_k4};
 
