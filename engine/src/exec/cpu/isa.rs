@@ -238,6 +238,11 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe {
                 avx2::scores_f32(q, keys, stride, scale, scores);
             },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe {
+                neon::scores_f32(q, keys, stride, scale, scores);
+            },
         }
     }
 
@@ -262,6 +267,11 @@ impl Isa {
             // SAFETY: the features were detected.
             Kind::Avx2 | Kind::Avx512 => unsafe {
                 avx2::add_weighted_f32(w, values, stride, out);
+            },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe {
+                neon::add_weighted_f32(w, values, stride, out);
             },
         }
     }

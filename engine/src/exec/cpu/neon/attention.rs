@@ -1,10 +1,57 @@
-//! Attention over f16 keys and values.
+//! Attention over keys and values in f16, or in floats already.
 
 use half::f16;
 
 use super::super::lanes::LANES;
 use super::super::scalar;
 use super::{Eight, exp8};
+
+/// What keys and values are made of.
+trait Value: Copy {
+    /// Eight of them, as floats.
+    ///
+    /// # Safety
+    /// NEON; eight values readable.
+    unsafe fn eight(p: *const Self) -> Eight;
+
+    /// As a float.
+    fn float(self) -> f32;
+
+    /// `q · k` in lanes.
+    fn dot(q: &[f32], k: &[Self]) -> f32;
+}
+
+impl Value for f16 {
+    #[inline(always)]
+    unsafe fn eight(p: *const Self) -> Eight {
+        // SAFETY: by the contract.
+        unsafe { Eight::load_f16(p.cast()) }
+    }
+
+    fn float(self) -> f32 {
+        self.to_f32()
+    }
+
+    fn dot(q: &[f32], k: &[Self]) -> f32 {
+        scalar::dot_f16(q, k)
+    }
+}
+
+impl Value for f32 {
+    #[inline(always)]
+    unsafe fn eight(p: *const Self) -> Eight {
+        // SAFETY: by the contract.
+        unsafe { Eight::load(p) }
+    }
+
+    fn float(self) -> f32 {
+        self
+    }
+
+    fn dot(q: &[f32], k: &[Self]) -> f32 {
+        scalar::dot_f32(q, k)
+    }
+}
 
 /// `scores[t] = (q · k[t]) × scale`.
 ///
@@ -18,12 +65,42 @@ pub(crate) unsafe fn scores(
     scale: f32,
     scores: &mut [f32],
 ) {
+    // SAFETY: by the contract.
+    unsafe { scores_of(q, keys, stride, scale, scores) }
+}
+
+/// [`scores`] over keys that are floats already.
+///
+/// # Safety
+/// NEON.
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn scores_f32(
+    q: &[f32],
+    keys: &[f32],
+    stride: usize,
+    scale: f32,
+    scores: &mut [f32],
+) {
+    // SAFETY: by the contract.
+    unsafe { scores_of(q, keys, stride, scale, scores) }
+}
+
+/// # Safety
+/// NEON.
+#[inline(always)]
+unsafe fn scores_of<T: Value>(
+    q: &[f32],
+    keys: &[T],
+    stride: usize,
+    scale: f32,
+    scores: &mut [f32],
+) {
     let dim = q.len();
     let n = scores.len();
     assert!(dim <= stride && (n == 0 || keys.len() >= (n - 1) * stride + dim));
     if !dim.is_multiple_of(LANES) {
         for (s, k) in scores.iter_mut().zip(keys.chunks(stride)) {
-            *s = scalar::dot_f16(q, &k[..dim]) * scale;
+            *s = T::dot(q, &k[..dim]) * scale;
         }
         return;
     }
@@ -36,8 +113,7 @@ pub(crate) unsafe fn scores(
             for d in (0..dim).step_by(LANES) {
                 let qv = Eight::load(q.as_ptr().add(d));
                 for (i, a) in acc.iter_mut().enumerate() {
-                    let k = keys.as_ptr().add((4 * t + i) * stride + d);
-                    *a = qv.fma(Eight::load_f16(k.cast()), *a);
+                    *a = qv.fma(T::eight(keys.as_ptr().add((4 * t + i) * stride + d)), *a);
                 }
             }
             for (s, a) in out.iter_mut().zip(acc) {
@@ -50,8 +126,8 @@ pub(crate) unsafe fn scores(
         unsafe {
             let mut acc = Eight::splat(0.0);
             for d in (0..dim).step_by(LANES) {
-                let k = keys.as_ptr().add(t * stride + d);
-                acc = Eight::load(q.as_ptr().add(d)).fma(Eight::load_f16(k.cast()), acc);
+                let k = T::eight(keys.as_ptr().add(t * stride + d));
+                acc = Eight::load(q.as_ptr().add(d)).fma(k, acc);
             }
             *s = acc.fold() * scale;
         }
@@ -93,6 +169,25 @@ pub(crate) unsafe fn softmax(s: &mut [f32]) -> f32 {
 /// NEON.
 #[target_feature(enable = "neon")]
 pub(crate) unsafe fn weighted_sum(w: &[f32], values: &[f16], stride: usize, out: &mut [f32]) {
+    out.fill(0.0);
+    // SAFETY: by the contract.
+    unsafe { add_weighted(w, values, stride, out) }
+}
+
+/// `out[d] += Σ w[t] · v[t][d]`, ascending `t`, over values that are floats already.
+///
+/// # Safety
+/// NEON.
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn add_weighted_f32(w: &[f32], values: &[f32], stride: usize, out: &mut [f32]) {
+    // SAFETY: by the contract.
+    unsafe { add_weighted(w, values, stride, out) }
+}
+
+/// # Safety
+/// NEON.
+#[inline(always)]
+unsafe fn add_weighted<T: Value>(w: &[f32], values: &[T], stride: usize, out: &mut [f32]) {
     const WIDE: usize = 4 * LANES;
     let dim = out.len();
     assert!(dim <= stride && (w.is_empty() || values.len() >= (w.len() - 1) * stride + dim));
@@ -101,11 +196,14 @@ pub(crate) unsafe fn weighted_sum(w: &[f32], values: &[f16], stride: usize, out:
         // SAFETY: this chunk ends within `dim`; the assertion above covers position `t`.
         unsafe {
             let mut acc = [Eight::splat(0.0); 4];
+            for (i, a) in acc.iter_mut().enumerate() {
+                *a = Eight::load(out.as_ptr().add(i * LANES));
+            }
             for (t, w) in w.iter().enumerate() {
                 let wv = Eight::splat(*w);
                 for (i, a) in acc.iter_mut().enumerate() {
                     let v = values.as_ptr().add(t * stride + c * WIDE + i * LANES);
-                    *a = wv.fma(Eight::load_f16(v.cast()), *a);
+                    *a = wv.fma(T::eight(v), *a);
                 }
             }
             for (i, a) in acc.iter().enumerate() {
@@ -113,12 +211,12 @@ pub(crate) unsafe fn weighted_sum(w: &[f32], values: &[f16], stride: usize, out:
             }
         }
     }
-    rest.fill(0.0);
     if !rest.is_empty() {
         let d = dim - rest.len();
-        for (t, w) in w.iter().enumerate() {
-            let at = t * stride + d;
-            scalar::add_scaled(rest, *w, &values[at..at + dim - d]);
+        for (w, v) in w.iter().zip(values.chunks(stride)) {
+            for (o, v) in rest.iter_mut().zip(&v[d..dim]) {
+                *o = w.mul_add(v.float(), *o);
+            }
         }
     }
 }

@@ -355,7 +355,7 @@ impl<D: Dot> Vector for V<D> {
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
-        prefetch(p);
+        prefetch::<true>(p);
     }
 }
 

@@ -64,7 +64,7 @@ unsafe fn accumulate<T: Groups, const W: usize, const R: usize>(
                 let p = w[i].add(b * T::BYTES);
                 if R == 1 {
                     // The next rows: short rows are too short for the hardware to see a pattern.
-                    prefetch(p.wrapping_add(ahead));
+                    prefetch::<false>(p.wrapping_add(ahead));
                 }
                 let head = T::head(p);
                 for g in 0..per_block {

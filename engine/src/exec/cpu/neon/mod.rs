@@ -21,7 +21,7 @@ mod super256;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-pub(crate) use attention::{scores, softmax, weighted_sum};
+pub(crate) use attention::{add_weighted_f32, scores, scores_f32, softmax, weighted_sum};
 pub(crate) use integer::{products, products_dot};
 pub(crate) use matmul::matmul;
 
@@ -125,12 +125,17 @@ impl Eight {
     }
 }
 
-/// Asks for the line at `p`, which may be any address.
+/// Asks for the line at `p`, which may be any address, to come into the first cache, or where `FAR`
+/// into the second. In assembly, since the intrinsic (`_prefetch`) is not stable yet.
 #[inline(always)]
-fn prefetch(p: *const u8) {
-    // SAFETY: a hint: it reads nothing that is not mapped and faults nowhere.
+fn prefetch<const FAR: bool>(p: *const u8) {
+    // SAFETY: a hint: it changes nothing and faults nowhere.
     unsafe {
-        asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, readonly, preserves_flags));
+        if FAR {
+            asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, readonly, preserves_flags));
+        } else {
+            asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, readonly, preserves_flags));
+        }
     }
 }
 
