@@ -325,7 +325,9 @@ mod tests {
                 return Err(ExecError::BadRows { len: 13, width: 2 });
             }
             cache.advance(rows.len() / 2);
-            rows.iter_mut().for_each(|v| *v *= 2.0);
+            for v in &mut rows {
+                *v *= 2.0;
+            }
             Ok(())
         }
 
@@ -394,7 +396,7 @@ mod tests {
             }
             say.send(()).unwrap();
             assert_eq!(busy.join().unwrap(), Ok(vec![14.0, 6.0]));
-            let joined = others.into_iter().map(|t| t.join());
+            let joined = others.into_iter().map(std::thread::ScopedJoinHandle::join);
             joined
                 .map(|r| r.unwrap_or_else(|_| Err("panicked".into())))
                 .collect()

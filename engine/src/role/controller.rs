@@ -198,10 +198,7 @@ impl Controller {
         let (rows, rung) = (*rows, *rung);
         let each = f64::from(bytes) / f64::from(rows.max(1));
         let base = (each - self.more_bytes(rung)).max(1.0);
-        follow(
-            &mut self.base_bytes,
-            base,
-        );
+        follow(&mut self.base_bytes, base);
         let chosen = &mut self.chosen[rung];
         chosen.frames += 1;
         chosen.rows += u64::from(rows);

@@ -1,6 +1,7 @@
 //! One-point split compression against the same few bits everywhere, at equal edge memory.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use fixtures::fetch::{SMOLLM2, WIKI_64K};
@@ -61,7 +62,7 @@ pub(super) fn make(report: &Report) -> Result<Section, Failure> {
     for &edge in bits {
         for (kind, cloud) in [(0, "8"), (1, edge)] {
             let pair = pair(report, edge, cloud)?;
-            made += &format!("    {}\n", pair.command);
+            let _ = writeln!(made, "    {}", pair.command);
             let mut args: Vec<OsString> = vec!["eval".into(), "--model".into()];
             args.extend([pair.folder.clone().into(), "--against".into()]);
             args.extend([source.clone().into(), "--text".into(), text.clone().into()]);

@@ -233,15 +233,14 @@ impl Clock {
     ) -> Result<(), GpuError> {
         let all = self.pending.chunks(DISPATCHES);
         for (pending, times) in all.zip(&mut self.sets) {
-            let buffers = match times.buffers.take() {
-                Some(there) => there,
-                None => {
-                    let bytes = u64::from(QUERIES) * 8;
-                    [
-                        gpu.buffer("times", bytes, Usage::QUERY_RESOLVE | Usage::COPY_SRC)?,
-                        gpu.buffer("times", bytes, Usage::COPY_DST | Usage::MAP_READ)?,
-                    ]
-                }
+            let buffers = if let Some(there) = times.buffers.take() {
+                there
+            } else {
+                let bytes = u64::from(QUERIES) * 8;
+                [
+                    gpu.buffer("times", bytes, Usage::QUERY_RESOLVE | Usage::COPY_SRC)?,
+                    gpu.buffer("times", bytes, Usage::COPY_DST | Usage::MAP_READ)?,
+                ]
             };
             let [resolved, staging] = times.buffers.insert(buffers);
             let n = 2 * pending.len() as u32;

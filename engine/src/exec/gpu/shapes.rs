@@ -125,7 +125,7 @@ pub fn bench_shapes(
                     .iter()
                     .flat_map(|rows| bench.at(*rows).map(move |v| (rows, v)))
                 {
-                    let seconds = bench.time(gpu, variant, rows, options.runs)?;
+                    let seconds = Bench::time(gpu, variant, rows, options.runs)?;
                     let gb_per_s = bench.bytes as f64 / seconds / 1e9;
                     let time = ShapeTime {
                         model,
@@ -253,13 +253,7 @@ impl Bench {
     }
 
     /// Seconds of one product of `rows` rows, the median of `runs`.
-    fn time(
-        &self,
-        gpu: &Gpu,
-        variant: &Variant,
-        rows: usize,
-        runs: usize,
-    ) -> Result<f64, GpuError> {
+    fn time(gpu: &Gpu, variant: &Variant, rows: usize, runs: usize) -> Result<f64, GpuError> {
         let mut slots = Slots::new(gpu, 1)?;
         let pass = Pass {
             rows: rows as u32,
@@ -302,7 +296,7 @@ mod tests {
         let names = |ty, rows| {
             let bench = Bench::new(&gpu, ty, 64, 256, &[1, 64]).unwrap();
             let timed = bench.at(rows).map(|v| {
-                assert!(bench.time(&gpu, v, rows, 1).unwrap() > 0.0);
+                assert!(Bench::time(&gpu, v, rows, 1).unwrap() > 0.0);
                 v.name
             });
             timed.collect::<Vec<_>>()

@@ -259,7 +259,9 @@ fn tiles_in_halves_are_near() {
             let mut x = noise.take(n * cols);
             let sizes = [1.0, 1e-6, 3e4, 1e7];
             for (row, size) in x.chunks_mut(cols).zip(sizes.into_iter().cycle()) {
-                row.iter_mut().for_each(|v| *v *= size);
+                for v in &mut row {
+                    *v *= size;
+                }
             }
             compare(&gpu, &[&t], &x, &x, TOLERANCE_F16);
         }
@@ -286,7 +288,9 @@ fn tiles_on_cooperative_matrices_are_near() {
             let t = tensor(&mut noise, ty, rows, cols);
             let mut x = noise.take(n * cols);
             for (row, size) in x.chunks_mut(cols).zip([1.0, 1e-6, 1e7].into_iter().cycle()) {
-                row.iter_mut().for_each(|v| *v *= size);
+                for v in &mut row {
+                    *v *= size;
+                }
             }
             compare(&gpu, &[&t], &x, &x, TOLERANCE_F16);
         }

@@ -106,13 +106,12 @@ pub fn damage(
             if held.is_none() && !points.is_empty() && points[0].cut != cut as u32 && late(0.4) {
                 continue;
             }
-            let point = match held {
-                Some(p) => p,
-                None => {
-                    let p = codecs::measure(&mut model, cut, spec, &mut channels)?;
-                    journal.put(&key, &p)?;
-                    p
-                }
+            let point = if let Some(p) = held {
+                p
+            } else {
+                let p = codecs::measure(&mut model, cut, spec, &mut channels)?;
+                journal.put(&key, &p)?;
+                p
             };
             points.push(point);
             done += 1;

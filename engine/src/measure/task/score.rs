@@ -127,7 +127,9 @@ impl<'a> Scorer<'a> {
         let ids: Vec<u32> = (0..TOKENS).map(|i| (i * 97 + 1) % vocab).collect();
         let mut caches = std::mem::take(&mut self.caches);
         let mut steps: Vec<Step<'_>> = caches.iter_mut().take(1).map(|c| step(c, &ids)).collect();
-        steps.iter_mut().for_each(|s| s.caches.truncate(0));
+        for s in &mut steps {
+            s.caches.truncate(0);
+        }
         let boundary = self.boundary.take();
         let done = self.forward(&mut steps);
         self.boundary = boundary;
@@ -221,7 +223,9 @@ impl<'a> Scorer<'a> {
             self.score(&asks, &mut answered)?;
         }
         for a in &mut answered {
-            a.logprobs.iter_mut().for_each(|l| *l = rounded(*l));
+            for l in &mut a.logprobs {
+                *l = rounded(*l);
+            }
         }
         Ok(answered)
     }

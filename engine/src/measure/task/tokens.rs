@@ -70,7 +70,9 @@ pub(super) fn cut(tokenizer: &Tokenizer, question: &Question, ctx: usize) -> Res
     };
     if let Some(begin) = begin {
         first_scored += 1;
-        texts.iter_mut().for_each(|t| t.insert(0, begin));
+        for t in &mut texts {
+            t.insert(0, begin);
+        }
     }
     let longest = texts.iter().map(Vec::len).max().unwrap_or(0);
     let surplus = longest.saturating_sub(ctx);
