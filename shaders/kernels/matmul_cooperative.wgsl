@@ -5,30 +5,20 @@
 // Constants: THREADS, four subgroups; SIZE of a cooperative matrix, 8 or 16; SIDE = 32 / SIZE, the squares along
 // each side of a subgroup's quarter.
 enable f16;
-//#if emulated
-//#else
 enable wgpu_cooperative_matrix;
-//#end
 //#include matrix
 //#include halves
 
 //#if size8
-const SIZE: u32 = 8u;
-//#else
-const SIZE: u32 = 16u;
-//#end
-//#if emulated
-//#include squares
-//#else
-//#if size8
 alias MatrixA = coop_mat8x8<f16, A>;
 alias MatrixB = coop_mat8x8<f16, B>;
 alias MatrixC = coop_mat8x8<f32, C>;
+const SIZE: u32 = 8u;
 //#else
 alias MatrixA = coop_mat16x16<f16, A>;
 alias MatrixB = coop_mat16x16<f16, B>;
 alias MatrixC = coop_mat16x16<f32, C>;
-//#end
+const SIZE: u32 = 16u;
 //#end
 const TILE: u32 = 64u;
 /// Halves from one row of the tile to the next: neighbours fall into other banks.
@@ -55,11 +45,7 @@ fn main(
     workgroupBarrier();
 //#repeat r SIDE
 //#repeat a SIDE
-//#if emulated
-    var sum_$r_$a = Square();
-//#else
     var sum_$r_$a = coopLoad<MatrixC>(&sums[mine], SIZE);
-//#end
 //#end
 //#end
     for (var k = 0u; k < matrix.runs; k += 1u) {
@@ -80,26 +66,12 @@ fn main(
         for (var at = 0u; at < 32u; at += SIZE) {
             // Weights are A, row after row; activations B, column after column: both along k.
 //#repeat r SIDE
-            let from_w_$r = (my_row + $ru * SIZE) * STRIDE + at;
-//#if emulated
-            let w_$r = square_of_weights(from_w_$r);
-//#else
-            let w_$r = coopLoadT<MatrixA>(&tile_w[from_w_$r], STRIDE);
-//#end
+            let w_$r = coopLoadT<MatrixA>(&tile_w[(my_row + $ru * SIZE) * STRIDE + at], STRIDE);
 //#end
 //#repeat a SIDE
-            let from_x_$a = (first_act + my_act + $au * SIZE) * matrix.x_stride + k * 32u + at;
-//#if emulated
-            let x_$a = square_of_activations(from_x_$a);
-//#else
-            let x_$a = coopLoad<MatrixB>(&activations[from_x_$a], matrix.x_stride);
-//#end
+            let x_$a = coopLoad<MatrixB>(&activations[(first_act + my_act + $au * SIZE) * matrix.x_stride + k * 32u + at], matrix.x_stride);
 //#repeat r SIDE
-//#if emulated
-            sum_$r_$a = multiply_add(w_$r, x_$a, sum_$r_$a);
-//#else
             sum_$r_$a = coopMultiplyAdd(w_$r, x_$a, sum_$r_$a);
-//#end
 //#end
 //#end
         }
@@ -107,11 +79,7 @@ fn main(
     }
 //#repeat r SIDE
 //#repeat a SIDE
-//#if emulated
-    store_square(sum_$r_$a, mine);
-//#else
     coopStoreT(sum_$r_$a, &sums[mine], SIZE);
-//#end
     workgroupBarrier();
     for (var i = lane; i < SIZE * SIZE; i += THREADS / 4u) {
         let row = first_row + my_row + $ru * SIZE + i / SIZE;

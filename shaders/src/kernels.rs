@@ -107,8 +107,6 @@ pub struct Features {
     /// Products on cooperative matrices, squares of this size with halves in and floats out. Takes
     /// the activations that `f16` takes.
     pub cooperative: Option<CooperativeSize>,
-    /// Cooperative matrices in plain WGSL, for tests where there are none.
-    pub emulated: bool,
     /// Attention over a part of the positions; [`Kernel::Combine`] puts parts together.
     pub split: bool,
 }
@@ -141,7 +139,6 @@ impl Features {
             "f16" => Some(self.f16),
             "cooperative" => Some(self.cooperative.is_some()),
             "size8" => Some(self.cooperative == Some(CooperativeSize::Eight)),
-            "emulated" => Some(self.emulated),
             "split" => Some(self.split),
             _ => None,
         }
@@ -166,7 +163,6 @@ pub fn source(
         file: &|name| match name {
             "matrix" => Some(include_str!("../kernels/matrix.wgsl")),
             "pass" => Some(include_str!("../kernels/pass.wgsl")),
-            "squares" => Some(include_str!("../kernels/squares.wgsl")),
             "halves" => Some(include_str!("../kernels/halves.wgsl")),
             "block" => block,
             _ => {

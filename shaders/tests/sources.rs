@@ -45,8 +45,9 @@ fn capabilities(features: Features) -> Capabilities {
     all.set(Capabilities::SUBGROUP, features.subgroups);
     all.set(Capabilities::SHADER_FLOAT16, features.f16);
     if features.cooperative.is_some() {
-        all |= Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16;
-        all.set(Capabilities::COOPERATIVE_MATRIX, !features.emulated);
+        all |= Capabilities::SUBGROUP
+            | Capabilities::SHADER_FLOAT16
+            | Capabilities::COOPERATIVE_MATRIX;
     }
     all
 }
@@ -73,7 +74,6 @@ fn variants(kernel: Kernel) -> Vec<Features> {
             with(&|f| f.f16 = true),
             with(&|f| f.cooperative = Some(CooperativeSize::Eight)),
             with(&|f| f.cooperative = Some(CooperativeSize::Sixteen)),
-            with(&|f| (f.cooperative, f.emulated) = (Some(CooperativeSize::Sixteen), true)),
         ],
         Kernel::Attention => vec![plain, subgroups(plain), split, subgroups(split)],
         Kernel::Rope => vec![plain, with(&|f| f.interleaved = true)],

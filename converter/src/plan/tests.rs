@@ -350,7 +350,9 @@ fn the_first_token_waits_for_the_slowest_of_three() {
     // Twice the chunks take less than twice the time: the first and the last wait once.
     p.link.uplink_bits_per_s = 1e9;
     for host in &mut p.profiles {
-        host.attention.iter_mut().for_each(|a| a.curve.ns[0] = 0.0);
+        for a in &mut host.attention {
+            a.curve.ns[0] = 0.0;
+        }
     }
     let one = p.first_token_ms(&c);
     p.prompt = 200;

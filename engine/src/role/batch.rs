@@ -325,7 +325,7 @@ mod tests {
                 return Err(ExecError::BadRows { len: 13, width: 2 });
             }
             cache.advance(rows.len() / 2);
-            for v in &mut rows {
+            for v in rows.iter_mut() {
                 *v *= 2.0;
             }
             Ok(())

@@ -107,8 +107,6 @@ pub(super) struct Chosen {
     pub(super) int8: bool,
     pub(super) f16: bool,
     pub(super) cooperative: Option<CooperativeSize>,
-    /// A test computes cooperative matrices in plain WGSL.
-    pub(super) emulated: bool,
 }
 
 impl Chosen {
@@ -137,7 +135,6 @@ impl Chosen {
             cooperative: abilities
                 .cooperative
                 .filter(|_| names.cooperative && abilities.f16 && subgroup.is_some()),
-            emulated: false,
         }
     }
 
@@ -158,7 +155,6 @@ impl Chosen {
             one(self.f16, "f16", &|c| c.f16 = true),
             one(self.cooperative.is_some(), "cooperative", &|c| {
                 (c.cooperative, c.subgroup) = (self.cooperative, subgroup);
-                c.emulated = self.emulated;
             }),
         ]
         .into_iter()

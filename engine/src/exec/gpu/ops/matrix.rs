@@ -75,7 +75,6 @@ impl Way {
             Form::Codes
         } else if chosen.cooperative.is_some() && halves {
             features.cooperative = chosen.cooperative;
-            features.emulated = chosen.emulated;
             Form::Halves
         } else if chosen.f16 && halves {
             features.f16 = true;
