@@ -35,7 +35,9 @@ fn channels(rows: &[f32], width: usize, about_mean: bool) -> (Vec<f32>, Vec<f32>
                 .for_each(|(m, x)| *m += f64::from(*x));
         }
         let n = (rows.len() / width).max(1) as f64;
-        mean.iter_mut().for_each(|m| *m /= n);
+        for m in &mut mean {
+            *m /= n;
+        }
     }
     let mean: Vec<f32> = mean.into_iter().map(|m| m as f32).collect();
     let mut most = vec![0f32; width];
