@@ -155,34 +155,69 @@ fn run(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
 #[target_feature(enable = "avx2")]
 fn run_avx2(t: &mut Trellis, z: &[f32], ratio: &[f32]) -> [f32; STATES] {
     use std::arch::x86_64::{
-        _CMP_LT_OQ, _mm256_add_ps, _mm256_cmp_ps, _mm256_loadu_ps, _mm256_min_ps,
-        _mm256_movemask_ps, _mm256_permutevar8x32_ps, _mm256_setr_epi32, _mm256_setr_ps,
-        _mm256_storeu_ps,
+        _CMP_LT_OQ, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps_pd, _mm256_cmp_ps,
+        _mm256_loadu_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_permutevar8x32_ps,
+        _mm256_setr_epi32, _mm256_storeu_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps,
+        _mm256_unpacklo_pd, _mm256_unpacklo_ps,
     };
     prepare(t, z, ratio);
-    let pick = |of: [usize; STATES]| {
-        let [a, b, c, d, e, f, g, h] = of.map(|i| i as i32);
+    let pick = |of: [usize; STATES], lane: usize| {
+        let [a, b, c, d, e, f, g, h] = of.map(|i| (i + lane) as i32);
         _mm256_setr_epi32(a, b, c, d, e, f, g, h)
     };
-    let (from_low, from_high) = (pick(FROM_LOW), pick(FROM_HIGH));
-    let low_states = pick([0, 0, 1, 1, 2, 2, 3, 3]);
-    let high_states = pick([4, 4, 5, 5, 6, 6, 7, 7]);
+    // The costs of channels 0 to 3 come to lie in lower halves, those of 4 to 7 in upper ones.
+    let from_low = [pick(FROM_LOW, 0), pick(FROM_LOW, 4)];
+    let from_high = [pick(FROM_HIGH, 0), pick(FROM_HIGH, 4)];
+    let low_states = pick([0, 0, 1, 1, 2, 2, 3, 3], 0);
+    let high_states = pick([4, 4, 5, 5, 6, 6, 7, 7], 0);
     // SAFETY: eight floats are read from an array of eight.
     let mut metric = unsafe { _mm256_loadu_ps(BEGIN.as_ptr()) };
     for (costs, origins) in t.costs.iter().zip(t.origins.chunks_mut(WIDE)) {
-        for (i, origins) in origins.iter_mut().enumerate() {
-            let [a, b, c, d] = costs.map(|c| c[i]);
-            let costs = _mm256_setr_ps(a, b, c, d, 0.0, 0.0, 0.0, 0.0);
+        // SAFETY: as above, four times.
+        let [a, b, c, d] = unsafe {
+            [
+                _mm256_loadu_ps(costs[0].as_ptr()),
+                _mm256_loadu_ps(costs[1].as_ptr()),
+                _mm256_loadu_ps(costs[2].as_ptr()),
+                _mm256_loadu_ps(costs[3].as_ptr()),
+            ]
+        };
+        // From a subset a register to a channel a half register.
+        let pairs = |a, b| {
+            (
+                _mm256_castps_pd(_mm256_unpacklo_ps(a, b)),
+                _mm256_castps_pd(_mm256_unpackhi_ps(a, b)),
+            )
+        };
+        let ((ab0, ab1), (cd0, cd1)) = (pairs(a, b), pairs(c, d));
+        let quads = [
+            _mm256_castpd_ps(_mm256_unpacklo_pd(ab0, cd0)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(ab0, cd0)),
+            _mm256_castpd_ps(_mm256_unpacklo_pd(ab1, cd1)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(ab1, cd1)),
+        ];
+        // A whole group has a length that the compiler knows, and needs no loop.
+        let mut column = |i: usize| {
+            let costs = quads[i % 4];
             let low = _mm256_add_ps(
                 _mm256_permutevar8x32_ps(metric, low_states),
-                _mm256_permutevar8x32_ps(costs, from_low),
+                _mm256_permutevar8x32_ps(costs, from_low[i / 4]),
             );
             let high = _mm256_add_ps(
                 _mm256_permutevar8x32_ps(metric, high_states),
-                _mm256_permutevar8x32_ps(costs, from_high),
+                _mm256_permutevar8x32_ps(costs, from_high[i / 4]),
             );
-            *origins = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(high, low)) as u8;
             metric = _mm256_min_ps(high, low);
+            _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(high, low)) as u8
+        };
+        if let Ok(whole) = <&mut [u8; WIDE]>::try_from(&mut *origins) {
+            for (i, origins) in whole.iter_mut().enumerate() {
+                *origins = column(i);
+            }
+        } else {
+            for (i, origins) in origins.iter_mut().enumerate() {
+                *origins = column(i);
+            }
         }
     }
     let mut out = [0.0; STATES];

@@ -44,7 +44,9 @@ pub(super) fn make(report: &Report) -> Result<Section, Failure> {
         line: "splitrun --role cloud".into(),
         why,
     };
-    let target: SocketAddr = (cloud.address.parse())
+    let target = cloud
+        .address
+        .parse::<SocketAddr>()
         .map_err(|e| bad(format!("`{}` is no address: {e}", cloud.address)))?;
 
     let mut rows = Vec::new();
