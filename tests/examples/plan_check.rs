@@ -75,7 +75,7 @@ fn main() -> Result<()> {
 
 fn check_all(model: &Path, profile: &str, context: usize, dir: &Path) -> Result<bool> {
     let prompt = dir.join("prompt.txt");
-    write_prompt(model, context - TOKENS, &prompt)?;
+    write_prompt(model, context.saturating_sub(TOKENS), &prompt)?;
     let mut good = true;
     println!(
         "plan                              bytes   edge MiB (off)     cloud MiB (off)    ms/token (off)    first ms (off)"
@@ -93,7 +93,7 @@ fn check_all(model: &Path, profile: &str, context: usize, dir: &Path) -> Result<
             "-c",
             &c,
         ];
-        let prompt_tokens = (context - TOKENS).to_string();
+        let prompt_tokens = context.saturating_sub(TOKENS).to_string();
         words.extend(["--edge-profile", profile, "--cloud-profile", profile]);
         words.extend([
             "--edge-memory",
@@ -291,6 +291,9 @@ fn write_prompt(model: &Path, tokens: usize, to: &Path) -> Result<()> {
         if n <= tokens {
             std::fs::write(to, text)?;
             return Ok(());
+        }
+        if count <= 1 {
+            return Err("the context is too short".into());
         }
         count -= (n - tokens).min(count - 1);
     }
