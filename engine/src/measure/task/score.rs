@@ -304,14 +304,14 @@ impl<'a> Scorer<'a> {
                 let logit = logits[row * vocab..(row + 1) * vocab].get(ask.token as usize);
                 let lp = logit.map_or(f64::NAN, |l| f64::from(*l) - sums[row]);
                 let (q, choice) = ask.of;
-                let a = &mut answered[q];
-                let choices = match choice {
-                    Some(c) => c..c + 1,
-                    None => 0..a.logprobs.len(),
-                };
-                for c in choices {
-                    a.logprobs[c] += lp;
-                    a.tokens[c] += 1;
+                let Answered {
+                    logprobs, tokens, ..
+                } = &mut answered[q];
+                for (c, (sum, n)) in logprobs.iter_mut().zip(tokens).enumerate() {
+                    if choice.is_none_or(|of| of == c) {
+                        *sum += lp;
+                        *n += 1;
+                    }
                 }
             }
             rest = &rest[taken..];
