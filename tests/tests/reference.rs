@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use engine::exec::Executor;
-use engine::exec::cpu::{CpuExecutor, Isa};
+use engine::exec::cpu::{Activations, CpuExecutor, Isa};
 use engine::model::ModelPart;
 use formats::gguf::GgufSet;
 
@@ -108,24 +108,32 @@ fn run(parts: &[CpuExecutor], ids: &[u32], chunk: usize) -> Vec<u32> {
     all
 }
 
+/// Both ways to multiply: what holds for one holds for the other.
+const BOTH: [Activations; 2] = [Activations::F32, Activations::Int8];
+
 #[test]
 fn bits_do_not_depend_on_chunks_threads_or_the_cut() {
     let set = set();
     let ids: Vec<u32> = (0..150).map(|i| (i * 7919 + 13) % 49_152).collect();
-    let whole = [half(&set, 0..30, 1, Isa::detect())];
-    let want = run(&whole, &ids, ids.len());
-    for chunk in [1, 7, 64] {
-        assert!(run(&whole, &ids, chunk) == want, "chunks of {chunk} differ");
-    }
-    for threads in [2, 3, 5] {
-        let cut = [
-            half(&set, 0..10, threads, Isa::detect()),
-            half(&set, 10..30, threads, Isa::detect()),
-        ];
-        assert!(
-            run(&cut, &ids, 64) == want,
-            "{threads} threads, cut, differ"
-        );
+    for activations in BOTH {
+        let half = |layers, threads| {
+            half(&set, layers, threads, Isa::detect()).with_activations(activations)
+        };
+        let whole = [half(0..30, 1)];
+        let want = run(&whole, &ids, ids.len());
+        for chunk in [1, 7, 64] {
+            assert!(
+                run(&whole, &ids, chunk) == want,
+                "{activations:?}: chunks of {chunk} differ"
+            );
+        }
+        for threads in [2, 3, 5] {
+            let cut = [half(0..10, threads), half(10..30, threads)];
+            assert!(
+                run(&cut, &ids, 64) == want,
+                "{activations:?}: {threads} threads, cut, differ"
+            );
+        }
     }
 }
 
@@ -133,11 +141,14 @@ fn bits_do_not_depend_on_chunks_threads_or_the_cut() {
 fn scalar_and_vector_kernels_give_the_same_bits() {
     let set = set();
     let ids = [504, 3575, 282, 4649, 314, 9, 11, 12, 13];
-    let want = run(&[half(&set, 0..30, 2, Isa::SCALAR)], &ids, ids.len());
-    for isa in Isa::available() {
-        assert!(
-            run(&[half(&set, 0..30, 2, isa)], &ids, 4) == want,
-            "{isa} differs"
-        );
+    for activations in BOTH {
+        let half = |isa| half(&set, 0..30, 2, isa).with_activations(activations);
+        let want = run(&[half(Isa::SCALAR)], &ids, ids.len());
+        for isa in Isa::available() {
+            assert!(
+                run(&[half(isa)], &ids, 4) == want,
+                "{activations:?}: {isa} differs"
+            );
+        }
     }
 }
