@@ -144,7 +144,7 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot => unsafe {
-                neon::matmul(ty, weights, row_bytes, rows, x, out)
+                neon::matmul(ty, weights, row_bytes, rows, x, out);
             },
         }
     }
