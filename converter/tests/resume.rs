@@ -262,7 +262,11 @@ fn killed_again_and_again() {
 /// were.
 #[test]
 fn interrupted() {
-    let bench = bench(&longer());
+    // So long that it is still at work when `kill` has started on a busy machine.
+    let bench = bench(&LlamaShape {
+        n_layer: 40,
+        ..longer()
+    });
     let [e, _] = names();
     fs::write(bench.path(&e), "mine").unwrap();
     for signal in ["-INT", "-TERM"] {
