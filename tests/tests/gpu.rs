@@ -69,6 +69,63 @@ fn divergence(p: &[f32], q: &[f32], vocab: usize) -> f64 {
     rows.map(kl).sum::<f64>() / n
 }
 
+/// How far a layer's rows may be from the processor's: root of the mean square of the difference, by that of the rows.
+/// Both add floats, in other orders; a key or value on the border between two halves then falls to either side, which is
+/// half a step of a half float.
+const LAYER_TOLERANCE: f64 = 1.0 / 2048.0;
+
+/// Norm, rotation, attention and gate at shapes that nobody chose: odd widths, one head, one row, up to 600 positions in
+/// chunks of any size. What a device cannot do is a width that is no multiple of 4, and it says so.
+#[test]
+fn a_layer_of_any_shape_is_the_processors() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut draw = |from: u32, to: u32| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        from + (state >> 33) as u32 % (to - from + 1)
+    };
+    for case in 0..16 {
+        let (kv, group, half) = (draw(1, 3), draw(1, 4), draw(1, 20));
+        let shape = LlamaShape {
+            n_layer: 2,
+            n_head_kv: kv,
+            n_head: kv * group,
+            n_embd: kv * group * 4 * half,
+            n_ff: 4 * draw(1, 75),
+            matrix_type: BlockType::F32,
+            rope_freqs: case % 2 == 0,
+            seed: case,
+            ..LlamaShape::tiny()
+        };
+        let tokens = if case == 0 { 1 } else { draw(1, 600) };
+        let (chunk, ids) = (draw(1, tokens) as usize, ids(tokens));
+        let set = model(dir.path(), &shape);
+        let rows = |exec: Arc<dyn Executor>| {
+            let mut cache = exec.new_cache(600).unwrap();
+            let mut all = Vec::new();
+            for ids in ids.chunks(chunk) {
+                let mut rows = Vec::new();
+                exec.embed(ids, &mut rows).unwrap();
+                exec.forward(&mut cache, &mut rows).unwrap();
+                all.extend(rows);
+            }
+            all
+        };
+        let (want, got) = (rows(on_cpu(&set, 0..1)), rows(on_gpu(&set, 0..1)));
+        assert_eq!(want.len(), got.len());
+        let square = |v: f32| f64::from(v).powi(2);
+        let size: f64 = want.iter().map(|w| square(*w)).sum();
+        let error: f64 = want.iter().zip(&got).map(|(w, g)| square(w - g)).sum();
+        let error = (error / size).sqrt();
+        assert!(
+            error < LAYER_TOLERANCE,
+            "{error:e} with {tokens} tokens in chunks of {chunk}, {shape:?}"
+        );
+    }
+}
+
 #[test]
 fn halves_on_either_device_give_the_same_distribution() {
     let dir = tempfile::tempdir().unwrap();
