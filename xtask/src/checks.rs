@@ -7,7 +7,7 @@ use fixtures::fetch::{LLAMA2_VOCAB, SMOLLM2, WIKI_64K};
 
 use crate::error::Failure;
 use crate::process::{self, Profile, Workspace, say};
-use crate::{arm, demo, sources, vulkan};
+use crate::{demo, sources, vulkan};
 
 /// How long one step may take: a machine that needs longer is stuck.
 const STEP: Duration = Duration::from_mins(30);
@@ -60,7 +60,6 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     step("demo", || {
         demo::run(workspace, demo::QUESTION, Profile::Tests)
     })?;
-    step("aarch64", || arm::run(workspace))?;
     eprintln!("\nall passed in {}", seconds(start));
     Ok(())
 }

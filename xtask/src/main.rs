@@ -22,7 +22,7 @@ usage: cargo xtask COMMAND
 
   demo [QUESTION]   converts a real model, runs both halves as two processes, lets them answer
   test              everything a change must pass: format, lints, all tests, the demo, aarch64
-  arm               the part of it that is for aarch64: its kernels and its edge, under qemu
+  arm               the kernels and an edge on aarch64, under qemu
   bench             measures on the real model and prints the rows of the README's table
   report [SECTION…] [--out DIR] [--tasks DIR] [--quick]
                     measures and writes docs/results (or DIR): a page with tables and plots;

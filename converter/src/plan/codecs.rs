@@ -44,6 +44,15 @@ pub fn at(
     measured: Option<&LayerSensitivity>,
 ) -> Vec<CodecChoice> {
     let needs_calibration = |spec: &str| spec.parse::<Codec>().is_ok_and(|c| c.needs_calibration());
+    let choice = |spec: String, per_value: f64, kl: f64| {
+        let codes = per_value * width as f64;
+        CodecChoice {
+            spec,
+            bytes_per_token: codes + FRAME_BYTES,
+            prompt_bytes_per_token: codes + 4.0,
+            kl,
+        }
+    };
     if let Some(measured) = measured {
         let usable = |spec: &str| {
             spec.parse::<Codec>().is_ok() && (calibrated.is_some() || !needs_calibration(spec))
@@ -54,7 +63,7 @@ pub fn at(
         // The nearest cut that was measured, most often this one.
         let cuts = points.iter().map(|c| c.cut);
         let nearest = cuts.min_by_key(|c| (c.abs_diff(cut), *c));
-        let found: Vec<CodecChoice> = (points.iter())
+        let mut found: Vec<CodecChoice> = (points.iter())
             .filter(|c| Some(c.cut) == nearest)
             .map(|c| CodecChoice {
                 spec: c.codec.clone(),
@@ -64,18 +73,13 @@ pub fn at(
             })
             .collect();
         if !found.is_empty() {
+            // Calibration does not measure it: it costs next to nothing.
+            if found.iter().all(|c| c.spec != "f16") {
+                found.push(choice("f16".to_owned(), 2.0, 0.0));
+            }
             return found;
         }
     }
-    let choice = |spec: String, per_value: f64, kl: f64| {
-        let codes = per_value * width as f64;
-        CodecChoice {
-            spec,
-            bytes_per_token: codes + FRAME_BYTES,
-            prompt_bytes_per_token: codes + 4.0,
-            kl,
-        }
-    };
     let plain = PLAIN
         .iter()
         .map(|(s, bytes, kl)| choice((*s).to_owned(), *bytes, *kl));
@@ -154,8 +158,10 @@ mod tests {
             ..super::super::harm::tests::nothing_measured(6)
         };
         let found = at(3, 576, None, Some(&measured));
-        assert_eq!(found.len(), 1);
+        // And f16, which nobody need measure.
+        assert_eq!(found.len(), 2);
         assert_eq!((found[0].spec.as_str(), found[0].kl), ("int8", 0.1));
+        assert_eq!((found[1].spec.as_str(), found[1].kl), ("f16", 0.0));
         assert_eq!(at(2, 576, None, Some(&measured)), found);
         let unusable = LayerSensitivity {
             codecs: vec![point("tcq:step=0.4")],

@@ -163,6 +163,12 @@ pub fn plan(
                 .map_or_else(String::new, |p| p.display().to_string()),
             why,
         })?;
+    if measured.as_ref().is_none_or(|m| m.codecs.is_empty()) {
+        assumptions.push(
+            "what codecs cost was not measured on this model: figures of SmolLM2-135M-Instruct stand in (of tcq what calibration found, if it did)"
+                .into(),
+        );
+    }
     let edges = flags.edges.map_or(1, u64::from);
     let tables = Tables::new(
         source,

@@ -259,10 +259,11 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Types of the model's halves that a profile has no curve for.
+    /// Types of the model's matrices that a profile has no curve for.
     pub fn without_curve(&self, host: usize) -> Vec<&'static str> {
         let p = &self.profiles[host];
-        let from = self.source.tensors().map(|t| t.block_type);
+        let matrices = self.source.tensors().filter(|t| t.dims.len() > 1);
+        let from = matrices.map(|t| t.block_type);
         let mut types: Vec<BlockType> = from
             .filter(|t| p.matrix(*t).is_some_and(|m| !m.1))
             .collect();

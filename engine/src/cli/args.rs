@@ -88,8 +88,8 @@ pub(super) struct Compute {
     /// neon-dotprod (all give the same bits).
     #[arg(long, value_name = "ISA", default_value = "auto")]
     pub(super) isa: String,
-    /// Multiply with activations as they are; otherwise generating and bench may round them to 8
-    /// bits, and eval and calibrate do not.
+    /// Multiply with activations that are not rounded to 8 bits; otherwise generating and bench may
+    /// round them, and eval and calibrate do not. (A card named int8 in --gpu-variants still does.)
     #[arg(long)]
     pub(super) exact: bool,
 }
@@ -206,7 +206,8 @@ pub(super) struct PromptArgs {
     /// Write the JSON object to a file as well.
     #[arg(long, value_name = "FILE")]
     pub(super) stats_json: Option<PathBuf>,
-    /// Edge: write what the link did and which step each frame got, one JSON object a line.
+    /// Edge: write what the link did and which step each frame got, one JSON object a line (empty
+    /// where nothing is chosen: with a fixed codec, or without calibration).
     #[arg(long, value_name = "FILE")]
     pub(super) link_trace: Option<PathBuf>,
     /// With JSON: the log-probabilities of the K likeliest tokens at each place.

@@ -13,7 +13,7 @@ use super::roles::note_codec;
 use super::{note, print_json, print_line};
 use crate::exec::cpu::{CpuExecutor, Isa};
 use crate::exec::gpu::{
-    Adapter, AdapterKind, Gpu, GpuExecutor, ShapeOptions, ShapeTime, bench_shapes,
+    Adapter, AdapterKind, Gpu, GpuExecutor, ShapeOptions, ShapeTime, Variants, bench_shapes,
 };
 use crate::exec::{ExecError, Executor};
 use crate::measure::{BenchOptions, EvalOptions, bench_cpu, bench_gpu, evaluate, evaluate_against};
@@ -51,6 +51,11 @@ pub(super) fn executors(
 pub(super) fn place(args: &Eval) -> Result<Place, RunError> {
     let compute = Compute {
         exact: args.compute.exact || !args.int8,
+        // --int8 is about the processor: a card's arithmetic is that of both models of --against.
+        gpu_variants: match args.compute.gpu_variants {
+            Variants::Auto => Variants::Exact,
+            named => named,
+        },
         ..args.compute.clone()
     };
     Place::open(&compute)

@@ -11,7 +11,7 @@ use formats::units::Size;
 use super::args::Role;
 use crate::role::RunError;
 
-/// Rows that another half may send and that go through the layers at once, at most.
+/// Rows that the processor takes through the layers at once, at most.
 const MOST_ROWS: u64 = 128;
 
 /// What this process would hold.

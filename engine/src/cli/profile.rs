@@ -119,7 +119,8 @@ fn load(path: Option<&Path>, place: &Place) -> Result<Loaded, RunError> {
     let tables = tables(&model);
     let execs = executors(model, place)?;
     // What follows from the model is counted apart.
-    let resident_bytes = resident_bytes().unwrap_or(0).saturating_sub(tables);
+    let resident_bytes =
+        resident_bytes().map_or(formats::model::RUNTIME_BYTES, |r| r.saturating_sub(tables));
     token(&execs)?;
     let first = start.elapsed().as_secs_f64();
     let second = Instant::now();

@@ -46,14 +46,13 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
         (Some(cert), Some(key)) => Some(ServerTls::from_files(cert, key)?),
         _ => None,
     };
-    let options = ServerOptions {
+    let mut options = ServerOptions {
         tls,
         token: token(link)?,
         insecure: link.insecure,
         max_sessions: link.max_sessions.get(),
         ..ServerOptions::default()
     };
-    let server = Server::bind(&link.listen, options)?;
     let contract = half.contract;
     let place = Place::open(&run.compute)?;
     let n_ctx = context(run.ctx, &half.part.hparams);
@@ -67,8 +66,11 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
                 "--memory-limit: room for {sessions} sessions of {n_ctx} positions"
             ));
         }
+        // A session has more than its cache.
+        options.max_sessions = sessions;
         kv_budget = Some(held.kv_bytes().saturating_mul(sessions));
     }
+    let server = Server::bind(&link.listen, options)?;
     let Opened { exec, gpu, .. } = place.opened(half.part)?;
     note(&format!(
         "{}: layers {}..{} of pair {}, on {}, {} threads",
@@ -83,7 +85,7 @@ pub(super) fn cloud(run: &Run) -> Result<(), RunError> {
     let mut backend =
         CloudBackend::new(exec, contract, n_ctx).with_boundary(half.boundary.as_ref());
     if let Some(bytes) = kv_budget {
-        backend = backend.with_kv_budget(bytes);
+        backend = backend.with_kv_limit(bytes);
     }
     Ok(server.run(Arc::new(backend))?)
 }
@@ -165,6 +167,11 @@ pub(super) fn edge(run: &Run) -> Result<(), RunError> {
 }
 
 pub(super) fn both(run: &Run) -> Result<(), RunError> {
+    if run.prompt.link_trace.is_some() {
+        return Err(RunError::Usage(
+            "--link-trace: one process has no link; it is for --role edge".into(),
+        ));
+    }
     let model = open_model(run.model.model.as_deref())?;
     let place = Place::open(&run.compute)?;
     let (path, hparams, sets) = match &model {
@@ -284,7 +291,7 @@ impl TextSide {
     fn work(&self, run: &Run) -> Result<Work<'_>, RunError> {
         let p = &run.prompt;
         if let (true, Some(template)) = (wants_chat(run), &self.template) {
-            if p.json || p.stats_json.is_some() {
+            if p.json || p.stats_json.is_some() || p.link_trace.is_some() {
                 return Err(RunError::Usage(
                     "--json and --stats-json need a prompt (--prompt or --file)".into(),
                 ));

@@ -37,7 +37,12 @@ pub(super) fn eval_task(args: &Eval, task: &Path) -> Result<(), RunError> {
     // Not after minutes of work.
     let other = match &args.compare {
         Some(path) if Journal::looks_like_one(path) => Some(other_of_file(path, &questions)?),
-        Some(path) if !path.exists() && path.extension().is_some() => {
+        Some(path)
+            if !path.exists()
+                && path
+                    .extension()
+                    .is_some_and(|e| e == "jsonl" || e == "json" || e == "gguf") =>
+        {
             return Err(RunError::Request(format!(
                 "--compare {}: there is neither a model nor a file of results",
                 path.display()

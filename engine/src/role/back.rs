@@ -14,6 +14,9 @@ use crate::text::{Sampler, SamplingParams, top_logprobs};
 
 /// Where the front hands its rows.
 pub trait Back {
+    /// A generation begins: what was waited for before is nobody's time.
+    fn begin(&mut self) {}
+
     /// Takes rows that stand at `first..`; with `want_token` the token after the last row is
     /// computed, to be fetched by [`token`](Self::token). May return before it is done. Returns the
     /// time that encoding took: it is the edge's, all that follows is not.

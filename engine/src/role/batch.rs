@@ -1,4 +1,4 @@
-//! Sessions that decode at the same time share passes: weights are then read once for all of them.
+//! Sessions that decode at the same time share passes, so that a device reads its weights once for all of them (on the processor: those of the head).
 //!
 //! Nobody waits to be joined. Who finds the executor free runs at once, alone; who comes meanwhile lines up, and
 //! the first in line takes all that stand there through [`Executor::forward_batch`]. A sequence does not
@@ -53,12 +53,18 @@ struct Done {
 struct Turn<'a> {
     batched: &'a Batched,
     owed: Vec<u64>,
+    /// Whoever holds it, if it stood in line itself.
+    own: Option<u64>,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut line = self.batched.line();
         line.busy = false;
+        if std::thread::panicking() {
+            // Nobody will come for it.
+            line.done.retain(|(t, _)| Some(*t) != self.own);
+        }
         line.done.extend(self.owed.drain(..).map(|t| (t, None)));
         self.batched.moved.notify_all();
     }
@@ -87,6 +93,7 @@ impl Batched {
         Some(Turn {
             batched: self,
             owed: Vec::new(),
+            own: None,
         })
     }
 
@@ -143,6 +150,7 @@ impl Batched {
                 .map(|p| p.ticket)
                 .filter(|t| *t != own)
                 .collect(),
+            own: Some(own),
         };
         let before: Vec<usize> = passes.iter().map(|p| p.cache.len()).collect();
         let mut batch: Vec<Sequence<'_>> = passes

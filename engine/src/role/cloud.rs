@@ -57,6 +57,13 @@ impl CloudBackend {
         self
     }
 
+    /// As [`with_kv_budget`](Self::with_kv_budget), but never more than there is.
+    #[must_use]
+    pub fn with_kv_limit(mut self, bytes: usize) -> Self {
+        self.kv_budget = Some(self.kv_budget.map_or(bytes, |there| there.min(bytes)));
+        self
+    }
+
     /// Takes what a session of `n_ctx` positions needs off the budget.
     fn reserve(&self, n_ctx: usize) -> Result<Reserved, Refusal> {
         let bytes = self.exec.hparams().kv_bytes(&self.exec.layers(), n_ctx);

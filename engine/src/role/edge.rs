@@ -96,6 +96,10 @@ fn micros(d: Duration) -> u32 {
 }
 
 impl Back for RemoteBack {
+    fn begin(&mut self) {
+        self.idle_since = Instant::now();
+    }
+
     fn rows(&mut self, first: u32, rows: &[f32], want_token: bool) -> Result<Duration, RunError> {
         let begun = Instant::now();
         let width = self.contract.width as usize;

@@ -199,6 +199,7 @@ impl<B: Back> Generator<B> {
             }
             .into());
         }
+        self.back.begin();
         let start = Instant::now();
         let mut out = Generation {
             text: String::new(),

@@ -31,6 +31,8 @@ const FORM: Form = Form {
 const MAX_LAYERS: u32 = 4096;
 /// The most entries of each list.
 const MAX_ENTRIES: usize = 200_000;
+/// The most codecs at one cut: the planner looks at every one with everything else.
+const MAX_CODECS: usize = 64;
 
 /// What was measured on one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -168,6 +170,7 @@ impl LayerSensitivity {
             }
         }
         let mut seen = BTreeSet::new();
+        let mut at_cut = std::collections::BTreeMap::<u32, usize>::new();
         for c in &self.codecs {
             let key = format!(
                 "codecs.{}.{}",
@@ -181,6 +184,12 @@ impl LayerSensitivity {
                     self.n_layer - 1
                 );
                 return Err(value(key, why));
+            }
+            let n = at_cut.entry(c.cut).or_default();
+            *n += 1;
+            if *n > MAX_CODECS {
+                let why = format!("more than {MAX_CODECS} codecs at this cut");
+                return Err(value(&key, why));
             }
             amount(&key, c.kl)?;
             amount(&key, c.bytes_per_token)?;

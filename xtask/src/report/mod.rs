@@ -23,6 +23,8 @@ use crate::process::{self, Profile, Programs, Workspace, say};
 
 /// The page's name in its folder.
 const PAGE: &str = "README.md";
+/// How the page begins, by which it is known again.
+const HEADING: &str = "# Results\n\nWritten by `cargo xtask report`";
 /// How long one command may take.
 const DEADLINE: Duration = Duration::from_hours(2);
 /// Windows of [`C4`] that a pair is calibrated on.
@@ -182,10 +184,13 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> Result<(), Failure
     let programs = workspace.build(Profile::Release)?;
     let report = Report { programs, options };
     let out = workspace.root.join(&report.options.out);
-    let mut page = format!(
-        "# Results\n\nWritten by `cargo xtask report`; do not edit. Machine: {}.\n",
-        machine()
-    );
+    if fs::read_to_string(out.join(PAGE)).is_ok_and(|t| !t.starts_with(HEADING)) {
+        return Err(Failure::Output {
+            line: format!("cargo xtask report --out {}", report.options.out.display()),
+            why: format!("a {PAGE} stands there that no report wrote; choose another folder"),
+        });
+    }
+    let mut page = format!("{HEADING}; do not edit. Machine: {}.\n", machine());
     if report.options.quick {
         page += "\n**Few windows (`--quick`): whether everything runs, not how well.**\n";
     }

@@ -333,7 +333,14 @@ impl Gpu {
             &key.constants,
         )
         .map_err(|e| refused(e.to_string()))?;
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        // A kernel that cannot be made is this call's error, whoever finds out: a fault of the
+        // whole device would be the end of all others.
+        let scopes = [
+            wgpu::ErrorFilter::OutOfMemory,
+            wgpu::ErrorFilter::Internal,
+            wgpu::ErrorFilter::Validation,
+        ]
+        .map(|filter| self.device.push_error_scope(filter));
         // SAFETY: what the checks would guard against does not happen: indices into buffers are
         // bounded by the sizes that the host has checked, and every loop has an end.
         let module = unsafe {
@@ -373,7 +380,12 @@ impl Gpu {
                 },
                 cache: self.cache.as_ref().map(|c| &c.0),
             });
-        if let Some(e) = pollster::block_on(scope.pop()) {
+        let mut wrong = None;
+        for scope in scopes.into_iter().rev() {
+            let one = pollster::block_on(scope.pop());
+            wrong = wrong.or(one);
+        }
+        if let Some(e) = wrong {
             return Err(refused(e.to_string()));
         }
         Ok(Pipeline {

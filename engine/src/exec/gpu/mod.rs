@@ -362,12 +362,13 @@ impl Executor for GpuExecutor {
 
     fn cache_memory(&self) -> Option<usize> {
         let report = self.gpu.report();
-        let there = report.memory_bytes?.saturating_sub(self.device_bytes);
-        let there = usize::try_from(there).unwrap_or(usize::MAX);
+        let there = report
+            .memory_bytes
+            .map(|n| usize::try_from(n.saturating_sub(self.device_bytes)).unwrap_or(usize::MAX));
         match report.kind {
-            AdapterKind::Discrete => Some(there),
+            AdapterKind::Discrete => there,
             // What it computes from is the processor's memory, where others are too.
-            _ => Some(super::host_memory().map_or(there, |free| free.min(there))),
+            _ => there.into_iter().chain(super::host_memory()).min(),
         }
     }
 

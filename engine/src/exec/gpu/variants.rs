@@ -126,15 +126,16 @@ impl Chosen {
             },
         };
         let subgroup = abilities.subgroup;
+        let cooperative = abilities
+            .cooperative
+            .filter(|_| names.cooperative && abilities.f16 && subgroup.is_some());
         Self {
-            subgroup: subgroup.filter(|_| names.subgroups),
+            // A cooperative tile is four subgroups of a known size.
+            subgroup: subgroup.filter(|_| names.subgroups || cooperative.is_some()),
             // Without the instruction it is computed byte by byte: slower, and the same.
             int8: names.int8,
             f16: names.f16 && abilities.f16,
-            // A tile is four subgroups of a known size.
-            cooperative: abilities
-                .cooperative
-                .filter(|_| names.cooperative && abilities.f16 && subgroup.is_some()),
+            cooperative,
         }
     }
 
@@ -349,6 +350,8 @@ mod tests {
         };
         assert!(Chosen::new(Variants::Auto, simple).int8);
         assert!(!Chosen::new(Variants::Exact, simple).int8);
+        let named = Chosen::new("cooperative".parse().unwrap(), ALL);
+        assert!(named.cooperative.is_some() && named.subgroup == ALL.subgroup);
         assert_eq!(Chosen::new(Variants::PLAIN, ALL), Chosen::default());
         // Nothing that the adapter lacks, and 8 bits only where they are fast or asked for.
         assert_eq!(

@@ -69,7 +69,8 @@ impl Way {
         let int8 = chosen.int8 && block.has_codes();
         let mut features = Features::default();
         // The floats of these two may be beyond what halves hold.
-        let halves = !matches!(block.name, "F32" | "BF16");
+        // Beside products in 8 bits what halves lose would grow to whole steps.
+        let halves = !chosen.int8 && !matches!(block.name, "F32" | "BF16");
         let form = if int8 {
             features.int8 = true;
             Form::Codes
