@@ -101,17 +101,14 @@ impl Attention<'_> {
         let per_item = rows * self.group * len + TILE * dim;
         let slots = session.threads().min(items).max(1);
         let buffer = sized(scores, slots * per_item);
-        let buffer = Strips {
-            values: Out::new(buffer, per_item),
-            ptr: buffer.as_mut_ptr(),
-        };
+        let buffer = Out::new(buffer, per_item);
         let free = Slots::new(slots);
         let out = Out::new(mixed, stride);
         session.run(items, &|item| {
             let slot = free.take();
             // SAFETY: the slot was free and is this item's until it is dropped.
-            let (scores, tile) =
-                unsafe { buffer.strip(slot.slot, per_item) }.split_at_mut(rows * self.group * len);
+            let (scores, tile) = unsafe { buffer.slice(slot.slot, 0, per_item) }
+                .split_at_mut(rows * self.group * len);
             // The last rows see most: they go first.
             let block = blocks - 1 - item / (self.n_head / self.group);
             let kv_head = item % (self.n_head / self.group);
@@ -190,14 +187,11 @@ impl Attention<'_> {
         let strips = (session.threads() * 6).min(items).max(1);
         let per_strip = items.div_ceil(strips);
         let scores = sized(scores, strips * per_item);
-        let scores = Strips {
-            values: Out::new(scores, per_item),
-            ptr: scores.as_mut_ptr(),
-        };
+        let scores = Out::new(scores, per_item);
         let out = Out::new(mixed, stride);
         session.run(items.div_ceil(per_strip), &|strip| {
             // SAFETY: strip `strip` of the buffer belongs to this item alone.
-            let buffer = unsafe { scores.strip(strip, per_item) };
+            let buffer = unsafe { scores.slice(strip, 0, per_item) };
             let mut head_out = [0.0_f32; 512];
             let mut large = Vec::new();
             let head_out = if dim <= head_out.len() {
@@ -224,27 +218,5 @@ impl Attention<'_> {
                 }
             }
         });
-    }
-}
-
-/// A buffer that tasks share in strips.
-struct Strips {
-    values: Out,
-    ptr: *mut f32,
-}
-
-// SAFETY: strips are disjoint and each is used by one task.
-unsafe impl Sync for Strips {}
-
-impl Strips {
-    /// Strip `i` of `len` values.
-    ///
-    /// # Safety
-    /// Each strip may be taken by one task at a time, while the buffer is borrowed.
-    #[allow(clippy::mut_from_ref)] // the point of the type
-    unsafe fn strip(&self, i: usize, len: usize) -> &mut [f32] {
-        assert!((i + 1) * len <= self.values.len());
-        // SAFETY: in range by the assertion; exclusive by the contract.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(i * len), len) }
     }
 }

@@ -165,11 +165,6 @@ impl Out {
         }
     }
 
-    /// Values there are.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// `n` columns of row `r` from `i` on.
     ///
     /// # Safety

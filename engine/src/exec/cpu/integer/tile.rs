@@ -267,6 +267,7 @@ pub(in super::super) unsafe fn products<V: Vector>(
         BlockType::Q4_K => tiles!(super256::Q4K),
         BlockType::Q5_K => tiles!(super256::Q5K),
         BlockType::Q6_K => tiles!(super256::Q6K),
+        // By the contract: who asks has asked `covers`, and a wrong product would go unseen.
         _ => unreachable!("{ty} has no product in whole numbers"),
     }
 }
