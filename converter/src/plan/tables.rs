@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use formats::blocks::{BlockType, Effort};
 use formats::measured::{LayerSensitivity, Profile};
-use formats::model::Load;
+use formats::model::{KvType, Load};
 use formats::pair::{Digest, HalfRole};
 
 use super::PlanError;
@@ -200,6 +200,7 @@ impl<'a> Tables<'a> {
             metadata_bytes: self.layout.metadata_bytes(),
             tokenizer: role == HalfRole::Edge,
             n_ctx: 0,
+            kv_type: KvType::F16,
             sessions: if host == 0 { 1 } else { self.edges },
             rows: self.chunk,
             threads: u64::from(self.profiles[host].threads),

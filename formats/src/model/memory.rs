@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::HParams;
+use super::{HParams, KV_PAGE, KvType};
 
 /// Rows of a prompt that go through the layers at once where nobody has said otherwise.
 pub const CHUNK_ROWS: u64 = 64;
@@ -34,6 +34,8 @@ pub struct Load<'a> {
     pub tokenizer: bool,
     /// Positions of a context.
     pub n_ctx: u64,
+    /// In what form keys and values are kept.
+    pub kv_type: KvType,
     /// Sequences at a time.
     pub sessions: u64,
     /// Rows that go through the layers at once, at most.
@@ -71,8 +73,11 @@ impl Memory {
 impl Load<'_> {
     /// Counts.
     pub fn memory(&self) -> Memory {
-        let per_position = self.bytes_per_position();
-        let [kv, scores] = per_position.map(|b| times(&[b, self.n_ctx, self.sessions]));
+        let [kv, scores] = self.bytes_per_position();
+        let taken =
+            usize::try_from(self.n_ctx).map_or(u64::MAX, |n| self.kv_type.positions(n) as u64);
+        let kv = times(&[kv, taken, self.sessions]);
+        let scores = times(&[scores, self.n_ctx, self.sessions]);
         Memory {
             weights: self.file_bytes,
             kv,
@@ -82,10 +87,11 @@ impl Load<'_> {
         }
     }
 
-    /// Bytes of one session for each position of its context: keys and values in f16
-    /// (2 · 2 · layers · H_kv · D), and the attention scores of the rows under work.
+    /// Bytes of one session for each position of its context: keys and values
+    /// (2 · layers · bytes of H_kv · D of them), and the attention scores of the rows under work.
     pub fn bytes_per_position(&self) -> [u64; 2] {
-        let kv = self.hparams.kv_bytes(&self.layers, 1) as u64;
+        let page = (self.hparams).kv_bytes(self.kv_type, &self.layers, KV_PAGE) as u64;
+        let kv = page / KV_PAGE as u64;
         // A strip of f32 scores for each range of (row, head) pairs, six for each thread.
         let strips =
             times(&[self.threads.max(1), 6]).min(times(&[self.rows, self.hparams.n_head as u64]));
@@ -146,6 +152,11 @@ impl Load<'_> {
         let [kv, scores] = self.bytes_per_position();
         let each = times(&[kv + scores, self.sessions]).max(1);
         let n = limit.checked_sub(fixed)? / each;
+        // A page is taken whole.
+        let n = match self.kv_type {
+            KvType::F16 => n,
+            KvType::Q8_0 | KvType::Q4_0 => n - n % KV_PAGE as u64,
+        };
         (n > 0).then(|| n.min(most))
     }
 }
@@ -191,6 +202,7 @@ mod tests {
             metadata_bytes: 1000,
             tokenizer: false,
             n_ctx,
+            kv_type: KvType::F16,
             sessions: 1,
             rows: CHUNK_ROWS,
             threads: 2,
@@ -208,15 +220,29 @@ mod tests {
             ..load(&hp, 512)
         };
         assert_eq!(two.memory().kv, 256 << 20);
+        // 34 and 18 bytes for 32 values of two bytes, in whole pages of 16 positions.
+        for (kv_type, block) in [(KvType::Q8_0, 34), (KvType::Q4_0, 18)] {
+            let thin = Load {
+                kv_type,
+                ..load(&hp, 497)
+            };
+            assert_eq!(thin.memory().kv, (128 << 20) / 64 * block);
+        }
         assert_eq!(two.memory().weights, 1 << 30);
     }
 
     #[test]
     fn the_longest_context_just_fits() {
         let hp = llama_7b();
-        for sessions in [1, 3] {
+        for (sessions, kv_type) in [
+            (1, KvType::F16),
+            (3, KvType::F16),
+            (1, KvType::Q8_0),
+            (3, KvType::Q4_0),
+        ] {
             let load = Load {
                 sessions,
+                kv_type,
                 ..load(&hp, 0)
             };
             let limit = 2 << 30;
