@@ -33,14 +33,14 @@ use std::io::Write as _;
 use std::path::Path;
 
 use formats::measured::{LayerSensitivity, Profile};
-use formats::model::CHUNK_ROWS;
+use formats::model::{CHUNK_ROWS, KvType};
 use formats::units::Size;
 
 pub use error::PlanError;
 pub use text::text;
 
 use answer::{Answer, Rows};
-use flags::{PlanArgs, PlanFlags};
+use flags::{KvChoice, PlanArgs, PlanFlags};
 use harm::Harm;
 use link::{Link, Radio};
 use problem::{Limits, Objective, Problem};
@@ -80,7 +80,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Box<dyn Error>> {
     } else {
         // The error that follows says the rest.
         for line in &planned.answer.assumptions {
-            let _ = writeln!(std::io::stderr(), "splitconv: {line}");
+            let _ = writeln!(std::io::stderr(), "splitconv: {}", crate::printable(line));
         }
     }
     match &planned.answer.infeasible {
@@ -170,6 +170,7 @@ pub fn plan(
         );
     }
     let edges = flags.edges.map_or(1, u64::from);
+    let kv_types = kv_types(source, flags, &mut assumptions)?;
     let tables = Tables::new(
         source,
         importance,
@@ -177,23 +178,17 @@ pub fn plan(
         &profiles,
         &harm,
         (edges, CHUNK_ROWS),
+        &kv_types,
     )?;
-    for (host, flag) in ["--edge-profile", "--cloud-profile"].iter().enumerate() {
-        let types = tables.without_curve(host);
-        if !types.is_empty() {
-            assumptions.push(format!(
-                "{flag} has no times of {}: those of the type of nearest size stand in",
-                types.join(", ")
-            ));
-        }
-    }
+    let cuts = tables.cuts()?;
+    assumptions.extend(tables.guessed());
     let message_ns = profiles
         .iter()
         .filter_map(|p| p.message_ns)
         .fold(None, |a: Option<f64>, b| Some(a.map_or(b, |a| a.max(b))));
     let hp = source.hparams();
     let problem = Problem {
-        cuts: tables.cuts()?,
+        cuts,
         q_width: hp.q_width() as f64,
         link,
         message_ms: message_ns.map_or(MESSAGE_MS, |ns| ns / 1e6),
@@ -268,10 +263,11 @@ fn answer(
         return Ok(answer);
     };
     let (_, [_, cloud], _) = problem.parts(&best.choice);
-    let whole = tables.alone(cloud.bits, 1)?;
+    let kv_type = cloud.kv_type;
+    let whole = tables.alone(cloud.bits, 1, kv_type)?;
     let mut everything = Vec::new();
     for bits in tables::EDGE_BITS {
-        everything.push(tables.alone(bits, 0)?);
+        everything.push(tables.alone(bits, 0, kv_type)?);
     }
     let row = rows.of(&best);
     answer.run = Some(run_with(&row));
@@ -296,11 +292,42 @@ fn prompt(flags: &PlanFlags, limits: &Limits) -> u64 {
 /// The arguments of `splitrun` for both halves.
 fn run_with(row: &answer::Row) -> [Vec<String>; 2] {
     let context = row.context.to_string();
-    let words = |all: &[&str]| all.iter().map(|w| (*w).to_owned()).collect();
+    let words = |all: &[&str]| {
+        let mut all: Vec<String> = all.iter().map(|w| (*w).to_owned()).collect();
+        if row.kv_type != KvType::F16.name() {
+            all.extend(["--kv-type".to_owned(), row.kv_type.to_owned()]);
+        }
+        all
+    };
     [
         words(&["--role", "cloud", "-c", &context]),
         words(&["--role", "edge", "-c", &context, "--codec", &row.codec]),
     ]
+}
+
+/// The forms of keys and values to choose from.
+fn kv_types(
+    source: &Source,
+    flags: &PlanFlags,
+    assumptions: &mut Vec<String>,
+) -> Result<Vec<KvType>, PlanError> {
+    let head_dim = source.hparams().head_dim;
+    let choice = flags.kv_type.unwrap_or(KvChoice::Fixed(KvType::F16));
+    let mut types = choice.types();
+    if choice == KvChoice::Auto {
+        types.retain(|t| t.fits(head_dim));
+    } else if let Some(t) = types.iter().find(|t| !t.fits(head_dim)) {
+        return Err(PlanError::Usage(format!(
+            "--kv-type {t}: heads of {head_dim} values are no whole blocks of 32; use f16"
+        )));
+    }
+    if types.iter().any(|t| *t != KvType::F16) {
+        assumptions.push(
+            "keys and values in q8_0 and q4_0 cost what they cost SmolLM2-135M-Instruct, and take the time of f16; they need hosts that compute on the processor"
+                .into(),
+        );
+    }
+    Ok(types)
 }
 
 /// The profile that a flag names, or the derived one that stands for none.
@@ -338,8 +365,8 @@ fn profile(
 
 /// The link that the flags describe.
 fn link_of(flags: &PlanFlags, assumptions: &mut Vec<String>) -> Result<Link, PlanError> {
-    let uplink_bits_per_s = match (flags.uplink, flags.radio_bandwidth, flags.snr) {
-        (Some(rate), _, _) => rate,
+    let (uplink_bits_per_s, radio) = match (flags.uplink, flags.radio_bandwidth, flags.snr) {
+        (Some(rate), _, _) => (rate, None),
         (None, Some(bandwidth_hz), Some(snr)) => {
             let outage = flags.outage.unwrap_or(0.01);
             let radio = Radio {
@@ -358,7 +385,7 @@ fn link_of(flags: &PlanFlags, assumptions: &mut Vec<String>) -> Result<Link, Pla
                     "a radio of {bandwidth_hz} Hz at a ratio of {snr} with an outage of {outage} carries less than a bit a second; raise --radio-bandwidth, --snr or --outage"
                 )));
             }
-            rate
+            (rate, Some(radio))
         }
         _ => {
             return Err(PlanError::Usage(
@@ -372,6 +399,7 @@ fn link_of(flags: &PlanFlags, assumptions: &mut Vec<String>) -> Result<Link, Pla
     Ok(Link {
         uplink_bits_per_s,
         rtt_ms: flags.rtt.unwrap_or(RTT_MS),
+        radio,
     })
 }
 
@@ -441,6 +469,7 @@ fn limits(
             max_kl: Some(flags.max_kl.unwrap_or(MAX_KL)),
             context,
             longest: trained,
+            least: flags.prompt_tokens.map_or(1, u64::from),
         },
         objective,
     ))

@@ -1,9 +1,10 @@
 //! From a model and two hosts to the numbers of a [`Problem`](super::problem::Problem): the recipe
 //! of every cut and number of bits, its size on disk, its times.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use formats::blocks::{BlockType, Effort};
 use formats::measured::{LayerSensitivity, Profile};
@@ -12,7 +13,7 @@ use formats::pair::{Digest, HalfRole};
 
 use super::PlanError;
 use super::codecs::{self, CodecChoice};
-use super::harm::Harm;
+use super::harm::{Harm, Lacks};
 use super::problem::{CodecCost, Cut, Half};
 use crate::importance::Importance;
 use crate::recipe::{self, Bits, Plan, Request, Spending, TensorPlan, Tried};
@@ -24,6 +25,16 @@ pub const EDGE_BITS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 /// Bits that the cloud may get.
 pub const CLOUD_BITS: [u32; 7] = [2, 3, 4, 5, 6, 8, 16];
 
+/// Nats that a form of keys and values costs in all layers: measured on SmolLM2-135M-Instruct
+/// (`docs/cpu.md`), and taken for every model. Layers share it.
+pub const fn kv_nats(kv_type: KvType) -> f64 {
+    match kv_type {
+        KvType::F16 => 0.0,
+        KvType::Q8_0 => 0.0010,
+        KvType::Q4_0 => 0.0500,
+    }
+}
+
 /// All that numbers are made of.
 pub struct Tables<'a> {
     source: &'a Source,
@@ -33,13 +44,25 @@ pub struct Tables<'a> {
     harm: &'a Harm,
     edges: u64,
     chunk: u64,
+    kv_types: &'a [KvType],
     layout: Layout,
     tried: Tried,
     rates: [HashMap<BlockType, [f64; 2]>; 2],
+    guesses: Mutex<Guesses>,
+}
+
+/// What was not in the files of measurements and had to be guessed.
+#[derive(Debug, Default)]
+pub struct Guesses {
+    /// Types of products that a profile has no times of: edge, cloud.
+    pub times: [BTreeSet<BlockType>; 2],
+    /// What the file of sensitivities lacks.
+    pub harm: Lacks,
 }
 
 impl<'a> Tables<'a> {
-    /// Gets ready; `chunk` rows of a prompt travel together, `edges` devices share the server.
+    /// Gets ready; `chunk` rows of a prompt travel together, `edges` devices share the server, keys
+    /// and values may be kept in `kv_types`.
     ///
     /// # Errors
     /// When the source's headers cannot be laid out or the importances are of another model.
@@ -50,6 +73,7 @@ impl<'a> Tables<'a> {
         profiles: &'a [Profile; 2],
         harm: &'a Harm,
         (edges, chunk): (u64, u64),
+        kv_types: &'a [KvType],
     ) -> Result<Self, PlanError> {
         let rates = |p: &Profile| {
             let of = |ty: BlockType| {
@@ -69,6 +93,8 @@ impl<'a> Tables<'a> {
             harm,
             edges,
             chunk,
+            kv_types,
+            guesses: Mutex::default(),
         })
     }
 
@@ -133,12 +159,16 @@ impl<'a> Tables<'a> {
             ];
             for (role, host, list) in halves {
                 let half = self.half(&plan, role, bits, host)?;
-                // More bits than the source has change nothing.
-                let same = |h: &Half| Half { bits, ..h.clone() } == half;
-                if (role == HalfRole::Edge && bits > most) || list.last().is_some_and(same) {
-                    continue;
+                for &kv_type in self.kv_types {
+                    let half = self.keeping(&half, kv_type, host, role);
+                    // More bits than the source has change nothing.
+                    let same = |h: &Half| Half { bits, ..h.clone() } == half;
+                    let last = list.iter().rev().find(|h| h.kv_type == kv_type);
+                    if (role == HalfRole::Edge && bits > most) || last.is_some_and(same) {
+                        continue;
+                    }
+                    list.push(half);
                 }
-                list.push(half);
             }
         }
         let calibrated = self.calibrated(split);
@@ -173,11 +203,14 @@ impl<'a> Tables<'a> {
     ///
     /// # Errors
     /// When the model cannot be cut.
-    pub fn alone(&self, bits: u32, host: usize) -> Result<[Half; 2], PlanError> {
+    pub fn alone(&self, bits: u32, host: usize, kv_type: KvType) -> Result<[Half; 2], PlanError> {
         let split = (self.source.hparams().n_layer as u32).saturating_sub(1);
         let plan = self.recipe(split, bits, bits)?;
-        let front = self.half(&plan, HalfRole::Edge, bits, host)?;
-        let mut back = self.half(&plan, HalfRole::Cloud, bits, host)?;
+        let half = |role| {
+            let half = self.half(&plan, role, bits, host)?;
+            Ok::<_, PlanError>(self.keeping(&half, kv_type, host, role))
+        };
+        let (front, mut back) = (half(HalfRole::Edge)?, half(HalfRole::Cloud)?);
         // One process has one program and one set of buffers.
         back.fixed_bytes = back.fixed_bytes.saturating_sub(back.runtime_bytes);
         Ok([front, back])
@@ -193,21 +226,11 @@ impl<'a> Tables<'a> {
         let used = |t: &TensorPlan| t.encode && t.weighing.columns().is_some();
         let file = |digest| self.layout.file_bytes(plan, role, digest);
         let file_bytes = [file(None)?, file(Some(Digest([0; 32])))?];
-        let load = Load {
-            hparams: hp,
-            layers: layers.clone(),
-            file_bytes: 0,
-            metadata_bytes: self.layout.metadata_bytes(),
-            tokenizer: role == HalfRole::Edge,
-            n_ctx: 0,
-            kv_type: KvType::F16,
-            sessions: if host == 0 { 1 } else { self.edges },
-            rows: self.chunk,
-            threads: u64::from(self.profiles[host].threads),
-            runtime_bytes: self.profiles[host].runtime_bytes,
-        };
-        let [kv, scores] = load.bytes_per_position();
+        let load = self.load(layers.clone(), KvType::F16, host, role);
         let time = self.times(plan, role, host);
+        let mut lacks = Lacks::default();
+        let kl = self.harm.of(plan.half(role), &mut lacks);
+        self.guesses().harm.add(lacks);
         Ok(Half {
             bits,
             layers: layers.len() as u32,
@@ -216,13 +239,52 @@ impl<'a> Tables<'a> {
             fixed_bytes: load.memory().total(),
             runtime_bytes: load.runtime_bytes,
             session_bytes: load.buffer_bytes(),
-            kv_bytes: kv.saturating_mul(load.sessions),
-            score_bytes: scores.saturating_mul(load.sessions),
+            kv_type: load.kv_type,
+            kv_bytes: load.kv_bytes_per_position().saturating_mul(load.sessions),
+            scores: load.scores(),
+            sessions: load.sessions,
             row_ns: time.row,
             chunk_ns: time.chunk,
             head_ns: time.head,
-            kl: self.harm.of(plan.half(role)),
+            kl,
         })
+    }
+
+    /// What a host holds for `layers`, without file and context.
+    fn load(&self, layers: Range<usize>, kv_type: KvType, host: usize, role: HalfRole) -> Load<'_> {
+        Load {
+            hparams: self.source.hparams(),
+            layers,
+            file_bytes: 0,
+            metadata_bytes: self.layout.metadata_bytes(),
+            tokenizer: role == HalfRole::Edge,
+            n_ctx: 0,
+            kv_type,
+            sessions: if host == 0 { 1 } else { self.edges },
+            rows: self.chunk,
+            threads: u64::from(self.profiles[host].threads),
+            runtime_bytes: self.profiles[host].runtime_bytes,
+        }
+    }
+
+    /// `half`, which keeps keys and values in f16, with another form of them.
+    fn keeping(&self, half: &Half, kv_type: KvType, host: usize, role: HalfRole) -> Half {
+        let n_layer = self.source.hparams().n_layer;
+        let layers = half.layers as usize;
+        let layers = match role {
+            HalfRole::Edge => 0..layers,
+            HalfRole::Cloud => n_layer - layers..n_layer,
+        };
+        let share = layers.len() as f64 / n_layer.max(1) as f64;
+        let load = self.load(layers, kv_type, host, role);
+        Half {
+            kv_type,
+            kv_bytes: load.kv_bytes_per_position().saturating_mul(load.sessions),
+            fixed_bytes: load.memory().total(),
+            session_bytes: load.buffer_bytes(),
+            kl: half.kl + share * kv_nats(kv_type),
+            ..half.clone()
+        }
     }
 
     /// All times but those of attention, as [`Profile`] defines them.
@@ -234,16 +296,22 @@ impl<'a> Tables<'a> {
             HalfRole::Cloud => hp.n_layer - plan.split as usize,
         } as f64;
         let (mut products, mut head) = ([0.0, 0.0], 0.0);
+        let mut unknown = BTreeSet::new();
         for t in plan.half(role).filter(|t| t.dims.len() > 1) {
             let rate = self.rates[host].get(&t.to).copied().unwrap_or_default();
             let weights = t.weights() as f64;
+            let is_head = Place::of(&t.name) == Some(Place::Output);
+            if (t.layer_matrix || is_head) && p.matrix(t.to).is_some_and(|m| !m.1) {
+                unknown.insert(t.to);
+            }
             if t.layer_matrix {
                 products[0] += weights * rate[0];
                 products[1] += weights * rate[1];
-            } else if Place::of(&t.name) == Some(Place::Output) {
+            } else if is_head {
                 head = weights * rate[0] + hp.n_vocab as f64 * p.sample_value_ns;
             }
         }
+        self.guesses().times[host].extend(unknown);
         let values = (hp.n_embd + hp.n_ff) as f64;
         let rest = |rows: f64| {
             let embed = match role {
@@ -260,17 +328,42 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Types of the model's matrices that a profile has no curve for.
-    pub fn without_curve(&self, host: usize) -> Vec<&'static str> {
-        let p = &self.profiles[host];
-        let matrices = self.source.tensors().filter(|t| t.dims.len() > 1);
-        let from = matrices.map(|t| t.block_type);
-        let mut types: Vec<BlockType> = from
-            .filter(|t| p.matrix(*t).is_some_and(|m| !m.1))
-            .collect();
-        types.sort();
-        types.dedup();
-        types.into_iter().map(BlockType::name).collect()
+    fn guesses(&self) -> MutexGuard<'_, Guesses> {
+        self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What had to be guessed so far, in words.
+    pub fn guessed(&self) -> Vec<String> {
+        let guesses = self.guesses();
+        let names = |types: &BTreeSet<BlockType>| {
+            let names: Vec<&str> = types.iter().map(|t| t.name()).collect();
+            names.join(", ")
+        };
+        let mut out = Vec::new();
+        for (flag, types) in ["--edge-profile", "--cloud-profile"]
+            .iter()
+            .zip(&guesses.times)
+        {
+            if !types.is_empty() {
+                out.push(format!(
+                    "{flag} has no times of {}: those of the type of nearest size stand in",
+                    names(types)
+                ));
+            }
+        }
+        if !guesses.harm.types.is_empty() {
+            out.push(format!(
+                "--sensitivity has no figures of {}: those of the type of nearest error stand in, in proportion to typical squared errors",
+                names(&guesses.harm.types)
+            ));
+        }
+        if !guesses.harm.layers.is_empty() {
+            out.push(format!(
+                "--sensitivity has nothing of some matrices of {} layers: a prior stands in; give `splitrun calibrate --sensitivity` more --seconds",
+                guesses.harm.layers.len()
+            ));
+        }
+        out
     }
 }
 

@@ -6,7 +6,17 @@
 
 use std::ops::Range;
 
-use super::{HParams, KV_PAGE, KvType};
+use super::{HParams, KV_BLOCK, KV_PAGE, KvType};
+
+/// What the processor's attention goes by (`exec/cpu/attention.rs` of the engine): positions of a
+/// span, and of a tile of keys or values as floats.
+const SPAN: u64 = 256;
+const TILE: u64 = 64;
+/// Rows from which a thread takes rows and all their spans; of fewer it takes a span.
+const FEW: u64 = 4;
+/// Rows that a thread then takes, and rows times heads, at most.
+const MOST_SHARED: u64 = 32;
+const TOGETHER: u64 = 96;
 
 /// Rows of a prompt that go through the layers at once where nobody has said otherwise.
 pub const CHUNK_ROWS: u64 = 64;
@@ -73,29 +83,35 @@ impl Memory {
 impl Load<'_> {
     /// Counts.
     pub fn memory(&self) -> Memory {
-        let [kv, scores] = self.bytes_per_position();
+        let buffers = (self.buffer_bytes()).saturating_add(self.scores().bytes(self.n_ctx));
         let taken =
             usize::try_from(self.n_ctx).map_or(u64::MAX, |n| self.kv_type.positions(n) as u64);
-        let kv = times(&[kv, taken, self.sessions]);
-        let scores = times(&[scores, self.n_ctx, self.sessions]);
         Memory {
             weights: self.file_bytes,
-            kv,
-            activations: times(&[self.buffer_bytes(), self.sessions]).saturating_add(scores),
+            kv: times(&[self.kv_bytes_per_position(), taken, self.sessions]),
+            activations: times(&[buffers, self.sessions]),
             tables: self.table_bytes(),
             runtime: self.runtime_bytes,
         }
     }
 
     /// Bytes of one session for each position of its context: keys and values
-    /// (2 · layers · bytes of H_kv · D of them), and the attention scores of the rows under work.
-    pub fn bytes_per_position(&self) -> [u64; 2] {
+    /// (2 · layers · bytes of H_kv · D of them).
+    pub fn kv_bytes_per_position(&self) -> u64 {
         let page = (self.hparams).kv_bytes(self.kv_type, &self.layers, KV_PAGE) as u64;
-        let kv = page / KV_PAGE as u64;
-        // A strip of f32 scores for each range of (row, head) pairs, six for each thread.
-        let strips =
-            times(&[self.threads.max(1), 6]).min(times(&[self.rows, self.hparams.n_head as u64]));
-        [kv, times(&[4, strips])]
+        page / KV_PAGE as u64
+    }
+
+    /// What one session's attention keeps beside keys and values.
+    pub fn scores(&self) -> Scores {
+        let hp = self.hparams;
+        Scores {
+            rows: self.rows,
+            threads: self.threads.max(1),
+            n_head: hp.n_head as u64,
+            n_head_kv: (hp.n_head_kv as u64).max(1),
+            head_dim: hp.head_dim as u64,
+        }
     }
 
     /// Bytes of one session's buffers, whatever its context: the rows of a pass as they go
@@ -113,7 +129,12 @@ impl Load<'_> {
             + wide(hp.n_ff)
             + hp.rope.dims as u64;
         let rows = 2 * hp.n_embd as u64;
-        let pass = times(&[4, self.rows, layer + rows]);
+        // Queries as codes: a line of the cache for each block of 32.
+        let codes = match self.kv_type {
+            KvType::F16 => 0,
+            KvType::Q8_0 | KvType::Q4_0 => 16 * hp.q_width().div_ceil(KV_BLOCK) as u64,
+        };
+        let pass = times(&[4, self.rows, layer + rows + codes]);
         let head = if self.layers.end == hp.n_layer {
             // Logits, and candidates (id and logit) while a token is chosen.
             times(&[12, hp.n_vocab as u64])
@@ -143,21 +164,69 @@ impl Load<'_> {
     /// The longest context, up to `most`, whose [`Memory`] is within `limit` bytes; `None` when
     /// not even one position is.
     pub fn longest_context(&self, limit: u64, most: u64) -> Option<u64> {
-        let fixed = Self {
-            n_ctx: 0,
-            ..self.clone()
-        }
-        .memory()
-        .total();
-        let [kv, scores] = self.bytes_per_position();
-        let each = times(&[kv + scores, self.sessions]).max(1);
-        let n = limit.checked_sub(fixed)? / each;
-        // A page is taken whole.
-        let n = match self.kv_type {
-            KvType::F16 => n,
-            KvType::Q8_0 | KvType::Q4_0 => n - n % KV_PAGE as u64,
+        let fits = |n_ctx| {
+            let load = Self {
+                n_ctx,
+                ..self.clone()
+            };
+            load.memory().total() <= limit
         };
-        (n > 0).then(|| n.min(most))
+        if most > 0 && fits(most) {
+            return Some(most);
+        }
+        // Memory never falls as the context grows.
+        let (mut good, mut bad) = (0, most);
+        while bad.saturating_sub(good) > 1 {
+            let middle = u64::midpoint(good, bad);
+            if fits(middle) {
+                good = middle;
+            } else {
+                bad = middle;
+            }
+        }
+        (good > 0).then_some(good)
+    }
+}
+
+/// The buffers of attention of one session on the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scores {
+    /// Rows that go through the layers at once, at most.
+    pub rows: u64,
+    /// Threads that compute.
+    pub threads: u64,
+    /// Heads of queries.
+    pub n_head: u64,
+    /// Heads of keys and values, above 0.
+    pub n_head_kv: u64,
+    /// Values of a head.
+    pub head_dim: u64,
+}
+
+impl Scores {
+    /// Bytes with a context of `n_ctx` positions; they never fall as it grows.
+    ///
+    /// For each thread a tile of 64 positions as floats, and of each row and head that it works on
+    /// the scores of a span of 256 positions, its sums and two numbers; where there are many rows,
+    /// two more. Of one to three rows, what each span came to.
+    pub fn bytes(&self, n_ctx: u64) -> u64 {
+        let group = self.n_head / self.n_head_kv;
+        let sums = self.head_dim + 2;
+        let rows = self.rows.min(n_ctx);
+        let few = rows.min(FEW - 1);
+        let spans = times(&[4, n_ctx.div_ceil(SPAN), self.n_head_kv, few, group, sums]);
+        if rows == 0 {
+            return 0;
+        }
+        let mut pairs = times(&[few, group, SPAN + sums]);
+        if rows >= FEW {
+            let items = times(&[rows, self.n_head_kv]);
+            let even = items.div_ceil(times(&[4, self.threads]).max(1));
+            let shared = (TOGETHER / group.max(1)).min(even).clamp(1, MOST_SHARED);
+            pairs = pairs.max(times(&[shared.min(rows), group, SPAN + sums + 2]));
+        }
+        let each = pairs.saturating_add(times(&[TILE, self.head_dim]));
+        times(&[4, self.threads, each]).saturating_add(spans)
     }
 }
 
@@ -259,11 +328,40 @@ mod tests {
             assert_eq!(load.longest_context(limit, 7), Some(7));
         }
         assert_eq!(load(&hp, 0).longest_context(1 << 30, 100), None);
+        assert_eq!(load(&hp, 0).longest_context(2 << 30, 0), None);
         let absurd = Load {
             n_ctx: u64::MAX,
             sessions: u64::MAX,
             ..load(&hp, 0)
         };
         assert_eq!(absurd.memory().total(), u64::MAX);
+    }
+
+    #[test]
+    fn scores_are_those_of_spans() {
+        let scores = Scores {
+            rows: 64,
+            threads: 2,
+            n_head: 9,
+            n_head_kv: 3,
+            head_dim: 64,
+        };
+        // 24 rows of three heads: 64 rows of 3 key heads among 8 items. Three rows have a span.
+        let thread = 24 * 3 * (256 + 64 + 2 + 2) + 64 * 64;
+        let span = 3 * 9 * (64 + 2);
+        assert_eq!(scores.bytes(100), 4 * (2 * thread + span));
+        assert_eq!(scores.bytes(2049), 4 * (2 * thread + 9 * span));
+        let one = Scores { rows: 1, ..scores };
+        let thread = 3 * (256 + 64 + 2) + 64 * 64;
+        assert_eq!(one.bytes(100), 4 * (2 * thread + 9 * 66));
+        let many = Scores {
+            threads: 16,
+            n_head: 64,
+            n_head_kv: 1,
+            ..scores
+        };
+        let lens = [0, 1, 3, 4, 5, 63, 64, 100, 1000, 3000, 1 << 16, u64::MAX];
+        assert!(lens.is_sorted_by_key(|n| many.bytes(*n)));
+        assert!(lens.is_sorted_by_key(|n| scores.bytes(*n)));
     }
 }
