@@ -4,6 +4,7 @@ use formats::model::KvType;
 
 use super::attention::{self, Attention};
 use super::clock::Phase;
+use super::hadamard;
 use super::isa::Isa;
 use super::matmul::{ActBuf, Activations, Out, matmul, matmuls};
 use super::observe::{Observer, Rows, Site};
@@ -123,20 +124,36 @@ pub(super) fn run(
             // The caller has checked.
             return;
         };
-        for r in 0..n {
-            let turns = &s.turns[r * pairs..(r + 1) * pairs];
-            let q = &mut q[r * q_width..(r + 1) * q_width];
-            exec.rope.rotate(q, hp.head_dim, turns);
-            let k = &mut k[r * kv_width..(r + 1) * kv_width];
-            exec.rope.rotate(k, hp.head_dim, turns);
-            kv.put(start + r, k, &v[r * kv_width..(r + 1) * kv_width]);
+        let thin = kv.shape().kv_type != KvType::F16;
+        let outs = [
+            (Out::new(q, q_width), q_width, true),
+            (Out::new(k, kv_width), kv_width, true),
+            (Out::new(v, kv_width), kv_width, false),
+        ];
+        session.ranges(n, 8, &|range| {
+            for r in range {
+                let turns = &s.turns[r * pairs..(r + 1) * pairs];
+                for (out, width, rope) in &outs {
+                    // SAFETY: row `r` belongs to this task alone.
+                    let x = unsafe { out.slice(r, 0, *width) };
+                    if *rope {
+                        exec.rope.rotate(x, hp.head_dim, turns);
+                    }
+                    if thin {
+                        hadamard::turn(x, hp.head_dim);
+                    }
+                }
+            }
+        });
+        let both = k.chunks_exact(kv_width).zip(v.chunks_exact(kv_width));
+        for (r, (k, v)) in both.enumerate() {
+            kv.put(start + r, k, v);
         }
-
         lap.mark(Phase::Rope);
         let mixed = s.mixed.reset(n, q_width);
         let attention = Attention {
             isa,
-            whole: math.activations == Activations::Int8 && kv.shape().kv_type != KvType::F16,
+            whole: thin && math.activations == Activations::Int8,
             n,
             start,
             group: hp.n_head / hp.n_head_kv,
@@ -144,6 +161,9 @@ pub(super) fn run(
             kv,
         };
         attention.run(session, mixed, &mut s.attention);
+        if thin {
+            turn_back(session, &mut s.mixed, q_width, hp.head_dim);
+        }
         lap.mark(Phase::Attention);
         seen.input(layer, Site::AttnOutput, Rows::of(&s.mixed));
 
@@ -186,6 +206,20 @@ pub(super) fn run(
         seen.hidden(layer + 1, start, Rows::packed(rows, width));
     }
     cache.advance(n);
+}
+
+/// Turns sums of values, which were turned before they were kept, back.
+fn turn_back(session: &Session<'_>, mixed: &mut ActBuf, width: usize, head_dim: usize) {
+    let stride = mixed.stride();
+    let rows = mixed.values_mut();
+    let n = rows.len() / stride.max(1);
+    let out = Out::new(rows, stride);
+    session.ranges(n, 8, &|range| {
+        for r in range {
+            // SAFETY: row `r` belongs to this task alone.
+            hadamard::turn(unsafe { out.slice(r, 0, width) }, head_dim);
+        }
+    });
 }
 
 /// Adds the bias of a product to each of its rows.
