@@ -30,8 +30,8 @@ pub const CLOUD_BITS: [u32; 7] = [2, 3, 4, 5, 6, 8, 16];
 pub const fn kv_nats(kv_type: KvType) -> f64 {
     match kv_type {
         KvType::F16 => 0.0,
-        KvType::Q8_0 => 0.0010,
-        KvType::Q4_0 => 0.0500,
+        KvType::Q8_0 => 0.000_16,
+        KvType::Q4_0 => 0.0396,
     }
 }
 

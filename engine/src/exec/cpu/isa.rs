@@ -184,7 +184,9 @@ impl Isa {
             Kind::Avx512 => unsafe { avx512::scores_f16(q, keys, dim, scale, next, scores) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::scores_f16(q, keys, dim, scale, scores) },
+            Kind::Neon | Kind::NeonDot => unsafe {
+                neon::scores_f16(q, keys, dim, scale, next, scores)
+            },
         }
     }
 
@@ -207,7 +209,9 @@ impl Isa {
             Kind::Avx512 => unsafe { avx512::sums_f16(weights, values, dim, next, sums) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::sums_f16(weights, values, dim, sums) },
+            Kind::Neon | Kind::NeonDot => unsafe {
+                neon::sums_f16(weights, values, dim, next, sums)
+            },
         }
     }
 
@@ -251,7 +255,10 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Kind::Avx512 => unsafe { avx512::soften(scores, n) },
-            _ => integer::soften(scores, n),
+            Kind::Scalar => integer::soften(scores, n),
+            // Compiled with NEON already, as all is there.
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon | Kind::NeonDot => integer::soften(scores, n),
         }
     }
 
@@ -295,7 +302,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::join(so_far, out, weights, sums) },
-            _ => scalar::join(so_far, out, weights, sums),
+            Kind::Scalar => scalar::join(so_far, out, weights, sums),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon | Kind::NeonDot => scalar::join(so_far, out, weights, sums),
         }
     }
 

@@ -5,7 +5,14 @@ use half::f16;
 use super::super::integer::SPAN;
 use super::super::lanes::LANES;
 use super::super::scalar;
-use super::{Eight, exp8};
+use super::{Eight, exp8, prefetch};
+
+/// Asks for the `n` halves at `p`, which may be any address, to come into the second cache.
+fn ask(p: *const f16, n: usize) {
+    for line in (0..2 * n).step_by(64) {
+        prefetch::<true>(p.cast::<u8>().wrapping_add(line));
+    }
+}
 
 /// What keys and values are made of.
 trait Value: Copy {
@@ -64,8 +71,10 @@ pub(crate) unsafe fn scores_f16(
     keys: &[f16],
     dim: usize,
     scale: f32,
+    next: *const f16,
     scores: &mut [f32],
 ) {
+    ask(next, keys.len());
     let n = keys.len() / dim;
     for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_mut(SPAN)) {
         // SAFETY: by the contract.
@@ -173,7 +182,14 @@ pub(crate) unsafe fn softmax(s: &mut [f32]) -> (f32, f32) {
 /// # Safety
 /// NEON.
 #[target_feature(enable = "neon")]
-pub(crate) unsafe fn sums_f16(weights: &[f32], values: &[f16], dim: usize, sums: &mut [f32]) {
+pub(crate) unsafe fn sums_f16(
+    weights: &[f32],
+    values: &[f16],
+    dim: usize,
+    next: *const f16,
+    sums: &mut [f32],
+) {
+    ask(next, values.len());
     let n = values.len() / dim;
     for (w, sums) in weights.chunks(SPAN).zip(sums.chunks_exact_mut(dim)) {
         sums.fill(0.0);
