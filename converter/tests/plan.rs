@@ -9,7 +9,7 @@ use common::{Bench, Run};
 use fixtures::LlamaShape;
 use formats::blocks::BlockType;
 use formats::imatrix::{Entry, Imatrix};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 /// The keys of a row, as others read them.
 const KEYS: [&str; 16] = [
@@ -341,4 +341,205 @@ fn shapes_of_13b_and_70b_without_their_weights() {
         // 0.3 and 0.6 s of the release build, alone; the tests share the machine.
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
+}
+
+/// A profile and a file of sensitivities of the model of [`shape`], as small as they can be.
+fn measured() -> [Json; 2] {
+    let curve = json!({"rows": [1, 64], "ns": [0.05, 1.0]});
+    let profile = json!({
+        "format": "splitconv.profile", "version": 1, "machine": "m", "build": "b", "device": "cpu",
+        "threads": 2, "derived": false, "loaded": false,
+        "matrices": [{"block_type": "Q8_0", "curve": curve}],
+        "attention": [{"positions": 256, "curve": {"rows": [1], "ns": [1.0]}}],
+        "layer_fixed_ns": 1000.0, "layer_value_ns": 1.0, "pass_fixed_ns": 1000.0,
+        "embed_value_ns": 1.0, "sample_value_ns": 1.0, "codecs": [], "memory_gb_per_s": 1.0,
+        "load_gb_per_s": 1.0, "runtime_bytes": 1_000_000, "memory_bytes": 1_000_000_000
+    });
+    let s = shape();
+    let sensitivity = json!({
+        "format": "splitconv.sensitivity", "version": 1, "model": "m", "n_layer": s.n_layer,
+        "n_embd": s.n_embd, "n_ff": s.n_ff, "n_vocab": s.n_vocab, "build": "b", "text": "t",
+        "tokens": 100, "quick": true, "additivity": 0.9,
+        "types": [{"layer": 0, "kind": "attn_v", "block_type": "Q2_K", "kl": 0.01}],
+        "codecs": [{"cut": 3, "codec": "int8", "bytes_per_token": 300.0, "kl": 0.001}]
+    });
+    [profile, sensitivity]
+}
+
+#[test]
+fn damaged_and_hostile_measurements_are_named_and_make_no_plan() {
+    let bench = Bench::new(&shape());
+    let flags = ["--edge-profile", "--sensitivity"];
+    let run = |at: usize, bytes: &[u8]| {
+        std::fs::write(bench.path("f.json"), bytes).unwrap();
+        plan(&bench, &[flags[at], "f.json", "--max-kl", "50"])
+    };
+    let refused = |at: usize, bytes: &[u8], words: &[&str]| {
+        let run = run(at, bytes);
+        run.fails_with(&[&["f.json"], words].concat());
+        assert!(run.stdout.is_empty(), "{}", run.stdout);
+    };
+    for (at, sound) in measured().iter().enumerate() {
+        let text = sound.to_string();
+        let answer = run(at, text.as_bytes()).ok().json();
+        let said = answer["assumptions"].to_string();
+        if at == 1 {
+            // One matrix of forty-two was measured, and of one type.
+            assert!(said.contains("--sensitivity has no figures of"), "{said}");
+            assert!(
+                said.contains("nothing of some matrices of 6 layers"),
+                "{said}"
+            );
+            assert!(answer["best"]["kl"].as_f64().unwrap() > 0.001);
+        } else {
+            assert!(said.contains("--edge-profile has no times of"), "{said}");
+            assert!(!said.contains("--cloud-profile has no times"), "{said}");
+        }
+        for cut in (0..text.len()).step_by(text.len() / 9) {
+            refused(at, &text.as_bytes()[..cut], &[]);
+        }
+        for (key, bad) in [
+            ("version", json!(0)),
+            ("version", json!(2)),
+            ("version", json!(-1)),
+            ("version", json!(1.5)),
+            ("format", json!("splitconv.other")),
+            ("format", json!(["splitconv.profile"])),
+            ("machine", json!(7)),
+            ("tokens", json!(-3)),
+            ("types", json!("many")),
+            ("matrices", json!({})),
+        ] {
+            let mut changed = sound.clone();
+            if changed.get(key).is_some() {
+                changed[key] = bad;
+                refused(at, changed.to_string().as_bytes(), &[]);
+            }
+        }
+        // Numbers that are none, in place of every number there is.
+        let number = |text: &str, from: usize| {
+            let found = text[from..].find(|c: char| c.is_ascii_digit())?;
+            let start = from + found;
+            let rest = &text[start..];
+            let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.');
+            Some(start..start + end.unwrap_or(rest.len()))
+        };
+        let (mut place, mut count) = (0, 0);
+        while let Some(range) = number(&text, place) {
+            place = range.end;
+            // Not those of names: `Q8_0`, `int8`.
+            if !text[..range.start].ends_with([':', '[', ',']) {
+                continue;
+            }
+            let bad = ["NaN", "-1", "1e308", "1e999"][count % 4];
+            let changed = [&text[..range.start], bad, &text[range.end..]].concat();
+            refused(at, changed.as_bytes(), &[]);
+            count += 1;
+        }
+        assert!(count >= 8);
+        let nested = text.replacen('{', &format!("{{\"x\":{}", "[".repeat(10 << 20)), 1);
+        refused(at, nested.as_bytes(), &[]);
+        refused(at, &vec![b' '; (16 << 20) + 1], &["is it another file"]);
+        refused(at, &[0xff, 0xfe, 0], &[]);
+        // A file of the other kind.
+        let other = measured()[1 - at].to_string();
+        refused(at, other.as_bytes(), &["expected a `splitconv."]);
+    }
+    let mut other = measured()[1].clone();
+    other["n_layer"] = json!(7);
+    refused(
+        1,
+        other.to_string().as_bytes(),
+        &["measured on", "calibrate"],
+    );
+    // What a file says is shown, but steers no terminal.
+    let mut steering = measured()[0].clone();
+    steering["machine"] = json!("\u{1b}[2J");
+    steering["loaded"] = json!(true);
+    std::fs::write(bench.path("f.json"), steering.to_string()).unwrap();
+    let args = [
+        "plan",
+        "m.gguf",
+        "--uplink",
+        "1Mbit/s",
+        "--edge-profile",
+        "f.json",
+    ];
+    for more in [&[][..], &["--edge-memory", "1MiB"]] {
+        let run = bench.run(&[&args[..], more].concat());
+        assert!(!run.stdout.contains('\u{1b}') && !run.stderr.contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn absurd_and_contradictory_limits_have_clear_answers() {
+    let bench = Bench::new(&shape());
+    for flags in [
+        "--edge-memory 1B --cloud-memory 1B --deadline 1us --max-kl 0.000000001",
+        "--deadline 1us",
+        "--max-kl 0.0000000000001 --deadline 1ms",
+        "--edges 1000000 --deadline 10ms --cloud-memory 1GiB",
+        "--edge-memory 1B --context 512",
+        "--cloud-memory 1GiB --edges 1000000",
+    ] {
+        let flags: Vec<&str> = flags.split_whitespace().collect();
+        let run = plan(&bench, &flags);
+        run.fails_with(&["nothing fits"]);
+        let json = run.json();
+        assert!(json["best"].is_null(), "{flags:?}");
+        // What is named is enough, as it stands.
+        let changes = json["infeasible"]["changes"].as_array().unwrap();
+        let changes: Vec<&str> = changes.iter().map(|c| c.as_str().unwrap()).collect();
+        let each: Vec<String> = match json["infeasible"]["binding"].is_null() {
+            true => vec![changes.join(" ")],
+            false => changes.iter().map(|c| (*c).to_owned()).collect(),
+        };
+        for change in each.iter().filter(|c| !c.is_empty()) {
+            let typed: Vec<&str> = change.split_whitespace().collect();
+            let mut words = flags.clone();
+            for pair in typed.chunks(2) {
+                if let Some(at) = words.iter().position(|w| *w == pair[0]) {
+                    words.drain(at..at + 2);
+                }
+            }
+            words.extend(typed.iter().filter(|_| !change.contains("--uplink")));
+            if !change.contains("--uplink") {
+                let best = &plan(&bench, &words).ok().json()["best"];
+                assert!(!best.is_null(), "{flags:?} {change}");
+            }
+        }
+    }
+    // A radio is made faster by what makes radios faster.
+    let radio = ["plan", "m.gguf", "--json", "--rtt", "1ms", "--snr", "20dB"];
+    let slow = ["--radio-bandwidth", "10kHz", "--deadline", "30ms"];
+    let run = bench.run(&[&radio[..], &slow].concat());
+    run.fails_with(&["--radio-bandwidth"]);
+    assert!(!run.stdout.contains("--uplink"), "{}", run.stdout);
+    let json = run.json();
+    let changes = json["infeasible"]["changes"].as_array().unwrap();
+    let wider = (changes.iter().filter_map(|c| c.as_str()))
+        .find_map(|c| c.strip_prefix("--radio-bandwidth "))
+        .unwrap();
+    let fast = ["--radio-bandwidth", wider, "--deadline", "30ms"];
+    bench.run(&[&radio[..], &fast].concat()).ok();
+    // A prompt that is wanted is not given up for a shorter context.
+    let small = [
+        "--edge-memory",
+        "1MiB",
+        "-c",
+        "512",
+        "--prompt-tokens",
+        "400",
+    ];
+    let json = plan(&bench, &small).json();
+    let changes = json["infeasible"]["changes"].to_string();
+    assert!(!changes.contains("--context 3"), "{changes}");
+    // The largest that flags take.
+    let most = "plan m.gguf --json --uplink 1Gbit/s --edges 1000000 --rtt 86400s --cloud-memory 1024TiB --max-kl 100";
+    let most: Vec<&str> = most.split(' ').collect();
+    let best = bench.run(&most).ok().json()["best"].clone();
+    assert!(
+        best["token_ms"].as_f64().is_some_and(f64::is_finite),
+        "{best}"
+    );
 }

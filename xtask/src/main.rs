@@ -24,7 +24,7 @@ usage: cargo xtask COMMAND
   test              everything a change must pass: format, lints, all tests, the demo, aarch64
   arm               the kernels and an edge on aarch64, under qemu
   bench             measures on the real model and prints the rows of the README's table
-  report [SECTION…] [--out DIR] [--tasks DIR] [--quick]
+  report [SECTION…] [--out DIR] [--tasks DIR [--questions N]] [--quick]
                     measures and writes docs/results (or DIR): a page with tables and plots;
                     sections: {SECTIONS}
   bench NAME [--peer LLAMA_BENCH] [--only MODEL] [--save FILE]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::infeasible::{Change, Infeasible};
+use super::infeasible::{Infeasible, typed};
 use super::problem::{Choice, Half, Outcome, Problem};
 use super::search::Candidate;
 
@@ -233,15 +233,14 @@ pub fn parts(o: &Outcome) -> Parts {
 
 /// Why nothing fits.
 pub fn why(p: &Problem, found: &Infeasible) -> Why {
-    let typed = |c: &[Change]| c.iter().map(Change::typed).collect();
     Why {
         said: found.said(p),
         binding: found.changes.first().map(|c| c.limit.flag()),
-        changes: if found.changes.is_empty() {
-            typed(&found.together)
+        changes: typed(if found.changes.is_empty() {
+            &found.together
         } else {
-            typed(&found.changes)
-        },
+            &found.changes
+        }),
     }
 }
 
@@ -274,7 +273,7 @@ fn sessions(limit: u64, shared: u64, session: u64) -> u64 {
 /// Bytes of one session, and of what all share.
 fn shares(halves: &[&Half], files: u64, context: u64, edges: u64) -> [u64; 2] {
     let edges = edges.max(1);
-    let each = |h: &&Half| h.session_bytes + (h.kv_bytes + h.score_bytes) / edges * context;
+    let each = |h: &&Half| h.session_bytes + h.kv_bytes / edges * context + h.scores.bytes(context);
     let session: u64 = halves.iter().map(each).sum();
     let fixed: u64 = halves
         .iter()

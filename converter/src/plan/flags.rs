@@ -107,11 +107,11 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     units::bytes(text).map_err(|e| e.to_string())
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     units::bits_per_second(text).map_err(|e| e.to_string())
 }
 
@@ -119,15 +119,15 @@ fn rtt(text: &str) -> Result<f64, String> {
     units::milliseconds(text, true).map_err(|e| e.to_string())
 }
 
-fn deadline(text: &str) -> Result<f64, String> {
+pub(super) fn deadline(text: &str) -> Result<f64, String> {
     units::milliseconds(text, false).map_err(|e| e.to_string())
 }
 
-fn frequency(text: &str) -> Result<f64, String> {
+pub(super) fn frequency(text: &str) -> Result<f64, String> {
     units::hertz(text).map_err(|e| e.to_string())
 }
 
-fn nats(text: &str) -> Result<f64, String> {
+pub(super) fn nats(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(v) if v.is_finite() && v > 0.0 && v <= 100.0 => Ok(v),
         _ => Err("expected nats per token, above 0 and at most 100, as 0.05".into()),
@@ -135,7 +135,7 @@ fn nats(text: &str) -> Result<f64, String> {
 }
 
 /// A ratio: in decibels with the unit, plain without.
-fn snr(text: &str) -> Result<f64, String> {
+pub(super) fn snr(text: &str) -> Result<f64, String> {
     let ratio = match text.strip_suffix("dB") {
         Some(db) => db
             .trim_end()

@@ -1,6 +1,6 @@
 //! What types cost in nats of divergence from the source.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use formats::blocks::BlockType;
 use formats::imatrix::KINDS;
@@ -18,8 +18,13 @@ const PRIOR: f64 = 2e8;
 /// Where figures of harm come from.
 #[derive(Debug)]
 enum Basis {
-    /// `--sensitivity`: matrix and type.
-    Types { known: Known, additivity: f64 },
+    /// `--sensitivity`: matrix and type; nats per layer and unit of squared relative error for
+    /// matrices that it has nothing of.
+    Types {
+        known: Known,
+        additivity: f64,
+        prior: f64,
+    },
     /// An importance matrix with sensitivities: matrix, per unit of squared relative error.
     Errors(Vec<[f32; KINDS.len()]>),
     /// Nothing was measured: nats per layer and unit of squared relative error.
@@ -37,6 +42,23 @@ pub struct Harm {
     pub said: String,
 }
 
+/// What a file of sensitivities was asked for and does not have.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Lacks {
+    /// Types: figures of another type of the same matrix stand in.
+    pub types: BTreeSet<BlockType>,
+    /// Layers with matrices of which it has nothing at all: the prior stands in.
+    pub layers: BTreeSet<u32>,
+}
+
+impl Lacks {
+    /// What either lacks.
+    pub fn add(&mut self, other: Self) {
+        self.types.extend(other.types);
+        self.layers.extend(other.layers);
+    }
+}
+
 /// The place of a kind in [`KINDS`] for all matrices of a layer together.
 const WHOLE: usize = KINDS.len();
 
@@ -52,6 +74,12 @@ impl Harm {
         importance: Option<&Importance>,
     ) -> Result<Self, String> {
         let hp = source.hparams();
+        let weights: u64 = source
+            .tensors()
+            .filter(|t| t.dims.len() > 1 && matches!(Place::of(&t.name), Some(Place::Layer(_))))
+            .map(formats::gguf::TensorInfo::weights)
+            .sum();
+        let prior = PRIOR / (weights.max(1) as f64);
         if let Some(m) = measured {
             let theirs = [m.n_layer, m.n_embd, m.n_ff, m.n_vocab].map(|n| n as usize);
             let ours = [hp.n_layer, hp.n_embd, hp.n_ff, hp.n_vocab];
@@ -76,6 +104,7 @@ impl Harm {
                     basis: Basis::Types {
                         known: known(m),
                         additivity: m.additivity,
+                        prior,
                     },
                 });
             }
@@ -89,14 +118,9 @@ impl Harm {
                 basis: Basis::Errors(s.layers.clone()),
             });
         }
-        let weights: u64 = source
-            .tensors()
-            .filter(|t| t.dims.len() > 1 && matches!(Place::of(&t.name), Some(Place::Layer(_))))
-            .map(formats::gguf::TensorInfo::weights)
-            .sum();
         Ok(Self {
             said: "a prior, not measured on this model: one figure for all layers, scaled by the number of weights; `splitrun calibrate --sensitivity` measures it".to_owned(),
-            basis: Basis::Prior(PRIOR / (weights.max(1) as f64)),
+            basis: Basis::Prior(prior),
         })
     }
 
@@ -105,8 +129,9 @@ impl Harm {
         !matches!(self.basis, Basis::Prior(_))
     }
 
-    /// Nats that writing `tensors` of a half costs, together: a sum over its matrices.
-    pub fn of<'a>(&self, tensors: impl Iterator<Item = &'a TensorPlan>) -> f64 {
+    /// Nats that writing `tensors` of a half costs, together: a sum over its matrices. `lacks`
+    /// gets what had to be guessed.
+    pub fn of<'a>(&self, tensors: impl Iterator<Item = &'a TensorPlan>, lacks: &mut Lacks) -> f64 {
         tensors
             .filter(|t| t.layer_matrix && t.encode)
             .filter_map(|t| {
@@ -116,16 +141,29 @@ impl Harm {
                 let kind = KINDS
                     .iter()
                     .position(|k| t.name.split('.').nth(2) == Some(k))?;
-                Some(self.matrix(layer, kind, t.to))
+                Some(self.matrix(layer, kind, t.to, lacks))
             })
             .sum()
     }
 
-    fn matrix(&self, layer: u32, kind: usize, ty: BlockType) -> f64 {
+    fn matrix(&self, layer: u32, kind: usize, ty: BlockType, lacks: &mut Lacks) -> f64 {
         match &self.basis {
-            Basis::Types { known, additivity } => {
-                additivity * of_type(known, layer, kind, ty).unwrap_or(0.0)
-            }
+            Basis::Types {
+                known,
+                additivity,
+                prior,
+            } => match of_type(known, layer, kind, ty) {
+                Some((kl, own)) => {
+                    if !own {
+                        lacks.types.insert(ty);
+                    }
+                    additivity * kl
+                }
+                None => {
+                    lacks.layers.insert(layer);
+                    prior * share(kind) * typical(ty)
+                }
+            },
             Basis::Errors(layers) => {
                 let nats = layers
                     .get(layer as usize)
@@ -159,15 +197,16 @@ fn known(m: &LayerSensitivity) -> Known {
 }
 
 /// The figure of this matrix and type; else of the layer, shared out; else that of another type
-/// of the same matrix, in proportion to the typical squared errors of the types.
-fn of_type(known: &Known, layer: u32, kind: usize, ty: BlockType) -> Option<f64> {
+/// of the same matrix, in proportion to the typical squared errors of the types. And whether it
+/// is a figure of this type.
+fn of_type(known: &Known, layer: u32, kind: usize, ty: BlockType) -> Option<(f64, bool)> {
     let found: Vec<(&Vec<(BlockType, f64)>, f64)> = [(kind, 1.0), (WHOLE, share(kind))]
         .into_iter()
         .filter_map(|(place, part)| Some((known.get(&(layer, place))?, part)))
         .collect();
     for (types, part) in &found {
         if let Some((_, kl)) = types.iter().find(|(t, _)| *t == ty) {
-            return Some(part * kl);
+            return Some((part * kl, true));
         }
     }
     let error = |ty: BlockType| typical(ty).max(1e-9);
@@ -176,7 +215,7 @@ fn of_type(known: &Known, layer: u32, kind: usize, ty: BlockType) -> Option<f64>
     let nearest = types
         .iter()
         .min_by(|(a, _), (b, _)| distance(*a).total_cmp(&distance(*b)));
-    nearest.map(|(other, kl)| part * kl * error(ty) / error(*other))
+    nearest.map(|(other, kl)| (part * kl * error(ty) / error(*other), false))
 }
 
 #[cfg(test)]
@@ -225,12 +264,29 @@ pub(super) mod tests {
             let kind = KINDS.iter().position(|k| *k == kind).unwrap();
             of_type(&known, 1, kind, ty)
         };
-        assert_eq!(of("attn_v", BlockType::Q2_K), Some(0.5));
+        assert_eq!(of("attn_v", BlockType::Q2_K), Some((0.5, true)));
         // 0.4 of 4.5 in the stated factors.
-        assert!((of("attn_v", BlockType::Q3_K).unwrap() - 0.08).abs() < 1e-9);
-        let q5 = of("attn_v", BlockType::Q5_K).unwrap();
+        assert!((of("attn_v", BlockType::Q3_K).unwrap().0 - 0.08).abs() < 1e-9);
+        let (q5, own) = of("attn_v", BlockType::Q5_K).unwrap();
         let factor = typical(BlockType::Q5_K) / typical(BlockType::Q4_K);
-        assert!((q5 - 0.03 * factor).abs() < 1e-9);
+        assert!((q5 - 0.03 * factor).abs() < 1e-9 && !own);
+        let harm = Harm {
+            basis: Basis::Types {
+                known: known.clone(),
+                additivity: 2.0,
+                prior: 10.0,
+            },
+            said: String::new(),
+        };
+        let mut lacks = Lacks::default();
+        let v = KINDS.iter().position(|k| *k == "attn_v").unwrap();
+        assert_eq!(harm.matrix(1, v, BlockType::Q2_K, &mut lacks), 1.0);
+        assert_eq!(lacks, Lacks::default());
+        harm.matrix(1, v, BlockType::Q5_K, &mut lacks);
+        // Of a layer that nobody has measured something is expected all the same.
+        assert!(harm.matrix(3, v, BlockType::Q2_K, &mut lacks) > 0.01);
+        assert_eq!(lacks.types, [BlockType::Q5_K].into());
+        assert_eq!(lacks.layers, [3].into());
         assert!(of("ffn_up", BlockType::Q2_K).unwrap() > of("ffn_up", BlockType::Q3_K).unwrap());
         assert_eq!(of_type(&known, 0, 0, BlockType::Q2_K), None);
     }

@@ -11,9 +11,20 @@ pub struct Link {
     pub uplink_bits_per_s: f64,
     /// Round trip of an empty message, milliseconds.
     pub rtt_ms: f64,
+    /// The radio that the rate is of.
+    pub radio: Option<Radio>,
 }
 
 impl Link {
+    /// The same over another radio.
+    pub fn with_radio(&self, radio: Radio) -> Self {
+        Self {
+            uplink_bits_per_s: radio.outage_bits_per_s(),
+            radio: Some(radio),
+            ..*self
+        }
+    }
+
     /// Milliseconds until `bytes` have left the edge.
     pub fn send_ms(&self, bytes: f64) -> f64 {
         (bytes + MESSAGE_BYTES) * 8e3 / self.uplink_bits_per_s
@@ -40,6 +51,12 @@ impl Radio {
         let gain = -(-self.outage).ln_1p();
         self.bandwidth_hz * (self.snr * gain).ln_1p() / std::f64::consts::LN_2
     }
+
+    /// The ratio with which the ε-outage capacity is `bits_per_s`.
+    pub fn snr_for(&self, bits_per_s: f64) -> f64 {
+        let gain = -(-self.outage).ln_1p();
+        (bits_per_s / self.bandwidth_hz * std::f64::consts::LN_2).exp_m1() / gain
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +72,7 @@ mod tests {
             outage: 0.01,
         };
         assert!((radio.outage_bits_per_s() - 1.003_61e7).abs() < 1e3);
+        assert!((radio.snr_for(radio.outage_bits_per_s()) - 100.0).abs() < 1e-9);
         let safer = Radio {
             outage: 0.001,
             ..radio
@@ -67,6 +85,7 @@ mod tests {
         let link = Link {
             uplink_bits_per_s: 8e3,
             rtt_ms: 5.0,
+            radio: None,
         };
         assert_eq!(link.send_ms(400.0), 500.0);
     }

@@ -80,7 +80,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Box<dyn Error>> {
     } else {
         // The error that follows says the rest.
         for line in &planned.answer.assumptions {
-            let _ = writeln!(std::io::stderr(), "splitconv: {line}");
+            let _ = writeln!(std::io::stderr(), "splitconv: {}", crate::printable(line));
         }
     }
     match &planned.answer.infeasible {
@@ -178,22 +178,15 @@ pub fn plan(
         &harm,
         (edges, CHUNK_ROWS),
     )?;
-    for (host, flag) in ["--edge-profile", "--cloud-profile"].iter().enumerate() {
-        let types = tables.without_curve(host);
-        if !types.is_empty() {
-            assumptions.push(format!(
-                "{flag} has no times of {}: those of the type of nearest size stand in",
-                types.join(", ")
-            ));
-        }
-    }
+    let cuts = tables.cuts()?;
+    assumptions.extend(tables.guessed());
     let message_ns = profiles
         .iter()
         .filter_map(|p| p.message_ns)
         .fold(None, |a: Option<f64>, b| Some(a.map_or(b, |a| a.max(b))));
     let hp = source.hparams();
     let problem = Problem {
-        cuts: tables.cuts()?,
+        cuts,
         q_width: hp.q_width() as f64,
         link,
         message_ms: message_ns.map_or(MESSAGE_MS, |ns| ns / 1e6),
@@ -338,8 +331,8 @@ fn profile(
 
 /// The link that the flags describe.
 fn link_of(flags: &PlanFlags, assumptions: &mut Vec<String>) -> Result<Link, PlanError> {
-    let uplink_bits_per_s = match (flags.uplink, flags.radio_bandwidth, flags.snr) {
-        (Some(rate), _, _) => rate,
+    let (uplink_bits_per_s, radio) = match (flags.uplink, flags.radio_bandwidth, flags.snr) {
+        (Some(rate), _, _) => (rate, None),
         (None, Some(bandwidth_hz), Some(snr)) => {
             let outage = flags.outage.unwrap_or(0.01);
             let radio = Radio {
@@ -358,7 +351,7 @@ fn link_of(flags: &PlanFlags, assumptions: &mut Vec<String>) -> Result<Link, Pla
                     "a radio of {bandwidth_hz} Hz at a ratio of {snr} with an outage of {outage} carries less than a bit a second; raise --radio-bandwidth, --snr or --outage"
                 )));
             }
-            rate
+            (rate, Some(radio))
         }
         _ => {
             return Err(PlanError::Usage(
@@ -372,6 +365,7 @@ fn link_of(flags: &PlanFlags, assumptions: &mut Vec<String>) -> Result<Link, Pla
     Ok(Link {
         uplink_bits_per_s,
         rtt_ms: flags.rtt.unwrap_or(RTT_MS),
+        radio,
     })
 }
 
@@ -441,6 +435,7 @@ fn limits(
             max_kl: Some(flags.max_kl.unwrap_or(MAX_KL)),
             context,
             longest: trained,
+            least: flags.prompt_tokens.map_or(1, u64::from),
         },
         objective,
     ))

@@ -1,6 +1,7 @@
 //! A problem in numbers: what every choice needs and costs. Nothing here knows of files or flags.
 
 use formats::measured::Profile;
+use formats::model::Scores;
 
 use super::codecs::CodecChoice;
 use super::link::Link;
@@ -24,8 +25,10 @@ pub struct Half {
     pub session_bytes: u64,
     /// Keys and values of all sessions, bytes per position.
     pub kv_bytes: u64,
-    /// Attention scores of all sessions, bytes per position.
-    pub score_bytes: u64,
+    /// Attention scores of one session, by its context.
+    pub scores: Scores,
+    /// Sessions at a time.
+    pub sessions: u64,
     /// Time of one row but for attention: embedding, layers, head.
     pub row_ns: f64,
     /// Time of a chunk of a prompt but for attention and head.
@@ -75,6 +78,8 @@ pub struct Limits {
     pub context: u64,
     /// Positions that the model can use.
     pub longest: u64,
+    /// Positions that are needed whatever else gives way: a prompt of so many tokens was asked for.
+    pub least: u64,
 }
 
 /// What is best.
@@ -188,14 +193,19 @@ impl Problem {
 
     /// What `c` needs and costs, a token being at the end of its context.
     pub fn outcome(&self, c: &Choice) -> Outcome {
+        self.outcome_over(c, &self.link)
+    }
+
+    /// The same over another link.
+    pub fn outcome_over(&self, c: &Choice, link: &Link) -> Outcome {
         let (_, halves, codec) = self.parts(c);
         let files = self.file_bytes(c);
         let resident = [0, 1].map(|i| {
             let h = halves[i];
-            let context = (h.kv_bytes + h.score_bytes).saturating_mul(c.context);
             files[i]
                 .saturating_add(h.fixed_bytes)
-                .saturating_add(context)
+                .saturating_add(h.kv_bytes.saturating_mul(c.context))
+                .saturating_add(h.scores.bytes(c.context).saturating_mul(h.sessions))
         });
         let row_ms = |i: usize| {
             let h = halves[i];
@@ -204,7 +214,7 @@ impl Problem {
         let (edge_ms, cloud_ms) = (row_ms(0), row_ms(1));
         let codec_ms = (codec.encode_ns + codec.decode_ns) / 1e6;
         let bytes = codec.choice.bytes_per_token;
-        let link_ms = self.link.send_ms(bytes) + self.link.rtt_ms + self.message_ms;
+        let link_ms = link.send_ms(bytes) + link.rtt_ms + self.message_ms;
         let server_ms = cloud_ms + codec.decode_ns / 1e6;
         let alone = edge_ms + codec_ms + link_ms + cloud_ms;
         Outcome {

@@ -1,9 +1,9 @@
 //! From a model and two hosts to the numbers of a [`Problem`](super::problem::Problem): the recipe
 //! of every cut and number of bits, its size on disk, its times.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use formats::blocks::{BlockType, Effort};
 use formats::measured::{LayerSensitivity, Profile};
@@ -12,7 +12,7 @@ use formats::pair::{Digest, HalfRole};
 
 use super::PlanError;
 use super::codecs::{self, CodecChoice};
-use super::harm::Harm;
+use super::harm::{Harm, Lacks};
 use super::problem::{CodecCost, Cut, Half};
 use crate::importance::Importance;
 use crate::recipe::{self, Bits, Plan, Request, Spending, TensorPlan, Tried};
@@ -36,6 +36,16 @@ pub struct Tables<'a> {
     layout: Layout,
     tried: Tried,
     rates: [HashMap<BlockType, [f64; 2]>; 2],
+    guesses: Mutex<Guesses>,
+}
+
+/// What was not in the files of measurements and had to be guessed.
+#[derive(Debug, Default)]
+pub struct Guesses {
+    /// Types of products that a profile has no times of: edge, cloud.
+    pub times: [BTreeSet<BlockType>; 2],
+    /// What the file of sensitivities lacks.
+    pub harm: Lacks,
 }
 
 impl<'a> Tables<'a> {
@@ -69,6 +79,7 @@ impl<'a> Tables<'a> {
             harm,
             edges,
             chunk,
+            guesses: Mutex::default(),
         })
     }
 
@@ -205,8 +216,10 @@ impl<'a> Tables<'a> {
             threads: u64::from(self.profiles[host].threads),
             runtime_bytes: self.profiles[host].runtime_bytes,
         };
-        let [kv, scores] = load.bytes_per_position();
         let time = self.times(plan, role, host);
+        let mut lacks = Lacks::default();
+        let kl = self.harm.of(plan.half(role), &mut lacks);
+        self.guesses().harm.add(lacks);
         Ok(Half {
             bits,
             layers: layers.len() as u32,
@@ -215,12 +228,13 @@ impl<'a> Tables<'a> {
             fixed_bytes: load.memory().total(),
             runtime_bytes: load.runtime_bytes,
             session_bytes: load.buffer_bytes(),
-            kv_bytes: kv.saturating_mul(load.sessions),
-            score_bytes: scores.saturating_mul(load.sessions),
+            kv_bytes: load.kv_bytes_per_position().saturating_mul(load.sessions),
+            scores: load.scores(),
+            sessions: load.sessions,
             row_ns: time.row,
             chunk_ns: time.chunk,
             head_ns: time.head,
-            kl: self.harm.of(plan.half(role)),
+            kl,
         })
     }
 
@@ -233,16 +247,22 @@ impl<'a> Tables<'a> {
             HalfRole::Cloud => hp.n_layer - plan.split as usize,
         } as f64;
         let (mut products, mut head) = ([0.0, 0.0], 0.0);
+        let mut unknown = BTreeSet::new();
         for t in plan.half(role).filter(|t| t.dims.len() > 1) {
             let rate = self.rates[host].get(&t.to).copied().unwrap_or_default();
             let weights = t.weights() as f64;
+            let is_head = Place::of(&t.name) == Some(Place::Output);
+            if (t.layer_matrix || is_head) && p.matrix(t.to).is_some_and(|m| !m.1) {
+                unknown.insert(t.to);
+            }
             if t.layer_matrix {
                 products[0] += weights * rate[0];
                 products[1] += weights * rate[1];
-            } else if Place::of(&t.name) == Some(Place::Output) {
+            } else if is_head {
                 head = weights * rate[0] + hp.n_vocab as f64 * p.sample_value_ns;
             }
         }
+        self.guesses().times[host].extend(unknown);
         let values = (hp.n_embd + hp.n_ff) as f64;
         let rest = |rows: f64| {
             let embed = match role {
@@ -259,17 +279,42 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Types of the model's matrices that a profile has no curve for.
-    pub fn without_curve(&self, host: usize) -> Vec<&'static str> {
-        let p = &self.profiles[host];
-        let matrices = self.source.tensors().filter(|t| t.dims.len() > 1);
-        let from = matrices.map(|t| t.block_type);
-        let mut types: Vec<BlockType> = from
-            .filter(|t| p.matrix(*t).is_some_and(|m| !m.1))
-            .collect();
-        types.sort();
-        types.dedup();
-        types.into_iter().map(BlockType::name).collect()
+    fn guesses(&self) -> MutexGuard<'_, Guesses> {
+        self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What had to be guessed so far, in words.
+    pub fn guessed(&self) -> Vec<String> {
+        let guesses = self.guesses();
+        let names = |types: &BTreeSet<BlockType>| {
+            let names: Vec<&str> = types.iter().map(|t| t.name()).collect();
+            names.join(", ")
+        };
+        let mut out = Vec::new();
+        for (flag, types) in ["--edge-profile", "--cloud-profile"]
+            .iter()
+            .zip(&guesses.times)
+        {
+            if !types.is_empty() {
+                out.push(format!(
+                    "{flag} has no times of {}: those of the type of nearest size stand in",
+                    names(types)
+                ));
+            }
+        }
+        if !guesses.harm.types.is_empty() {
+            out.push(format!(
+                "--sensitivity has no figures of {}: those of the type of nearest error stand in, in proportion to typical squared errors",
+                names(&guesses.harm.types)
+            ));
+        }
+        if !guesses.harm.layers.is_empty() {
+            out.push(format!(
+                "--sensitivity has nothing of some matrices of {} layers: a prior stands in; give `splitrun calibrate --sensitivity` more --seconds",
+                guesses.harm.layers.len()
+            ));
+        }
+        out
     }
 }
 

@@ -1,13 +1,26 @@
 //! The search against brute force, on problems made by a random generator.
 
+use std::collections::BTreeSet;
+
+use clap::Parser as _;
+
 use formats::measured::{AttentionTime, Curve};
+use formats::model::Scores;
 
 use super::codecs::CodecChoice;
+use super::flags::PlanArgs;
 use super::hosts;
 use super::infeasible::{Change, Limit, why};
-use super::link::{Link, MESSAGE_BYTES};
+use super::link::{Link, MESSAGE_BYTES, Radio};
 use super::problem::{Choice, CodecCost, Cut, Half, Limits, Objective, Problem};
 use super::search::{best, candidates, pareto};
+
+/// The flags of a plan, as the program reads them.
+#[derive(clap::Parser)]
+struct Cli {
+    #[command(flatten)]
+    _plan: PlanArgs,
+}
 
 /// A generator of the kind that every textbook has.
 struct Random(u64);
@@ -39,12 +52,35 @@ fn half(r: &mut Random, bits: u32, layers: u32, edges: u64) -> Half {
         runtime_bytes: 200,
         session_bytes: session,
         kv_bytes: 4 * u64::from(layers) * edges,
-        score_bytes: r.below(3) * edges,
+        scores: Scores {
+            rows: 1 + r.below(8),
+            threads: 1 + r.below(2),
+            n_head: 2,
+            n_head_kv: 1,
+            head_dim: r.below(3),
+        },
+        sessions: edges,
         row_ns: row,
         chunk_ns: row * r.between(1.0, 4.0),
         head_ns: row * 0.1,
         kl: f64::from(layers) * 0.5_f64.powi(2 * bits as i32) * r.between(0.5, 2.0),
     }
+}
+
+fn link(r: &mut Random) -> Link {
+    let plain = Link {
+        uplink_bits_per_s: r.between(1e5, 1e7),
+        rtt_ms: r.between(0.0, 5.0),
+        radio: None,
+    };
+    if r.below(3) > 0 {
+        return plain;
+    }
+    plain.with_radio(Radio {
+        bandwidth_hz: r.between(1e4, 1e6),
+        snr: r.between(1.0, 300.0),
+        outage: r.between(0.001, 0.2),
+    })
 }
 
 fn problem(r: &mut Random) -> Problem {
@@ -99,10 +135,7 @@ fn problem(r: &mut Random) -> Problem {
         cuts,
         q_width: 8.0,
         profiles: [profile(r), profile(r)],
-        link: Link {
-            uplink_bits_per_s: r.between(1e5, 1e7),
-            rtt_ms: r.between(0.0, 5.0),
-        },
+        link: link(r),
         message_ms: 0.3,
         edges,
         prompt: 1 + r.below(100),
@@ -114,6 +147,7 @@ fn problem(r: &mut Random) -> Problem {
             max_kl: (r.below(3) > 0).then(|| r.between(0.001, 0.5)),
             context: 1 + r.below(20),
             longest: 20 + r.below(40),
+            least: 1,
         },
         objective: objectives[r.below(4) as usize],
     }
@@ -135,14 +169,29 @@ fn attention_ms(p: &Problem, host: usize, layers: u32, n: f64) -> f64 {
     ns * f64::from(layers) * p.q_width / 1e6
 }
 
+/// Bytes of attention's scores, written down once more: two heads share keys and values.
+fn scores_by_hand(s: &Scores, n: u64) -> u64 {
+    let strips = 4 * (6 * s.threads).min(2 * s.rows.min(3)) * n;
+    if s.rows.min(n) < 4 {
+        return strips;
+    }
+    let rows = s.rows.min(n);
+    let shared = rows.div_ceil(4 * s.threads).min(32);
+    // Contexts of these problems are too short for the bound.
+    let tiles = 4 * s.threads.min(rows) * (shared * 2 * n + 64 * s.head_dim);
+    tiles.max(strips)
+}
+
 /// Everything about one choice as the documentation states it: resident bytes, token and server
 /// milliseconds, nats, frame bytes, edge file.
 fn by_hand(p: &Problem, c: &Choice) -> ([u64; 2], [f64; 5]) {
     let cut = &p.cuts[c.cut];
     let (e, s, codec) = (&cut.edge[c.edge], &cut.cloud[c.cloud], &cut.codecs[c.codec]);
     let with = usize::from(e.uses_importance || s.uses_importance);
-    let held =
-        |h: &Half| h.file_bytes[with] + h.fixed_bytes + (h.kv_bytes + h.score_bytes) * c.context;
+    let held = |h: &Half| {
+        let scores = scores_by_hand(&h.scores, c.context) * p.edges;
+        h.file_bytes[with] + h.fixed_bytes + h.kv_bytes * c.context + scores
+    };
     let n = c.context as f64;
     let edge = e.row_ns / 1e6 + attention_ms(p, 0, e.layers, n);
     let cloud = s.row_ns / 1e6 + attention_ms(p, 1, s.layers, n);
@@ -248,6 +297,14 @@ fn with(p: &Problem, change: &Change, value: f64) -> Problem {
         Limit::MaxKl => p.limits.max_kl = Some(value),
         Limit::Context => p.limits.context = value as u64,
         Limit::Uplink => p.link.uplink_bits_per_s = value,
+        Limit::Bandwidth | Limit::Snr => {
+            let mut radio = p.link.radio.unwrap();
+            match change.limit {
+                Limit::Bandwidth => radio.bandwidth_hz = value,
+                _ => radio.snr = value,
+            }
+            p.link = p.link.with_radio(radio);
+        }
     }
     p
 }
@@ -256,6 +313,7 @@ fn with(p: &Problem, change: &Change, value: f64) -> Problem {
 fn changes_that_are_named_help_and_smaller_ones_do_not() {
     let mut r = Random(77);
     let (mut single, mut several) = (0, 0);
+    let mut kinds = BTreeSet::new();
     for i in 0..600 {
         let mut p = problem(&mut r);
         if i % 3 == 0 {
@@ -283,6 +341,47 @@ fn changes_that_are_named_help_and_smaller_ones_do_not() {
             assert!(brute_force(&with(&p, c, less)).is_none(), "{i}: {c:?}");
         }
         assert!(found.changes.is_sorted_by_key(Change::factor));
+        // What is typed is read again, and is enough to the last digit.
+        let read = |c: &Change| {
+            let typed = c.typed().unwrap();
+            let words: Vec<&str> = typed.split(' ').collect();
+            assert_eq!((words.len(), words[0]), (2, c.limit.flag()));
+            let link = ["--uplink", "1Mbit/s"];
+            let radio = ["--radio-bandwidth", "1MHz", "--snr", "20dB"];
+            let others: Vec<&str> = if matches!(c.limit, Limit::Bandwidth | Limit::Snr) {
+                let rest = radio.chunks(2).filter(|f| f[0] != words[0]);
+                rest.flatten().copied().collect()
+            } else if c.limit == Limit::Uplink {
+                Vec::new()
+            } else {
+                link.to_vec()
+            };
+            let line = [&["plan", "m.gguf"][..], &words, &others].concat();
+            assert!(Cli::try_parse_from(&line).is_ok(), "{line:?}");
+            c.limit.read(words[1]).unwrap()
+        };
+        for c in &found.changes {
+            assert!(
+                brute_force(&with(&p, c, read(c))).is_some(),
+                "{i}: {c:?} {:?}",
+                c.typed()
+            );
+        }
+        let mut changed = p.clone();
+        for c in &found.together {
+            changed = with(&changed, c, read(c));
+        }
+        assert!(
+            found.together.is_empty() || brute_force(&changed).is_some(),
+            "{i}: {found:?}"
+        );
+        let radio = p.link.radio.is_some();
+        kinds.extend(found.changes.iter().map(|c| c.limit.flag()));
+        assert!(found.changes.iter().all(|c| match c.limit {
+            Limit::Uplink => !radio,
+            Limit::Bandwidth | Limit::Snr => radio,
+            _ => true,
+        }));
         if found.changes.is_empty() {
             several += 1;
             let mut changed = p.clone();
@@ -295,6 +394,7 @@ fn changes_that_are_named_help_and_smaller_ones_do_not() {
         assert!(found.said(&p).contains("nothing fits"));
     }
     assert!(single >= 50 && several >= 5, "{single} {several}");
+    assert_eq!(kinds.len(), 8, "{kinds:?}");
 }
 
 #[test]

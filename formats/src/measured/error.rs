@@ -77,10 +77,27 @@ pub(super) fn value(key: impl Into<String>, why: impl Into<String>) -> MeasuredE
     }
 }
 
-/// Checks that `v` is finite and at least 0.
+/// The largest figure of any kind: whatever is made of a few of them stays a number.
+const MOST: f64 = 1e15;
+
+/// Checks that `v` is at least 0 and no larger than a measured figure can be.
 pub(super) fn amount(key: &str, v: f64) -> Result<(), MeasuredErrorKind> {
-    if v.is_finite() && v >= 0.0 {
+    if v > MOST {
+        return Err(value(key, format!("{v:e}: nothing is that large")));
+    }
+    if v >= 0.0 {
         return Ok(());
     }
     Err(value(key, format!("{v} is not a number of at least 0")))
+}
+
+/// The most bytes that a host or a process has: a pebibyte.
+const MOST_BYTES: u64 = 1 << 50;
+
+/// Checks that a host can have so many bytes.
+pub(super) fn bytes(key: &str, n: u64) -> Result<(), MeasuredErrorKind> {
+    if n <= MOST_BYTES {
+        return Ok(());
+    }
+    Err(value(key, format!("{n} bytes: nothing is that large")))
 }

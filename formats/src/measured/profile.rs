@@ -19,7 +19,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::curve::Curve;
-use super::error::{MeasuredError, MeasuredErrorKind as Kind, amount, value};
+use super::error::{MeasuredError, MeasuredErrorKind as Kind, amount, bytes, value};
 use super::file::{self, Form};
 use crate::blocks::BlockType;
 
@@ -36,6 +36,8 @@ const FORM: Form = Form {
 const MAX_ENTRIES: usize = 256;
 /// The most characters of a text.
 const MAX_TEXT: usize = 4096;
+/// The most threads.
+const MAX_THREADS: u32 = 1 << 16;
 
 /// A host as [`splitrun bench --profile`](self) has measured it, or as it was derived from
 /// published figures.
@@ -78,7 +80,8 @@ pub struct Profile {
     /// Coding the boundary row, by codec.
     pub codecs: Vec<CodecTime>,
     /// What a message and its answer cost both halves together beyond the wire (gRPC, threads,
-    /// sockets on one machine), in nanoseconds; `null` when it was not measured.
+    /// sockets, measured over loopback of one machine), in nanoseconds; `null` when it could not
+    /// be measured.
     #[serde(default)]
     pub message_ns: Option<f64>,
     /// What the memory delivers to a reader, in 10⁹ bytes per second.
@@ -224,6 +227,11 @@ impl Profile {
             ("message_ns", self.message_ns.unwrap_or(0.0)),
         ] {
             amount(key, v)?;
+        }
+        bytes("runtime_bytes", self.runtime_bytes)?;
+        bytes("memory_bytes", self.memory_bytes.unwrap_or(0))?;
+        if self.threads > MAX_THREADS {
+            return Err(value("threads", format!("more than {MAX_THREADS}")));
         }
         for (key, v) in [
             ("memory_gb_per_s", self.memory_gb_per_s),

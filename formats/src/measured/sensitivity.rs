@@ -31,6 +31,8 @@ const FORM: Form = Form {
 const MAX_LAYERS: u32 = 4096;
 /// The most entries of each list.
 const MAX_ENTRIES: usize = 200_000;
+/// What many matrices cost together by the sum of their own figures: between these.
+const ADDITIVITY: std::ops::RangeInclusive<f64> = 1e-3..=1e3;
 /// The most codecs at one cut: the planner looks at every one with everything else.
 const MAX_CODECS: usize = 64;
 
@@ -145,7 +147,11 @@ impl LayerSensitivity {
                 return Err(value(key, format!("{n} entries, more than {MAX_ENTRIES}")));
             }
         }
-        amount("additivity", self.additivity)?;
+        if !ADDITIVITY.contains(&self.additivity) {
+            let (low, high) = (ADDITIVITY.start(), ADDITIVITY.end());
+            let why = format!("{} is not between {low} and {high}", self.additivity);
+            return Err(value("additivity", why));
+        }
         let mut seen = BTreeSet::new();
         for t in &self.types {
             let short = |s: &str| s.chars().take(20).collect::<String>();

@@ -144,6 +144,10 @@ fn what_cannot_be_is_refused_by_name() {
     refused(|p| p.layer_fixed_ns = -1.0, "layer_fixed_ns");
     refused(|p| p.memory_gb_per_s = 0.0, "memory_gb_per_s");
     refused(|p| p.codecs[0].encode_value_ns = f64::INFINITY, "tcq");
+    refused(|p| p.pass_fixed_ns = 1e308, "that large");
+    refused(|p| p.runtime_bytes = u64::MAX, "runtime_bytes");
+    refused(|p| p.memory_bytes = Some(u64::MAX), "memory_bytes");
+    refused(|p| p.threads = u32::MAX, "threads");
     let refused = |change: fn(&mut LayerSensitivity), key: &str| {
         let mut s = sensitivity();
         change(&mut s);
@@ -152,6 +156,15 @@ fn what_cannot_be_is_refused_by_name() {
     };
     assert!(sensitivity().check().is_ok());
     refused(|s| s.n_layer = 0, "n_layer");
+    refused(|s| s.types[0].kl = 1e308, "that large");
+    refused(|s| s.codecs[0].bytes_per_token = f64::NAN, "at least 0");
+    for additivity in [0.0, -1.0, 1e308, f64::NAN] {
+        let s = LayerSensitivity {
+            additivity,
+            ..sensitivity()
+        };
+        assert!(s.check().unwrap_err().to_string().contains("additivity"));
+    }
     refused(|s| s.types[0].layer = 4, "4 layers");
     refused(|s| s.types[0].kind = "attn".into(), "ffn_down, layer");
     refused(|s| s.types[0].kl = -0.1, "at least 0");

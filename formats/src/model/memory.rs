@@ -8,6 +8,16 @@ use std::ops::Range;
 
 use super::HParams;
 
+/// Scores that a part of the processor's attention keeps where a prompt is long enough
+/// (`exec/cpu/attention.rs` of the engine), and the positions of a tile of keys or values.
+const TILE_SCORES: u64 = 1 << 16;
+const TILE: u64 = 64;
+/// Rows that share a tile, at most.
+const TILE_ROWS: u64 = 32;
+/// Rows from which attention goes by tiles; fewer go by strips, of which each thread has six.
+const FEW: u64 = 4;
+const STRIPS: u64 = 6;
+
 /// Rows of a prompt that go through the layers at once where nobody has said otherwise.
 pub const CHUNK_ROWS: u64 = 64;
 
@@ -71,25 +81,32 @@ impl Memory {
 impl Load<'_> {
     /// Counts.
     pub fn memory(&self) -> Memory {
-        let per_position = self.bytes_per_position();
-        let [kv, scores] = per_position.map(|b| times(&[b, self.n_ctx, self.sessions]));
+        let buffers = (self.buffer_bytes()).saturating_add(self.scores().bytes(self.n_ctx));
         Memory {
             weights: self.file_bytes,
-            kv,
-            activations: times(&[self.buffer_bytes(), self.sessions]).saturating_add(scores),
+            kv: times(&[self.kv_bytes_per_position(), self.n_ctx, self.sessions]),
+            activations: times(&[buffers, self.sessions]),
             tables: self.table_bytes(),
             runtime: self.runtime_bytes,
         }
     }
 
     /// Bytes of one session for each position of its context: keys and values in f16
-    /// (2 · 2 · layers · H_kv · D), and the attention scores of the rows under work.
-    pub fn bytes_per_position(&self) -> [u64; 2] {
-        let kv = self.hparams.kv_bytes(&self.layers, 1) as u64;
-        // A strip of f32 scores for each range of (row, head) pairs, six for each thread.
-        let strips =
-            times(&[self.threads.max(1), 6]).min(times(&[self.rows, self.hparams.n_head as u64]));
-        [kv, times(&[4, strips])]
+    /// (2 · 2 · layers · H_kv · D).
+    pub fn kv_bytes_per_position(&self) -> u64 {
+        self.hparams.kv_bytes(&self.layers, 1) as u64
+    }
+
+    /// What one session's attention keeps beside keys and values.
+    pub fn scores(&self) -> Scores {
+        let hp = self.hparams;
+        Scores {
+            rows: self.rows,
+            threads: self.threads.max(1),
+            n_head: hp.n_head as u64,
+            n_head_kv: (hp.n_head_kv as u64).max(1),
+            head_dim: hp.head_dim as u64,
+        }
     }
 
     /// Bytes of one session's buffers, whatever its context: the rows of a pass as they go
@@ -137,16 +154,66 @@ impl Load<'_> {
     /// The longest context, up to `most`, whose [`Memory`] is within `limit` bytes; `None` when
     /// not even one position is.
     pub fn longest_context(&self, limit: u64, most: u64) -> Option<u64> {
-        let fixed = Self {
-            n_ctx: 0,
-            ..self.clone()
+        let fits = |n_ctx| {
+            let load = Self {
+                n_ctx,
+                ..self.clone()
+            };
+            load.memory().total() <= limit
+        };
+        if most > 0 && fits(most) {
+            return Some(most);
         }
-        .memory()
-        .total();
-        let [kv, scores] = self.bytes_per_position();
-        let each = times(&[kv + scores, self.sessions]).max(1);
-        let n = limit.checked_sub(fixed)? / each;
-        (n > 0).then(|| n.min(most))
+        // Memory never falls as the context grows.
+        let (mut good, mut bad) = (0, most);
+        while bad.saturating_sub(good) > 1 {
+            let middle = u64::midpoint(good, bad);
+            if fits(middle) {
+                good = middle;
+            } else {
+                bad = middle;
+            }
+        }
+        (good > 0).then_some(good)
+    }
+}
+
+/// The buffer of attention of one session on the processor: scores, and a tile of keys or values
+/// as floats for each thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scores {
+    /// Rows that go through the layers at once, at most.
+    pub rows: u64,
+    /// Threads that compute.
+    pub threads: u64,
+    /// Heads of queries.
+    pub n_head: u64,
+    /// Heads of keys and values, above 0.
+    pub n_head_kv: u64,
+    /// Values of a head.
+    pub head_dim: u64,
+}
+
+impl Scores {
+    /// Bytes with a context of `n_ctx` positions; they never fall as it grows.
+    ///
+    /// One to three rows: a strip of `n_ctx` scores for each of six parts a thread. More: for each
+    /// thread a tile of 64 positions, and the scores of the rows that share it: `group · n_ctx`
+    /// for each of up to 32 rows, 65 536 at most, but those of a row.
+    pub fn bytes(&self, n_ctx: u64) -> u64 {
+        let few = self.rows.min(FEW - 1);
+        let strips = times(&[STRIPS, self.threads]).min(times(&[few, self.n_head]));
+        let strips = times(&[4, strips, n_ctx]);
+        if self.rows < FEW || n_ctx < FEW {
+            return strips;
+        }
+        let rows = self.rows.min(n_ctx);
+        let items = times(&[rows, self.n_head_kv]);
+        let shared = (items.div_ceil(times(&[4, self.threads]).max(1))).clamp(1, TILE_ROWS);
+        let row = times(&[self.n_head / self.n_head_kv, n_ctx]);
+        let scores = times(&[shared.min(rows), row]).min(TILE_SCORES).max(row);
+        let each = scores.saturating_add(times(&[TILE, self.head_dim]));
+        times(&[4, self.threads.min(items), each]).max(strips)
     }
 }
 
@@ -233,11 +300,44 @@ mod tests {
             assert_eq!(load.longest_context(limit, 7), Some(7));
         }
         assert_eq!(load(&hp, 0).longest_context(1 << 30, 100), None);
+        assert_eq!(load(&hp, 0).longest_context(2 << 30, 0), None);
         let absurd = Load {
             n_ctx: u64::MAX,
             sessions: u64::MAX,
             ..load(&hp, 0)
         };
         assert_eq!(absurd.memory().total(), u64::MAX);
+    }
+
+    #[test]
+    fn scores_are_those_of_tiles_or_of_strips() {
+        let scores = Scores {
+            rows: 64,
+            threads: 2,
+            n_head: 9,
+            n_head_kv: 3,
+            head_dim: 64,
+        };
+        // 24 rows share a tile: 64 rows of 3 heads among 8 items.
+        assert_eq!(scores.bytes(100), 4 * 2 * (24 * 3 * 100 + 64 * 64));
+        assert_eq!(scores.bytes(2048), 4 * 2 * (65536 + 64 * 64));
+        // A row alone has more.
+        assert_eq!(scores.bytes(1 << 20), 4 * 12 * (1 << 20));
+        let many = Scores {
+            threads: 16,
+            n_head: 64,
+            n_head_kv: 1,
+            ..scores
+        };
+        assert_eq!(
+            many.bytes(4096),
+            (4 * 96 * 4096).max(4 * 16 * (64 * 4096 + 4096))
+        );
+        assert_eq!(scores.bytes(1), 4 * 12);
+        let one = Scores { rows: 1, ..scores };
+        assert_eq!(one.bytes(100), 4 * 9 * 100);
+        let lens = [0, 1, 3, 4, 5, 63, 64, 100, 1000, 3000, 1 << 16, u64::MAX];
+        assert!(lens.is_sorted_by_key(|n| many.bytes(*n)));
+        assert!(lens.is_sorted_by_key(|n| scores.bytes(*n)));
     }
 }

@@ -52,6 +52,8 @@ pub(crate) struct Options {
     pub(crate) quick: bool,
     /// Folder of files of questions.
     pub(crate) tasks: Option<PathBuf>,
+    /// Questions of each set at most; `None` for as many as tell three points of a hundred apart.
+    pub(crate) questions: Option<u32>,
 }
 
 impl Options {
@@ -62,6 +64,7 @@ impl Options {
             sections: Vec::new(),
             quick: false,
             tasks: None,
+            questions: None,
         };
         let mut args = args.iter();
         while let Some(&arg) = args.next() {
@@ -69,6 +72,11 @@ impl Options {
                 "--out" => options.out = args.next()?.into(),
                 "--quick" => options.quick = true,
                 "--tasks" => options.tasks = Some(args.next()?.into()),
+                "--questions" => {
+                    let n = args.next()?.parse().ok()?;
+                    options.questions = Some(n).filter(|n| *n > 0);
+                    options.questions?;
+                }
                 name if SECTIONS.iter().any(|(n, _)| *n == name) => {
                     options.sections.push(name.to_owned());
                 }
@@ -262,7 +270,15 @@ mod tests {
         );
         let tasks = read(&["--tasks", "y", "tasks"]).unwrap().tasks;
         assert_eq!(tasks.as_deref(), Some(Path::new("y")));
-        for bad in [&["--out"][..], &["no-section"], &["--fast"], &["--tasks"]] {
+        assert_eq!(read(&["--questions", "9"]).unwrap().questions, Some(9));
+        for bad in [
+            &["--out"][..],
+            &["no-section"],
+            &["--fast"],
+            &["--tasks"],
+            &["--questions", "0"],
+            &["--questions", "-1"],
+        ] {
             assert_eq!(read(bad), None);
         }
     }

@@ -51,10 +51,10 @@ pub(super) fn make(report: &Report) -> Result<Section, Failure> {
     let few = pair(report, EDGE_BITS, "8")?;
     let uniform = pair(report, EDGE_BITS, EDGE_BITS)?;
     let kept = report.folder("report/answers")?;
-    let limit = if report.options.quick {
-        FEW_QUESTIONS
-    } else {
-        QUESTIONS
+    let limit = match report.options.questions {
+        Some(n) => n.to_string(),
+        None if report.options.quick => FEW_QUESTIONS.to_owned(),
+        None => QUESTIONS.to_owned(),
     };
     let mut rows = Vec::new();
     for set in sets(folder)? {
@@ -73,7 +73,7 @@ pub(super) fn make(report: &Report) -> Result<Section, Failure> {
         let run = |model: &Path, more: &[OsString]| {
             let mut args: Vec<OsString> = vec!["eval".into(), "--model".into(), model.into()];
             args.extend(["--task".into(), set.clone().into()]);
-            args.extend(["--limit", limit].map(Into::into));
+            args.extend(["--limit", &limit].map(Into::into));
             args.extend_from_slice(more);
             report.measure("splitrun", &args, &[model, &set, &answers])
         };

@@ -1,9 +1,134 @@
-//! The order in which layers and cuts are measured, and what lies between those that were.
+//! The order in which figures are measured, and what those that are missing are expected to be.
+//!
+//! A figure is a cell of a table: a layer, a kind of matrix and a type, or a cut and a codec. Cells
+//! are taken so that whenever the time is over, layers, kinds and types have all had their turn.
+//! The logarithm of a missing one is the best linear estimate from those that are there (kriging,
+//! or the mean of a Gaussian process; Rasmussen and Williams 2006, chapter 2): figures of the same
+//! kind, the same type and of near layers are alike, each as far as stated here.
 
+use formats::blocks::BlockType;
 use formats::imatrix::KINDS;
 use formats::measured::{CodecPoint, TypeDamage};
 
+use super::CODECS;
 use super::types::Job;
+
+/// The least figure that has a logarithm.
+const LEAST: f64 = 1e-9;
+/// The most figures that are looked at for one estimate.
+const MOST: usize = 800;
+/// Layers after which figures have little to do with each other any more.
+const REACH: f64 = 4.0;
+/// Variance of a figure that nothing explains.
+const OWN: f64 = 0.02;
+
+/// Variances of logarithms: how much figures differ by what they are about.
+#[derive(Clone, Copy, Debug)]
+struct Spread {
+    kind: f64,
+    variant: f64,
+    place: f64,
+    /// Of a kind at a place, beyond what either says.
+    kind_at_place: f64,
+    /// Of a kind in a type, likewise.
+    kind_in_variant: f64,
+}
+
+const OF_TYPES: Spread = Spread {
+    kind: 0.7,
+    variant: 0.1,
+    place: 0.3,
+    kind_at_place: 0.3,
+    kind_in_variant: 0.03,
+};
+const OF_CODECS: Spread = Spread {
+    kind: 0.0,
+    variant: 4.0,
+    place: 0.5,
+    kind_at_place: 0.0,
+    kind_in_variant: 0.0,
+};
+
+/// What a figure is about.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Cell {
+    /// Layer or cut.
+    place: usize,
+    kind: usize,
+    /// Type or codec.
+    variant: usize,
+    /// The logarithm that is expected beforehand, but for a common summand.
+    trend: f64,
+}
+
+impl Spread {
+    fn covariance(&self, a: &Cell, b: &Cell) -> f64 {
+        let near = (-(a.place.abs_diff(b.place) as f64) / REACH).exp();
+        let same = |a: usize, b: usize| if a == b { 1.0 } else { 0.0 };
+        let (kind, variant) = (same(a.kind, b.kind), same(a.variant, b.variant));
+        kind * self.kind
+            + variant * self.variant
+            + near * self.place
+            + kind * near * self.kind_at_place
+            + kind * variant * self.kind_in_variant
+    }
+
+    /// Estimates of `missing` from what is `known`; empty when nothing is.
+    fn estimates(&self, known: &[(Cell, f64)], missing: &[Cell]) -> Vec<f64> {
+        if known.is_empty() {
+            return Vec::new();
+        }
+        let logs: Vec<f64> = known
+            .iter()
+            .map(|(cell, v)| v.max(LEAST).ln() - cell.trend)
+            .collect();
+        let mean = logs.iter().sum::<f64>() / logs.len() as f64;
+        let n = known.len();
+        let mut matrix = vec![vec![0.0; n]; n];
+        for (i, (a, _)) in known.iter().enumerate() {
+            for (j, (b, _)) in known[..=i].iter().enumerate() {
+                matrix[i][j] = self.covariance(a, b);
+            }
+            matrix[i][i] += OWN;
+        }
+        let weights = solve(matrix, logs.iter().map(|l| l - mean).collect());
+        let estimate = |cell: &Cell| {
+            let explained: f64 = known
+                .iter()
+                .zip(&weights)
+                .map(|((other, _), w)| w * self.covariance(cell, other))
+                .sum();
+            let v = (mean + cell.trend + explained).exp();
+            if v > LEAST { v } else { 0.0 }
+        };
+        missing.iter().map(estimate).collect()
+    }
+}
+
+/// Solves `matrix · x = right` by Cholesky's method; `matrix` is positive definite, its lower half
+/// is given.
+fn solve(mut matrix: Vec<Vec<f64>>, right: Vec<f64>) -> Vec<f64> {
+    let n = right.len();
+    let mut x = right;
+    for i in 0..n {
+        let (done, rest) = matrix.split_at_mut(i);
+        let row = &mut rest[0];
+        for (j, other) in done.iter().enumerate() {
+            let dot: f64 = row[..j].iter().zip(&other[..j]).map(|(a, b)| a * b).sum();
+            row[j] = (row[j] - dot) / other[j];
+        }
+        let dot: f64 = row[..i].iter().map(|v| v * v).sum();
+        // Own variances keep it well above zero.
+        row[i] = (row[i] - dot).max(OWN / 2.0).sqrt();
+        let dot: f64 = row[..i].iter().zip(&x).map(|(a, b)| a * b).sum();
+        x[i] = (x[i] - dot) / row[i];
+    }
+    for i in (0..n).rev() {
+        let dot: f64 = (i + 1..n).map(|j| matrix[j][i] * x[j]).sum();
+        x[i] = (x[i] - dot) / matrix[i][i];
+    }
+    x
+}
 
 /// The numbers below `n`: the first, the last, then always the middle of the largest gap.
 pub(super) fn spread(n: usize) -> Vec<usize> {
@@ -29,89 +154,143 @@ pub(super) fn spread(n: usize) -> Vec<usize> {
     out
 }
 
-/// The value at `x` of the measured `points` (ascending): on a logarithmic scale between two of
-/// them, at the ends the nearest. Where one of two is 0, the arithmetic mean. `None` without points.
-fn between(points: &[(usize, f64)], x: usize) -> Option<f64> {
-    let after = points.partition_point(|p| p.0 < x);
-    let (Some(a), Some(b)) = (
-        after.checked_sub(1).and_then(|i| points.get(i)),
-        points.get(after),
-    ) else {
-        return points.get(after).or(points.last()).map(|p| p.1);
-    };
-    let share = (x - a.0) as f64 / (b.0 - a.0).max(1) as f64;
-    if a.1 <= 0.0 || b.1 <= 0.0 {
-        return Some(a.1 * (1.0 - share) + b.1 * share);
+/// All types of `allowed[layer][kind]`: in the first round one matrix of each layer in one type,
+/// always another kind and another type, until all have had their turn.
+pub(super) fn order(allowed: &[Vec<Vec<BlockType>>]) -> Vec<Job> {
+    let kinds = KINDS.len();
+    let most = allowed.iter().flatten().map(Vec::len).max().unwrap_or(0);
+    let layers = spread(allowed.len());
+    let mut out = Vec::new();
+    for turn in 0..kinds * most {
+        for (at, &layer) in layers.iter().enumerate() {
+            let kind = (turn + at) % kinds;
+            let Some(types) = allowed[layer].get(kind) else {
+                continue;
+            };
+            let round = turn / kinds;
+            if round < types.len() {
+                let ty = types[(round + at / kinds + kind) % types.len()];
+                out.push(Job { layer, kind, ty });
+            }
+        }
     }
-    Some((a.1.ln() * (1.0 - share) + b.1.ln() * share).exp())
+    out
+}
+
+/// Cuts of a model of `n_layer` layers and places in [`CODECS`]: all codecs in the middle, then at
+/// each cut always another one.
+pub(super) fn cuts(n_layer: usize) -> Vec<(usize, usize)> {
+    let cuts = spread(n_layer.saturating_sub(1));
+    let cuts: Vec<usize> = cuts.iter().map(|c| c + 1).collect();
+    let middle = n_layer / 2;
+    let mut out: Vec<(usize, usize)> = Vec::new();
+    if cuts.contains(&middle) {
+        out.extend((0..CODECS.len()).map(|spec| (middle, spec)));
+    }
+    for turn in 0..CODECS.len() {
+        for (at, &cut) in cuts.iter().enumerate() {
+            if cut != middle {
+                out.push((cut, (turn + at) % CODECS.len()));
+            }
+        }
+    }
+    out
+}
+
+/// The known figures that matter most for cells of `kind`.
+fn relevant(known: &[(Cell, f64)], kind: usize) -> Vec<(Cell, f64)> {
+    if known.len() <= MOST {
+        return known.to_vec();
+    }
+    let own: Vec<_> = known.iter().filter(|(c, _)| c.kind == kind).collect();
+    let step = own.len().div_ceil(MOST).max(1);
+    own.into_iter().step_by(step).copied().collect()
 }
 
 /// Adds to `damages` what is missing of `jobs`, and puts them in order.
 pub(super) fn types(jobs: &[Job], damages: &mut Vec<TypeDamage>) {
-    let measured = std::mem::take(damages);
-    let of =
-        |job: &Job, d: &TypeDamage| d.kind == KINDS[job.kind] && d.block_type == job.ty.to_string();
-    for job in jobs {
-        let mut points: Vec<(usize, f64)> = measured
+    let kind_of = |d: &TypeDamage| KINDS.iter().position(|k| *k == d.kind);
+    let cell = |place, kind, ty: BlockType| Cell {
+        place,
+        kind,
+        variant: ty.id() as usize,
+        // Each bit halves errors, and the divergence grows with their squares.
+        trend: -2.0 * std::f64::consts::LN_2 * ty.bits_per_weight(),
+    };
+    let known: Vec<(Cell, f64)> = damages
+        .iter()
+        .filter_map(|d| {
+            let ty = d.block_type.parse().ok()?;
+            Some((cell(d.layer as usize, kind_of(d)?, ty), d.kl))
+        })
+        .collect();
+    for (kind, name) in KINDS.iter().enumerate() {
+        let missing: Vec<(Job, Cell)> = jobs
             .iter()
-            .filter(|d| of(job, d))
-            .map(|d| (d.layer as usize, d.kl))
+            .filter(|j| j.kind == kind)
+            .map(|j| (*j, cell(j.layer, kind, j.ty)))
+            .filter(|(_, c)| known.iter().all(|(k, _)| k != c))
             .collect();
-        points.sort_unstable_by_key(|p| p.0);
-        let own = points.iter().find(|p| p.0 == job.layer);
-        let Some(kl) = own.map(|p| p.1).or_else(|| between(&points, job.layer)) else {
+        let cells: Vec<Cell> = missing.iter().map(|m| m.1).collect();
+        if cells.is_empty() {
             continue;
-        };
-        damages.push(TypeDamage {
-            layer: job.layer as u32,
-            kind: KINDS[job.kind].to_owned(),
-            block_type: job.ty.to_string(),
-            kl,
-            fitted: own.is_none(),
-        });
-    }
-    let kind = |d: &TypeDamage| KINDS.iter().position(|k| *k == d.kind);
-    damages.sort_by_key(|d| (d.layer, kind(d)));
-}
-
-/// Adds to `points` the cuts of a model of `n_layer` layers that are missing, and puts them in
-/// order.
-pub(super) fn codecs(n_layer: usize, points: &mut Vec<CodecPoint>) {
-    let measured = std::mem::take(points);
-    for cut in 1..n_layer {
-        for spec in super::CODECS {
-            let mut own: Vec<&CodecPoint> = measured.iter().filter(|p| p.codec == spec).collect();
-            own.sort_unstable_by_key(|p| p.cut);
-            if let Some(p) = own.iter().find(|p| p.cut as usize == cut) {
-                points.push((*p).clone());
-                continue;
-            }
-            let at = |value: &dyn Fn(&CodecPoint) -> f64| {
-                let known: Vec<_> = own.iter().map(|p| (p.cut as usize, value(p))).collect();
-                between(&known, cut)
-            };
-            let bytes = at(&|p| p.bytes_per_token);
-            let (Some(kl), Some(bytes_per_token)) = (at(&|p| p.kl), bytes) else {
-                continue;
-            };
-            points.push(CodecPoint {
-                cut: cut as u32,
-                codec: spec.to_owned(),
-                bytes_per_token,
-                prompt_bytes_per_token: at(&|p| {
-                    p.prompt_bytes_per_token.unwrap_or(p.bytes_per_token)
-                }),
+        }
+        let found = OF_TYPES.estimates(&relevant(&known, kind), &cells);
+        for ((job, _), kl) in missing.iter().zip(found) {
+            damages.push(TypeDamage {
+                layer: job.layer as u32,
+                kind: (*name).to_owned(),
+                block_type: job.ty.to_string(),
                 kl,
                 fitted: true,
             });
         }
     }
+    let type_of = |d: &TypeDamage| d.block_type.parse::<BlockType>().map(BlockType::id).ok();
+    damages.sort_by_key(|d| (d.layer, kind_of(d), type_of(d)));
+}
+
+/// Adds to `points` the cuts of a model of `n_layer` layers that are missing, and puts them in
+/// order. Codecs that were measured nowhere stay out.
+pub(super) fn codecs(n_layer: usize, points: &mut Vec<CodecPoint>) {
+    let place_of = |spec: &str| CODECS.iter().position(|c| *c == spec);
+    let cell = |place: usize, variant: usize| Cell {
+        place,
+        kind: 0,
+        variant,
+        trend: 0.0,
+    };
+    let known: Vec<(Cell, CodecPoint)> = points
+        .iter()
+        .filter_map(|p| Some((cell(p.cut as usize, place_of(&p.codec)?), p.clone())))
+        .collect();
+    let offered = (0..CODECS.len()).filter(|s| known.iter().any(|(c, _)| c.variant == *s));
+    let missing: Vec<Cell> = offered
+        .flat_map(|s| (1..n_layer).map(move |cut| cell(cut, s)))
+        .filter(|c| known.iter().all(|(k, _)| k != c))
+        .collect();
+    let of = |value: &dyn Fn(&CodecPoint) -> f64| {
+        let values: Vec<_> = known.iter().map(|(c, p)| (*c, value(p))).collect();
+        OF_CODECS.estimates(&relevant(&values, 0), &missing)
+    };
+    let (kl, bytes) = (of(&|p| p.kl), of(&|p| p.bytes_per_token));
+    let prompt = of(&|p| p.prompt_bytes_per_token.unwrap_or(p.bytes_per_token));
+    for (((cell, kl), bytes_per_token), prompt) in missing.iter().zip(kl).zip(bytes).zip(prompt) {
+        points.push(CodecPoint {
+            cut: cell.place as u32,
+            codec: CODECS[cell.variant].to_owned(),
+            bytes_per_token,
+            prompt_bytes_per_token: Some(prompt),
+            kl,
+            fitted: true,
+        });
+    }
+    points.sort_by_key(|p| (p.cut, place_of(&p.codec)));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use formats::blocks::BlockType;
 
     #[test]
     fn gaps_are_halved() {
@@ -125,14 +304,54 @@ mod tests {
     }
 
     #[test]
+    fn all_have_their_turn_and_each_once() {
+        use BlockType::{IQ4_NL, Q2_K, Q3_K};
+        // Layers of the same types, one matrix has another number of them.
+        let mut allowed = vec![vec![vec![Q2_K, Q3_K]; KINDS.len()]; 20];
+        allowed.iter_mut().for_each(|l| l[6].push(IQ4_NL));
+        let jobs = order(&allowed);
+        assert_eq!(jobs.len(), 20 * 15);
+        let set = |f: &dyn Fn(&Job) -> usize, n: usize| {
+            let all: std::collections::BTreeSet<usize> = jobs[..n].iter().map(f).collect();
+            all.len()
+        };
+        // The first twenty: twenty layers, all kinds, all types.
+        assert_eq!(set(&|j| j.layer, 20), 20);
+        assert_eq!(set(&|j| j.kind, 20), 7);
+        assert!(set(&|j| j.ty.id() as usize, 20) >= 2);
+        for (i, a) in jobs.iter().enumerate() {
+            assert!(jobs[..i].iter().all(|b| a != b), "{a:?} twice");
+        }
+        let points = cuts(9);
+        assert_eq!(points.len(), 8 * CODECS.len());
+        assert!(points[..CODECS.len()].iter().all(|p| p.0 == 4));
+        let rest = &points[CODECS.len()..][..7];
+        let cuts_of: std::collections::BTreeSet<usize> = rest.iter().map(|p| p.0).collect();
+        assert_eq!(cuts_of.len(), 7);
+        assert!(cuts(1).is_empty());
+    }
+
+    #[test]
+    fn linear_equations() {
+        let x = solve(
+            vec![
+                vec![4.0, 0.0, 0.0],
+                vec![2.0, 5.0, 0.0],
+                vec![1.0, 3.0, 6.0],
+            ],
+            vec![11.0, 21.0, 25.0],
+        );
+        let want = [1.0, 2.0, 3.0];
+        assert!(
+            x.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12),
+            "{x:?}"
+        );
+    }
+
+    #[test]
     fn what_is_missing_lies_between() {
-        let jobs: Vec<Job> = (0..5)
-            .map(|layer| Job {
-                layer,
-                kind: 2,
-                ty: BlockType::Q3_K,
-            })
-            .collect();
+        let job = |layer, ty| Job { layer, kind: 2, ty };
+        let jobs: Vec<Job> = (0..5).map(|l| job(l, BlockType::Q3_K)).collect();
         let damage = |layer, kl| TypeDamage {
             layer,
             kind: "attn_v".into(),
@@ -147,20 +366,78 @@ mod tests {
         assert!((damages[2].kl - 0.04).abs() < 1e-12, "{damages:?}");
         let fitted: Vec<bool> = damages.iter().map(|d| d.fitted).collect();
         assert_eq!(fitted, [false, true, true, true, false]);
-        assert_eq!(between(&[(2, 0.0), (4, 1.0)], 3), Some(0.5));
-        assert_eq!(between(&[(2, 3.0)], 7), Some(3.0));
-        assert_eq!(between(&[], 7), None);
-        let point = CodecPoint {
-            cut: 2,
-            codec: "int8".into(),
+        assert!(damages.is_sorted_by(|a, b| a.kl < b.kl), "{damages:?}");
+        // A type that was not measured anywhere: a bit more is a quarter.
+        let jobs = [job(0, BlockType::Q3_K), job(0, BlockType::Q4_K)];
+        let mut damages = vec![damage(0, 0.01)];
+        types(&jobs, &mut damages);
+        let bits = BlockType::Q4_K.bits_per_weight() - BlockType::Q3_K.bits_per_weight();
+        assert!((damages[1].kl / 0.01 - 0.25_f64.powf(bits)).abs() < 1e-6);
+        // What was measured stays.
+        assert!(!damages[0].fitted && damages[0].kl == 0.01);
+        let mut nothing = Vec::new();
+        types(&jobs, &mut nothing);
+        assert!(nothing.is_empty());
+    }
+
+    #[test]
+    fn cuts_between_and_beyond() {
+        let point = |cut, codec: &str, kl| CodecPoint {
+            cut,
+            codec: codec.into(),
             bytes_per_token: 9.0,
             prompt_bytes_per_token: None,
-            kl: 0.5,
+            kl,
             fitted: false,
         };
-        let mut points = vec![point];
+        let mut points = vec![point(2, "int8", 0.5)];
         codecs(4, &mut points);
         assert_eq!(points.iter().map(|p| p.cut).collect::<Vec<_>>(), [1, 2, 3]);
-        assert!(points[0].fitted && !points[1].fitted && points[2].kl == 0.5);
+        assert!(points[0].fitted && !points[1].fitted);
+        assert!(
+            (points[2].kl - 0.5).abs() < 1e-12 && (points[2].bytes_per_token - 9.0).abs() < 1e-9
+        );
+        // A cut where everything costs more, known by one codec: the others do so too.
+        let (a, b) = (CODECS[0], CODECS[1]);
+        let mut points = vec![point(2, a, 0.01), point(2, b, 0.1), point(9, a, 0.04)];
+        codecs(10, &mut points);
+        let of = |cut, spec: &str| points.iter().find(|p| p.cut == cut && p.codec == spec);
+        let (near, far) = (of(2, b).unwrap(), of(9, b).unwrap());
+        assert!(far.fitted && far.kl > 1.5 * near.kl, "{near:?} {far:?}");
+        assert_eq!(points.len(), 18);
+    }
+
+    #[test]
+    fn a_table_is_completed_from_a_seventh_of_it() {
+        // ln kl = kind + type + a smooth curve over the layers, as models have it.
+        let types = [BlockType::Q2_K, BlockType::Q3_K, BlockType::Q4_K];
+        let allowed = vec![vec![types.to_vec(); KINDS.len()]; 24];
+        let value = |j: &Job| {
+            let wave = (j.layer as f64 / 5.0).sin();
+            (-2.0 - 0.4 * j.kind as f64 - 1.3 * j.ty.bits_per_weight() + 0.8 * wave).exp()
+        };
+        let jobs = order(&allowed);
+        let damage = |j: &Job| TypeDamage {
+            layer: j.layer as u32,
+            kind: KINDS[j.kind].into(),
+            block_type: j.ty.to_string(),
+            kl: value(j),
+            fitted: false,
+        };
+        let mut damages: Vec<_> = jobs[..jobs.len() / 7].iter().map(damage).collect();
+        super::types(&jobs, &mut damages);
+        assert_eq!(damages.len(), jobs.len());
+        let all: f64 = jobs.iter().map(value).sum();
+        let sum: f64 = damages.iter().map(|d| d.kl).sum();
+        assert!((sum / all).ln().abs() < 0.1, "{sum} {all}");
+        for d in damages.iter().filter(|d| d.fitted) {
+            let own = jobs.iter().find(|j| {
+                j.layer as u32 == d.layer
+                    && KINDS[j.kind] == d.kind
+                    && j.ty.to_string() == d.block_type
+            });
+            let off = (d.kl / value(own.unwrap())).ln().abs();
+            assert!(off < 0.7, "{d:?} {off}");
+        }
     }
 }

@@ -2,20 +2,21 @@
 //!
 //! Each matrix is encoded as splitconv would encode it without importances, alone, and the layers
 //! from it on are run over rows that were kept; likewise the rows at a cut go through a codec and
-//! the layers behind it. Layers and cuts are taken in an order that halves the gaps, so that
-//! whenever the time is over those measured are spread over the model, and what is missing lies
-//! between two of them: it is fitted, on a logarithmic scale, and marked so.
+//! the layers behind it. They are taken in an order in which layers, kinds, types and cuts all have
+//! their turn early, so that whenever the time is over what is missing can be estimated from what
+//! is there, and is marked so. Last, many matrices are changed together.
 //!
 //! | file | idea |
 //! |---|---|
 //! | `types` | one matrix in another type; many at once |
 //! | `codecs` | rows through a codec at a cut |
-//! | `fit` | the order, and what lies between |
+//! | `fit` | the order, and estimates of what is missing |
 
 mod codecs;
 mod fit;
 mod types;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,10 @@ const TYPES: [BlockType; 9] = [
     BlockType::Q4_0,
 ];
 
+/// Of the time, what codecs may take, and what is kept for groups of matrices at most.
+const CODECS_SHARE: f64 = 0.35;
+const GROUPS_SHARE: f64 = 0.3;
+
 /// What to measure on, and for how long.
 #[derive(Clone, Debug)]
 pub struct DamageOptions {
@@ -57,8 +62,8 @@ pub struct DamageOptions {
     pub ctx: usize,
     /// Windows to take them from, the first of the text; `None` for all it has.
     pub chunks: Option<usize>,
-    /// How long to measure; what is missing then is fitted. At least one layer and one cut are
-    /// measured, whatever it takes.
+    /// How long to measure; what is missing then is fitted. It is exceeded by a pass of the model
+    /// at most: one figure is not interrupted.
     pub time: Duration,
     /// Names for the file.
     pub model: String,
@@ -70,8 +75,8 @@ pub struct DamageOptions {
 /// measured again. `progress` hears how many figures there are, of how many.
 ///
 /// # Errors
-/// When the text is too short, a part refuses, a figure is not finite, or the journal cannot be
-/// written.
+/// When the text is too short, the time is over before a figure is there, a part refuses, a figure
+/// is not finite, or the journal cannot be written.
 pub fn damage(
     parts: &[Arc<CpuExecutor>],
     tokenizer: &Tokenizer,
@@ -85,47 +90,53 @@ pub fn damage(
     let windows = pick_pieces(all, options.tokens, PIECE);
     let skip = windows.first().map_or(0, Vec::len) / 2;
     let mut model = Undisturbed::run(parts, &windows, skip)?;
+    // No figure takes longer than this, but for encoding a matrix.
+    let pass = began.elapsed();
     let n_layer = model.layers.len();
     let hp = parts
         .first()
         .map(|p| p.hparams().clone())
         .ok_or_else(|| RunError::Request("there is no model to calibrate".into()))?;
-    let jobs = types::jobs(&model);
-    let cuts = fit::spread(n_layer.saturating_sub(1));
-    let total = jobs.len() + cuts.len() * CODECS.len();
-    let mut done = 0;
+    let (jobs, cuts) = (types::jobs(&model), fit::cuts(n_layer));
+    let groups = types::groups(n_layer);
+    let mut count = Count {
+        done: 0,
+        of: jobs.len() + cuts.len() + groups.len(),
+        progress,
+    };
+    let late = |share: f64| began.elapsed().as_secs_f64() > options.time.as_secs_f64() * share;
 
     // Codecs first: they take less, and every plan needs one.
     let mut points: Vec<CodecPoint> = Vec::new();
-    let late = |share: f64| began.elapsed().as_secs_f64() > options.time.as_secs_f64() * share;
-    for cut in cuts.iter().map(|c| c + 1) {
-        let mut channels = None;
-        for spec in CODECS {
-            let key = format!("codec/{cut}/{spec}");
-            let held: Option<CodecPoint> = journal.get(&key);
-            if held.is_none() && !points.is_empty() && points[0].cut != cut as u32 && late(0.4) {
-                continue;
-            }
-            let point = if let Some(p) = held {
-                p
-            } else {
-                let p = codecs::measure(&mut model, cut, spec, &mut channels)?;
-                journal.put(&key, &p)?;
-                p
-            };
-            points.push(point);
-            done += 1;
-            progress(done, total);
+    let mut channels = HashMap::new();
+    for (cut, spec) in cuts {
+        let key = format!("codec/{cut}/{}", CODECS[spec]);
+        let held: Option<CodecPoint> = journal.get(&key);
+        let enough = late(if points.is_empty() { 1.0 } else { CODECS_SHARE });
+        if held.is_none() && enough {
+            continue;
         }
+        let point = if let Some(p) = held {
+            p
+        } else {
+            let known = channels.entry(cut).or_default();
+            let p = codecs::measure(&mut model, cut, CODECS[spec], known)?;
+            journal.put(&key, &p)?;
+            p
+        };
+        points.push(point);
+        count.one();
     }
+    // Time for the groups: what a plan costs hangs on them most.
+    let groups_s = pass.as_secs_f64() * groups.len() as f64;
+    let share = (1.0 - groups_s / options.time.as_secs_f64().max(1e-9)).max(1.0 - GROUPS_SHARE);
     let mut damages: Vec<TypeDamage> = Vec::new();
-    let first = jobs.first().map(|j| j.layer);
     for job in &jobs {
         let key = job.key();
         let held: Option<f64> = journal.get(&key);
         let kl = match held {
             Some(kl) => kl,
-            None if Some(job.layer) != first && late(0.9) => continue,
+            None if late(if damages.is_empty() { 1.0 } else { share }) => continue,
             None => {
                 let kl = finite(job.measure(&mut model)?, &key)?;
                 journal.put(&key, &kl)?;
@@ -139,13 +150,37 @@ pub fn damage(
             kl,
             fitted: false,
         });
-        done += 1;
-        progress(done, total);
+        count.one();
     }
-    let quick = done < total;
+    if points.is_empty() && damages.is_empty() {
+        return Err(RunError::Request(format!(
+            "{:.0} s are over after the first pass of the model as it is, which took {:.0} s: give --seconds more, or --sensitivity fewer tokens than {}",
+            options.time.as_secs_f64(),
+            pass.as_secs_f64(),
+            model.tokens()
+        )));
+    }
     fit::types(&jobs, &mut damages);
     fit::codecs(n_layer, &mut points);
-    let additivity = types::additivity(&mut model, &damages)?;
+    let mut together = Vec::new();
+    for group in &groups {
+        let key = group.key();
+        let held: Option<f64> = journal.get(&key);
+        let kl = match held {
+            Some(kl) => kl,
+            None => {
+                let Some(kl) = group.measure(&mut model, &jobs, &|| late(1.0))? else {
+                    continue;
+                };
+                journal.put(&key, &kl)?;
+                kl
+            }
+        };
+        together.push((group.sum(&jobs, &damages), kl));
+        count.one();
+    }
+    let quick = count.done < count.of;
+    let additivity = types::additivity(&together);
     Ok(LayerSensitivity {
         format: LayerSensitivity::FORMAT.into(),
         version: SENSITIVITY_VERSION,
@@ -162,6 +197,20 @@ pub fn damage(
         types: damages,
         codecs: points,
     })
+}
+
+/// Says how far it is.
+struct Count<'a> {
+    done: usize,
+    of: usize,
+    progress: &'a mut dyn FnMut(usize, usize),
+}
+
+impl Count<'_> {
+    fn one(&mut self) {
+        self.done += 1;
+        (self.progress)(self.done, self.of);
+    }
 }
 
 /// `kl`, not below 0, if it is a number.

@@ -1,5 +1,7 @@
 //! Matrices in other types.
 
+use std::ops::Range;
+
 use formats::blocks::{BlockType, Effort, dequantize_row, quantize_row};
 use formats::imatrix::KINDS;
 use formats::measured::TypeDamage;
@@ -37,25 +39,21 @@ impl Job {
     }
 }
 
-/// All that can be measured of a model, layers in an order that halves the gaps.
+/// All that can be measured of a model, in the order in which it is.
 pub(super) fn jobs(model: &Undisturbed<'_>) -> Vec<Job> {
-    let mut out = Vec::new();
-    for layer in fit::spread(model.layers.len()) {
-        let matrices = model.layers[layer].1.matrices().enumerate();
-        for (kind, t) in matrices {
-            // splitconv copies a matrix that costs no more than its target.
-            let smaller = |ty: &&BlockType| {
-                ty.bits_per_weight() < t.block_type.bits_per_weight()
-                    && t.cols.is_multiple_of(ty.block_len())
-            };
-            out.extend(TYPES.iter().filter(smaller).map(|ty| Job {
-                layer,
-                kind,
-                ty: *ty,
-            }));
-        }
-    }
-    out
+    let allowed = |t: &Tensor| {
+        // splitconv copies a matrix that costs no more than its target.
+        let smaller = |ty: &BlockType| {
+            ty.bits_per_weight() < t.block_type.bits_per_weight()
+                && t.cols.is_multiple_of(ty.block_len())
+        };
+        TYPES.into_iter().filter(smaller).collect()
+    };
+    let layers = model.layers.iter();
+    let table: Vec<Vec<Vec<BlockType>>> = layers
+        .map(|(_, weights)| weights.matrices().map(allowed).collect())
+        .collect();
+    fit::order(&table)
 }
 
 /// Takes the matrix `kind` to `ty`, as splitconv does without importances.
@@ -106,56 +104,152 @@ fn by_size(row: &[f32]) -> Vec<f32> {
     row.iter().map(|x| base + x.abs()).collect()
 }
 
-/// The divergence of many matrices changed together by the sum of their own ones: the geometric
-/// mean over the first third, the first two thirds and the last third of the layers, each matrix
-/// in the cheapest and in the dearest type that was measured of it.
-pub(super) fn additivity(
-    model: &mut Undisturbed<'_>,
-    damages: &[TypeDamage],
-) -> Result<f64, RunError> {
-    let n = model.layers.len();
-    let (mut ln, mut count) = (0.0, 0);
-    for (layers, cheapest) in [
-        (0..n.div_ceil(3), true),
-        (0..(2 * n).div_ceil(3), false),
+/// Layers whose matrices are changed together: from the first on, as the edge of a plan has them,
+/// or to the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    layers: Range<usize>,
+    /// Whether each matrix goes to the type of fewest bits, or of most.
+    fewest: bool,
+}
+
+/// The groups of a model of `n` layers, the most telling first.
+pub(super) fn groups(n: usize) -> Vec<Group> {
+    let first = |part: usize, of: usize| 0..(n * part).div_ceil(of);
+    let mut out: Vec<Group> = Vec::new();
+    for (layers, fewest) in [
+        (first(1, 3), true),
+        (first(2, 3), false),
         (n - n / 3..n, true),
+        (first(1, 3), false),
+        (first(1, 1), false),
+        (first(2, 3), true),
     ] {
-        let Some(first) = layers.clone().next() else {
-            continue;
-        };
-        let mut rows = model.before[first].clone();
-        let mut sum = 0.0;
-        for l in layers.clone() {
-            let mut weights = model.layers[l].1.clone();
-            for (kind, name) in KINDS.iter().enumerate() {
-                let own = damages
-                    .iter()
-                    .filter(|d| d.layer as usize == l && d.kind == *name)
-                    .filter_map(|d| Some((d.block_type.parse::<BlockType>().ok()?, d.kl)));
-                let order = |a: &(BlockType, f64), b: &(BlockType, f64)| {
-                    a.0.bits_per_weight().total_cmp(&b.0.bits_per_weight())
+        let group = Group { layers, fewest };
+        if !group.layers.is_empty() && !out.contains(&group) {
+            out.push(group);
+        }
+    }
+    out
+}
+
+impl Group {
+    pub(super) fn key(&self) -> String {
+        let which = if self.fewest { "fewest" } else { "most" };
+        format!("group/{}-{}/{which}", self.layers.start, self.layers.end)
+    }
+
+    /// The job of each matrix of the group that can be changed.
+    fn jobs<'a>(&self, jobs: &'a [Job]) -> Vec<&'a Job> {
+        let mut out = Vec::new();
+        for layer in self.layers.clone() {
+            for kind in 0..KINDS.len() {
+                let own = jobs.iter().filter(|j| j.layer == layer && j.kind == kind);
+                let order = |a: &&Job, b: &&Job| {
+                    let bits = a.ty.bits_per_weight().total_cmp(&b.ty.bits_per_weight());
+                    bits.then(a.ty.id().cmp(&b.ty.id()))
                 };
-                let picked = if cheapest {
+                out.extend(if self.fewest {
                     own.min_by(order)
                 } else {
                     own.max_by(order)
-                };
-                if let Some((ty, kl)) = picked {
-                    retype(&mut weights, kind, ty, model.threads())?;
-                    sum += kl;
+                });
+            }
+        }
+        out
+    }
+
+    /// The sum of their own divergences.
+    pub(super) fn sum(&self, jobs: &[Job], damages: &[TypeDamage]) -> f64 {
+        let all = self.jobs(jobs);
+        let own = damages.iter().filter(|d| {
+            all.iter().any(|j| {
+                j.layer == d.layer as usize
+                    && KINDS[j.kind] == d.kind
+                    && j.ty.name() == d.block_type
+            })
+        });
+        own.map(|d| d.kl).sum()
+    }
+
+    /// Their divergence when all are changed together; `None` when it gets `late` on the way.
+    pub(super) fn measure(
+        &self,
+        model: &mut Undisturbed<'_>,
+        jobs: &[Job],
+        late: &dyn Fn() -> bool,
+    ) -> Result<Option<f64>, RunError> {
+        let all = self.jobs(jobs);
+        let mut rows = model.before[self.layers.start].clone();
+        for l in self.layers.clone() {
+            let mut weights = model.layers[l].1.clone();
+            for job in all.iter().filter(|j| j.layer == l) {
+                if late() {
+                    return Ok(None);
                 }
+                retype(&mut weights, job.kind, job.ty, model.threads())?;
             }
             model.layer(l, &weights, &mut rows)?;
         }
-        let together = finite(model.behind(layers.end, rows)?, "many matrices at once")?;
-        if sum > 0.0 && together > 0.0 {
-            ln += (together / sum).ln();
-            count += 1;
-        }
+        finite(model.behind(self.layers.end, rows)?, &self.key()).map(Some)
     }
-    Ok(if count == 0 {
-        1.0
-    } else {
-        (ln / f64::from(count)).exp()
-    })
+}
+
+/// What many matrices cost together by the sum of their own divergences: the geometric mean over
+/// groups, of which each has its sum and what was measured.
+pub(super) fn additivity(groups: &[(f64, f64)]) -> f64 {
+    let logs: Vec<f64> = groups
+        .iter()
+        .filter(|(sum, together)| *sum > 0.0 && *together > 0.0)
+        .map(|(sum, together)| (together / sum).ln())
+        .collect();
+    if logs.is_empty() {
+        return 1.0;
+    }
+    (logs.iter().sum::<f64>() / logs.len() as f64).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_parts_of_a_model() {
+        let all = groups(30);
+        assert_eq!(all.len(), 6);
+        assert_eq!(all[0].key(), "group/0-10/fewest");
+        assert_eq!(all[2].layers, 20..30);
+        assert_eq!(groups(1).len(), 2);
+        let job = |layer, ty| Job { layer, kind: 1, ty };
+        let jobs = [
+            job(0, BlockType::Q4_K),
+            job(0, BlockType::Q2_K),
+            job(1, BlockType::Q3_K),
+            job(12, BlockType::Q2_K),
+        ];
+        assert_eq!(all[0].jobs(&jobs), [&jobs[1], &jobs[2]]);
+        assert_eq!(all[3].jobs(&jobs), [&jobs[0], &jobs[2]]);
+        let damages = [
+            (0, "Q2_K", 0.5),
+            (0, "Q4_K", 0.1),
+            (1, "Q3_K", 0.25),
+            (12, "Q2_K", 1.0),
+        ];
+        let damages = damages.map(|(layer, ty, kl)| TypeDamage {
+            layer,
+            kind: KINDS[1].into(),
+            block_type: ty.into(),
+            kl,
+            fitted: false,
+        });
+        assert_eq!(all[0].sum(&jobs, &damages), 0.75);
+    }
+
+    #[test]
+    fn together_by_the_sum() {
+        assert_eq!(additivity(&[]), 1.0);
+        assert_eq!(additivity(&[(0.0, 0.1)]), 1.0);
+        assert!((additivity(&[(1.0, 0.5), (1.0, 2.0)]) - 1.0).abs() < 1e-12);
+        assert!((additivity(&[(2.0, 1.0)]) - 0.5).abs() < 1e-12);
+    }
 }

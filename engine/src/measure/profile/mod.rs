@@ -18,9 +18,11 @@
 //! | `synthetic` | models of random weights |
 //! | `passes` | times of passes, and the differences above |
 //! | `rows` | codecs, embedding, choice of the token |
+//! | `message` | a message and its answer over loopback |
 //! | `machine` | names, memory, other work on the machine |
 
 mod machine;
+mod message;
 mod passes;
 mod rows;
 mod synthetic;
@@ -127,6 +129,10 @@ pub fn profile(
     progress("codecs, embedding, choice of the token");
     let width = options.hparams.n_embd;
     let codecs = rows::codecs(width)?;
+    progress("a message and its answer");
+    let message_ns = message::message_ns(width)
+        .map_err(|e| notes.push(format!("a message over loopback was not measured: {e}")))
+        .ok();
     let memory_gb_per_s = match options.memory_gb_per_s {
         Some(v) => v,
         None => machine::read_gb_per_s(options.threads.max(1) as usize),
@@ -157,7 +163,7 @@ pub fn profile(
         embed_value_ns: rows::embed_value_ns(options.make, &shape, base)?,
         sample_value_ns: rows::sample_value_ns(options.hparams.n_vocab),
         codecs,
-        message_ns: None,
+        message_ns,
         memory_gb_per_s,
         load_gb_per_s: options.load_gb_per_s,
         runtime_bytes: options.runtime_bytes,

@@ -3,11 +3,14 @@
 //! | set | keys | query | choices |
 //! |---|---|---|---|
 //! | ARC | `question.stem`, `question.choices`, `answerKey` | `Question: STEM⏎Answer:` | the choices |
-//! | OpenBookQA | the same, `id` as `7-980` | the stem | the choices |
+//! | OpenBookQA | the same, `id` as `7-980`; or `question_stem` | the stem | the choices |
 //! | HellaSwag | `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label` | `LABEL: CTX_A CTX_B`, cleaned | the endings, cleaned |
 //! | PIQA | `goal`, `sol1`, `sol2`; `label`, or a file `…-labels.lst` beside | `Question: GOAL⏎Answer:` | the solutions |
 //! | WinoGrande | `sentence`, `option1`, `option2`, `answer` | what stands before `_` | option and the rest |
 //! | BoolQ | `passage`, `question`, `answer` | `PASSAGE⏎Question: QUESTION?⏎Answer:` | `no`, `yes` |
+//!
+//! ARC and OpenBookQA are also read as Hugging Face converts them: `question` (`question_stem`) a
+//! text, `choices` an object of the lists `text` and `label`.
 //!
 //! The wordings are those of common evaluation programs, except that WinoGrande's two sentences
 //! are scored from the option on: a choice here is what follows the query.
@@ -54,7 +57,7 @@ pub(super) fn labels_beside(path: &Path) -> Result<Option<Vec<String>>, RunError
 /// The question of an object in one of the layouts.
 pub(super) fn question(o: &Map<String, Value>, label: Option<&str>) -> Result<Question, String> {
     let has = |keys: &[&str]| keys.iter().all(|k| o.contains_key(*k));
-    if has(&["question", "answerKey"]) {
+    if has(&["question", "answerKey"]) || has(&["question_stem", "answerKey"]) {
         stem_and_choices(o)
     } else if has(&["endings", "ctx_a"]) {
         hellaswag(o)
@@ -92,26 +95,42 @@ fn number(o: &Map<String, Value>, key: &str, label: Option<&str>) -> Result<usiz
 
 /// ARC and OpenBookQA.
 fn stem_and_choices(o: &Map<String, Value>) -> Result<Question, String> {
-    let inner = o.get("question").and_then(Value::as_object);
-    let inner = inner.ok_or("`question` is no object")?;
-    let stem = string(inner, "stem")?;
-    let listed = inner.get("choices").and_then(Value::as_array);
-    let listed = listed.ok_or("`question.choices` is no list")?;
     let (mut labels, mut choices) = (Vec::new(), Vec::new());
-    for c in listed {
-        let c = c.as_object().ok_or("a choice is no object")?;
-        labels.push(string(c, "label")?);
-        choices.push(string(c, "text")?.to_owned());
-    }
+    let stem = if let Some(Value::Object(inner)) = o.get("question") {
+        let listed = inner.get("choices").and_then(Value::as_array);
+        for c in listed.ok_or("`question.choices` is no list")? {
+            let c = c.as_object().ok_or("a choice is no object")?;
+            labels.push(string(c, "label")?.to_owned());
+            choices.push(string(c, "text")?.to_owned());
+        }
+        string(inner, "stem")?
+    } else {
+        let listed = o.get("choices").and_then(Value::as_object);
+        let listed = listed
+            .ok_or("neither `question` nor `choices` is an object: no object has the choices")?;
+        (labels, choices) = (strings(listed, "label")?, strings(listed, "text")?);
+        if labels.len() != choices.len() {
+            return Err("`choices` has not as many labels as texts".into());
+        }
+        string(
+            o,
+            if o.contains_key("question_stem") {
+                "question_stem"
+            } else {
+                "question"
+            },
+        )?
+    };
     let answer = string(o, "answerKey")?;
     let gold = labels.iter().position(|l| *l == answer);
     let gold = gold.ok_or_else(|| format!("no choice is labelled {answer:?}"))?;
     // OpenBookQA's stems are often half a sentence that a choice ends, ARC's are questions.
     let id = o.get("id").and_then(Value::as_str).unwrap_or_default();
-    let open_book = id.split_once('-').is_some_and(|(a, b)| {
-        let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-        digits(a) && digits(b)
-    });
+    let open_book = o.contains_key("question_stem")
+        || id.split_once('-').is_some_and(|(a, b)| {
+            let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+            digits(a) && digits(b)
+        });
     Ok(Question {
         query: if open_book {
             stem.to_owned()
@@ -224,6 +243,19 @@ mod tests {
             {"text":"sky","label":"A"},{"text":"floor","label":"B"}]},"answerKey":"A"}"#)
         .unwrap();
         assert_eq!((q.query.as_str(), q.gold), ("Above is", 0));
+        for (key, query) in [
+            ("question", "Question: Above is\nAnswer:"),
+            ("question_stem", "Above is"),
+        ] {
+            let q = one(&format!(
+                r#"{{"id":"x","{key}":"Above is","choices":{{"text":["floor","sky"],"label":["A","B"]}},"answerKey":"B"}}"#
+            ));
+            let q = q.unwrap();
+            assert_eq!(
+                (q.query.as_str(), q.choices[q.gold].as_str()),
+                (query, "sky")
+            );
+        }
         let q = one(
             r#"{"ind":1,"activity_label":"Baking","ctx_a":"A cook [header] stands.",
             "ctx_b":"he","endings":["eats [step] it.","runs [title] Off"],"label":1}"#,
@@ -263,6 +295,10 @@ mod tests {
                 "labelled",
             ),
             (r#"{"question":"s","answerKey":"A"}"#, "no object"),
+            (
+                r#"{"question":"s","choices":{"text":["a"],"label":["A","B"]},"answerKey":"B"}"#,
+                "labels",
+            ),
         ] {
             let said = one(line).unwrap_err();
             assert!(said.contains(why), "{line}: {said}");
