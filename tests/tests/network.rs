@@ -31,6 +31,57 @@ fn bits(v: &Value) -> (Vec<u64>, Vec<u64>) {
 }
 
 #[test]
+fn each_side_keeps_keys_and_values_as_it_is_told() {
+    let dir = smollm2_pair();
+    let common = [
+        "-p",
+        PROMPT,
+        "-n",
+        "6",
+        "--temp",
+        "0",
+        "--top-logprobs",
+        "2",
+        "--json",
+        "--codec",
+        "f32",
+    ];
+    let with = |more: &[&str]| {
+        let mut args = common.to_vec();
+        args.extend(more);
+        bits(&must_json(dir, "splitrun", &args))
+    };
+    let cloud = Cloud::start(dir, &["-t", "2", "--kv-type", "q4_0"]);
+    let thin = |kv| with(&["--role", "both", "--kv-type", kv, "-t", "1"]);
+    let edge = |kv| with(&["--role", "edge", "--cloud", &cloud.address, "--kv-type", kv]);
+    // The same on both sides is one process, and a word of the edge does not reach the cloud.
+    let (q4_0, mixed) = (thin("q4_0"), edge("q8_0"));
+    assert_eq!(edge("q4_0"), q4_0);
+    assert!(mixed != q4_0 && mixed != thin("q8_0"));
+    assert_eq!(with(&["--role", "both"]), thin("f16"));
+    // Heads of 16 values are no whole blocks.
+    let tiny = tempfile::tempdir().unwrap();
+    let shape = fixtures::LlamaShape::tiny();
+    shape.write(&tiny.path().join("m.gguf")).unwrap();
+    let args = ["bench", "--model", "m.gguf", "--kv-type", "q8_0"];
+    let out = run(tiny.path(), "splitrun", &args);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("heads of 16 values") && said.contains("--kv-type f16"),
+        "{said}"
+    );
+    let out = run(tiny.path(), "splitrun", &["bench", "--kv-type", "q5_0"]);
+    assert_eq!(out.status.code(), Some(2));
+    let args = [
+        "bench", "--model", "m.gguf", "-d", "40", "-p", "4", "-n", "2", "-r", "1", "--json",
+    ];
+    let deep = must_json(tiny.path(), "splitrun", &args);
+    // 40 positions of 6 layers, two heads of 16 values, keys and values, two bytes each.
+    assert_eq!(deep["kv_bytes"], 40 * 6 * 2 * 16 * 2 * 2);
+}
+
+#[test]
 fn with_codec_f32_the_network_changes_no_bit() {
     let dir = smollm2_pair();
     let cloud = Cloud::start(dir, &["-t", "2"]);

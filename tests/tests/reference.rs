@@ -7,6 +7,7 @@ use engine::exec::Executor;
 use engine::exec::cpu::{Activations, CpuExecutor, Isa};
 use engine::model::ModelPart;
 use formats::gguf::GgufSet;
+use formats::model::KvType;
 
 fn set() -> Arc<GgufSet> {
     Arc::new(GgufSet::open(&fixtures::smollm2_gguf()).unwrap())
@@ -132,6 +133,43 @@ fn bits_do_not_depend_on_chunks_threads_or_the_cut() {
             assert!(
                 run(&cut, &ids, 64) == want,
                 "{activations:?}: {threads} threads, cut, differ"
+            );
+        }
+    }
+}
+
+#[test]
+fn nor_with_keys_and_values_in_fewer_bits() {
+    let set = set();
+    let ids: Vec<u32> = (0..150).map(|i| (i * 7919 + 13) % 49_152).collect();
+    for kv_type in [KvType::Q8_0, KvType::Q4_0] {
+        for activations in BOTH {
+            let half = |layers, threads| {
+                half(&set, layers, threads, Isa::detect())
+                    .with_activations(activations)
+                    .with_kv_type(kv_type)
+                    .unwrap()
+            };
+            let want = run(&[half(0..30, 1)], &ids, ids.len());
+            let cut = [half(0..10, 3), half(10..30, 2)];
+            let got = run(&cut, &ids, 7);
+            assert!(got == want, "{activations:?} {kv_type}: cut, in chunks");
+            // What was taken back leaves nothing behind.
+            let mut caches = cut.each_ref().map(|p| p.new_cache(200).unwrap());
+            let mut logits = Vec::new();
+            for (from, to) in [(0, 60), (60, 90), (35, 150)] {
+                let mut rows = Vec::new();
+                cut[0].embed(&ids[from..to], &mut rows).unwrap();
+                for (p, c) in cut.iter().zip(&mut caches) {
+                    c.truncate(from);
+                    p.forward(c, &mut rows).unwrap();
+                }
+                cut[1].logits(&rows, &mut logits).unwrap();
+            }
+            let got: Vec<u32> = logits.iter().map(|v| v.to_bits()).collect();
+            assert!(
+                want.ends_with(&got),
+                "{activations:?} {kv_type}: after a rollback"
             );
         }
     }

@@ -168,7 +168,8 @@ pub(crate) fn json(command: Command, deadline: Duration) -> Result<Value, Failur
 
 /// A number in a program's JSON object.
 pub(crate) fn number(object: &Value, key: &str, from: &str) -> Result<f64, Failure> {
-    object[key].as_f64().ok_or_else(|| Failure::Output {
+    let found = key.split('.').fold(object, |at, key| &at[key]);
+    found.as_f64().ok_or_else(|| Failure::Output {
         line: from.to_owned(),
         why: format!("no number `{key}` in {object}"),
     })

@@ -205,7 +205,7 @@ impl Rows<'_> {
             split: cut.split,
             edge_bits: edge.bits,
             cloud_bits: cloud.bits,
-            kv_type: "f16",
+            kv_type: edge.kv_type.name(),
             context: c.choice.context,
             codec: codec.choice.spec.clone(),
             edge_file_bytes,
@@ -251,7 +251,7 @@ pub fn why(p: &Problem, found: &Infeasible) -> Why {
 pub fn state(p: &Problem, c: &Choice) -> Vec<State> {
     let (_, [_, cloud], codec) = p.parts(c);
     let frame = codec.choice.bytes_per_token;
-    let kv = (cloud.kv_bytes / p.edges.max(1)) as f64 * c.context as f64;
+    let kv = (cloud.kv(c.context) / p.edges.max(1)) as f64;
     let rows = codec.choice.prompt_bytes_per_token * c.context as f64;
     let way = |way, bytes_per_token| State {
         way,
@@ -273,7 +273,7 @@ fn sessions(limit: u64, shared: u64, session: u64) -> u64 {
 /// Bytes of one session, and of what all share.
 fn shares(halves: &[&Half], files: u64, context: u64, edges: u64) -> [u64; 2] {
     let edges = edges.max(1);
-    let each = |h: &&Half| h.session_bytes + h.kv_bytes / edges * context + h.scores.bytes(context);
+    let each = |h: &&Half| h.session_bytes + h.kv(context) / edges + h.scores.bytes(context);
     let session: u64 = halves.iter().map(each).sum();
     let fixed: u64 = halves
         .iter()
@@ -306,14 +306,14 @@ pub fn server(p: &Problem, c: &Candidate, whole: Option<&[Half; 2]>) -> Server {
         CloudOnly {
             server_ms_per_token: ms,
             resident_bytes: shared + session * p.edges,
-            kv_bytes: (front.kv_bytes + back.kv_bytes) * context,
+            kv_bytes: front.kv(context) + back.kv(context),
             most_by_memory: sessions(limit, shared, session),
             most_by_time: by_time(ms),
         }
     });
     Server {
         edges: p.edges,
-        kv_bytes: cloud.kv_bytes * context,
+        kv_bytes: cloud.kv(context),
         ms_per_round: o.server_ms * p.edges as f64,
         most_by_memory: sessions(limit, shared, session),
         most_by_time: by_time(o.server_ms),
@@ -356,7 +356,10 @@ pub fn by_cut(p: &Problem, c: &Choice) -> Vec<ByCut> {
     let (_, [edge, cloud], codec) = p.parts(c);
     let (edge_bits, cloud_bits, spec) = (edge.bits, cloud.bits, &codec.choice.spec);
     // Bits that change nothing at a cut are not offered there: fewer do the same.
-    let place = |list: &[Half], bits| list.iter().rposition(|h| h.bits <= bits).unwrap_or(0);
+    let place = |list: &[Half], bits| {
+        let like = |h: &Half| h.bits <= bits && h.kv_type == edge.kv_type;
+        list.iter().rposition(like).unwrap_or(0)
+    };
     let all = p.cuts.iter().enumerate().map(|(i, cut)| {
         let codec = cut.codecs.iter().position(|c| c.choice.spec == *spec);
         let choice = Choice {
@@ -370,7 +373,7 @@ pub fn by_cut(p: &Problem, c: &Choice) -> Vec<ByCut> {
         let files = p.file_bytes(&choice);
         let (_, halves, _) = p.parts(&choice);
         let bytes = |i: usize| {
-            let kv = halves[i].kv_bytes.saturating_mul(c.context);
+            let kv = halves[i].kv(c.context);
             [
                 files[i],
                 kv,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use formats::model::{KvType, UnknownKvType};
 use formats::units;
 
 use super::problem::Objective;
@@ -48,6 +49,10 @@ pub struct PlanFlags {
     /// How fast the cloud is, likewise [default: rtx-a6000]
     #[arg(long, value_name = "FILE")]
     pub cloud_profile: Option<PathBuf>,
+    /// Form of keys and values, as splitrun's --kv-type on both sides: f16, q8_0, q4_0, or auto for
+    /// what is best within the limits [default: f16]
+    #[arg(long, value_name = "TYPE", value_parser = kv_type)]
+    pub kv_type: Option<KvChoice>,
     /// What types and codecs cost this model: a file of `splitrun calibrate --sensitivity`
     #[arg(long, value_name = "FILE")]
     pub sensitivity: Option<PathBuf>,
@@ -79,6 +84,7 @@ impl PlanFlags {
             ("--max-kl", self.max_kl.is_some()),
             ("--edge-profile", self.edge_profile.is_some()),
             ("--cloud-profile", self.cloud_profile.is_some()),
+            ("--kv-type", self.kv_type.is_some()),
             ("--sensitivity", self.sensitivity.is_some()),
             ("--edges", self.edges.is_some()),
             ("--objective", self.objective.is_some()),
@@ -87,6 +93,33 @@ impl PlanFlags {
         ];
         given.iter().find(|(_, g)| *g).map(|(flag, _)| *flag)
     }
+}
+
+/// What `--kv-type` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvChoice {
+    /// Whatever is best.
+    Auto,
+    /// This one.
+    Fixed(KvType),
+}
+
+impl KvChoice {
+    /// What there is to choose from.
+    pub fn types(self) -> Vec<KvType> {
+        match self {
+            Self::Auto => KvType::ALL.to_vec(),
+            Self::Fixed(kv_type) => vec![kv_type],
+        }
+    }
+}
+
+fn kv_type(text: &str) -> Result<KvChoice, String> {
+    if text == "auto" {
+        return Ok(KvChoice::Auto);
+    }
+    let read = text.parse().map(KvChoice::Fixed);
+    read.map_err(|e: UnknownKvType| format!("{e}; or auto"))
 }
 
 /// Arguments of `plan`.

@@ -33,14 +33,14 @@ use std::io::Write as _;
 use std::path::Path;
 
 use formats::measured::{LayerSensitivity, Profile};
-use formats::model::CHUNK_ROWS;
+use formats::model::{CHUNK_ROWS, KvType};
 use formats::units::Size;
 
 pub use error::PlanError;
 pub use text::text;
 
 use answer::{Answer, Rows};
-use flags::{PlanArgs, PlanFlags};
+use flags::{KvChoice, PlanArgs, PlanFlags};
 use harm::Harm;
 use link::{Link, Radio};
 use problem::{Limits, Objective, Problem};
@@ -170,6 +170,7 @@ pub fn plan(
         );
     }
     let edges = flags.edges.map_or(1, u64::from);
+    let kv_types = kv_types(source, flags, &mut assumptions)?;
     let tables = Tables::new(
         source,
         importance,
@@ -177,6 +178,7 @@ pub fn plan(
         &profiles,
         &harm,
         (edges, CHUNK_ROWS),
+        &kv_types,
     )?;
     let cuts = tables.cuts()?;
     assumptions.extend(tables.guessed());
@@ -261,10 +263,11 @@ fn answer(
         return Ok(answer);
     };
     let (_, [_, cloud], _) = problem.parts(&best.choice);
-    let whole = tables.alone(cloud.bits, 1)?;
+    let kv_type = cloud.kv_type;
+    let whole = tables.alone(cloud.bits, 1, kv_type)?;
     let mut everything = Vec::new();
     for bits in tables::EDGE_BITS {
-        everything.push(tables.alone(bits, 0)?);
+        everything.push(tables.alone(bits, 0, kv_type)?);
     }
     let row = rows.of(&best);
     answer.run = Some(run_with(&row));
@@ -289,11 +292,42 @@ fn prompt(flags: &PlanFlags, limits: &Limits) -> u64 {
 /// The arguments of `splitrun` for both halves.
 fn run_with(row: &answer::Row) -> [Vec<String>; 2] {
     let context = row.context.to_string();
-    let words = |all: &[&str]| all.iter().map(|w| (*w).to_owned()).collect();
+    let words = |all: &[&str]| {
+        let mut all: Vec<String> = all.iter().map(|w| (*w).to_owned()).collect();
+        if row.kv_type != KvType::F16.name() {
+            all.extend(["--kv-type".to_owned(), row.kv_type.to_owned()]);
+        }
+        all
+    };
     [
         words(&["--role", "cloud", "-c", &context]),
         words(&["--role", "edge", "-c", &context, "--codec", &row.codec]),
     ]
+}
+
+/// The forms of keys and values to choose from.
+fn kv_types(
+    source: &Source,
+    flags: &PlanFlags,
+    assumptions: &mut Vec<String>,
+) -> Result<Vec<KvType>, PlanError> {
+    let head_dim = source.hparams().head_dim;
+    let choice = flags.kv_type.unwrap_or(KvChoice::Fixed(KvType::F16));
+    let mut types = choice.types();
+    if choice == KvChoice::Auto {
+        types.retain(|t| t.fits(head_dim));
+    } else if let Some(t) = types.iter().find(|t| !t.fits(head_dim)) {
+        return Err(PlanError::Usage(format!(
+            "--kv-type {t}: heads of {head_dim} values are no whole blocks of 32; use f16"
+        )));
+    }
+    if types.iter().any(|t| *t != KvType::F16) {
+        assumptions.push(
+            "keys and values in q8_0 and q4_0 cost what they cost SmolLM2-135M-Instruct, and take the time of f16; they need hosts that compute on the processor"
+                .into(),
+        );
+    }
+    Ok(types)
 }
 
 /// The profile that a flag names, or the derived one that stands for none.

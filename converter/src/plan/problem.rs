@@ -1,7 +1,7 @@
 //! A problem in numbers: what every choice needs and costs. Nothing here knows of files or flags.
 
 use formats::measured::Profile;
-use formats::model::Scores;
+use formats::model::{KvType, Scores};
 
 use super::codecs::CodecChoice;
 use super::link::Link;
@@ -23,6 +23,8 @@ pub struct Half {
     pub runtime_bytes: u64,
     /// Of them, the buffers of one session.
     pub session_bytes: u64,
+    /// In what form keys and values are kept; both halves of a choice keep the same.
+    pub kv_type: KvType,
     /// Keys and values of all sessions, bytes per position.
     pub kv_bytes: u64,
     /// Attention scores of one session, by its context.
@@ -35,8 +37,16 @@ pub struct Half {
     pub chunk_ns: f64,
     /// Time of head and choice of the token.
     pub head_ns: f64,
-    /// Nats that its types cost.
+    /// Nats that its types, that of keys and values among them, cost.
     pub kl: f64,
+}
+
+impl Half {
+    /// Keys and values of all sessions with a context of `n` positions.
+    pub fn kv(&self, n: u64) -> u64 {
+        let taken = usize::try_from(n).map_or(u64::MAX, |n| self.kv_type.positions(n) as u64);
+        self.kv_bytes.saturating_mul(taken)
+    }
 }
 
 /// A codec at a cut, with its time for one row.
@@ -204,7 +214,7 @@ impl Problem {
             let h = halves[i];
             files[i]
                 .saturating_add(h.fixed_bytes)
-                .saturating_add(h.kv_bytes.saturating_mul(c.context))
+                .saturating_add(h.kv(c.context))
                 .saturating_add(h.scores.bytes(c.context).saturating_mul(h.sessions))
         });
         let row_ms = |i: usize| {

@@ -8,6 +8,9 @@ pub fn each(p: &Problem, mut f: impl FnMut(Choice)) {
     for (cut, offers) in p.cuts.iter().enumerate() {
         for edge in 0..offers.edge.len() {
             for cloud in 0..offers.cloud.len() {
+                if offers.edge[edge].kv_type != offers.cloud[cloud].kv_type {
+                    continue;
+                }
                 for codec in 0..offers.codecs.len() {
                     f(Choice {
                         cut,

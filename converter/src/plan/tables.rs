@@ -2,12 +2,13 @@
 //! of every cut and number of bits, its size on disk, its times.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use formats::blocks::{BlockType, Effort};
 use formats::measured::{LayerSensitivity, Profile};
-use formats::model::Load;
+use formats::model::{KvType, Load};
 use formats::pair::{Digest, HalfRole};
 
 use super::PlanError;
@@ -24,6 +25,16 @@ pub const EDGE_BITS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 /// Bits that the cloud may get.
 pub const CLOUD_BITS: [u32; 7] = [2, 3, 4, 5, 6, 8, 16];
 
+/// Nats that a form of keys and values costs in all layers: measured on SmolLM2-135M-Instruct
+/// (`docs/cpu.md`), and taken for every model. Layers share it.
+pub const fn kv_nats(kv_type: KvType) -> f64 {
+    match kv_type {
+        KvType::F16 => 0.0,
+        KvType::Q8_0 => 0.0010,
+        KvType::Q4_0 => 0.0500,
+    }
+}
+
 /// All that numbers are made of.
 pub struct Tables<'a> {
     source: &'a Source,
@@ -33,6 +44,7 @@ pub struct Tables<'a> {
     harm: &'a Harm,
     edges: u64,
     chunk: u64,
+    kv_types: &'a [KvType],
     layout: Layout,
     tried: Tried,
     rates: [HashMap<BlockType, [f64; 2]>; 2],
@@ -49,7 +61,8 @@ pub struct Guesses {
 }
 
 impl<'a> Tables<'a> {
-    /// Gets ready; `chunk` rows of a prompt travel together, `edges` devices share the server.
+    /// Gets ready; `chunk` rows of a prompt travel together, `edges` devices share the server, keys
+    /// and values may be kept in `kv_types`.
     ///
     /// # Errors
     /// When the source's headers cannot be laid out or the importances are of another model.
@@ -60,6 +73,7 @@ impl<'a> Tables<'a> {
         profiles: &'a [Profile; 2],
         harm: &'a Harm,
         (edges, chunk): (u64, u64),
+        kv_types: &'a [KvType],
     ) -> Result<Self, PlanError> {
         let rates = |p: &Profile| {
             let of = |ty: BlockType| {
@@ -79,6 +93,7 @@ impl<'a> Tables<'a> {
             harm,
             edges,
             chunk,
+            kv_types,
             guesses: Mutex::default(),
         })
     }
@@ -144,12 +159,16 @@ impl<'a> Tables<'a> {
             ];
             for (role, host, list) in halves {
                 let half = self.half(&plan, role, bits, host)?;
-                // More bits than the source has change nothing.
-                let same = |h: &Half| Half { bits, ..h.clone() } == half;
-                if (role == HalfRole::Edge && bits > most) || list.last().is_some_and(same) {
-                    continue;
+                for &kv_type in self.kv_types {
+                    let half = self.keeping(&half, kv_type, host, role);
+                    // More bits than the source has change nothing.
+                    let same = |h: &Half| Half { bits, ..h.clone() } == half;
+                    let last = list.iter().rev().find(|h| h.kv_type == kv_type);
+                    if (role == HalfRole::Edge && bits > most) || last.is_some_and(same) {
+                        continue;
+                    }
+                    list.push(half);
                 }
-                list.push(half);
             }
         }
         let calibrated = self.calibrated(split);
@@ -184,11 +203,14 @@ impl<'a> Tables<'a> {
     ///
     /// # Errors
     /// When the model cannot be cut.
-    pub fn alone(&self, bits: u32, host: usize) -> Result<[Half; 2], PlanError> {
+    pub fn alone(&self, bits: u32, host: usize, kv_type: KvType) -> Result<[Half; 2], PlanError> {
         let split = (self.source.hparams().n_layer as u32).saturating_sub(1);
         let plan = self.recipe(split, bits, bits)?;
-        let front = self.half(&plan, HalfRole::Edge, bits, host)?;
-        let mut back = self.half(&plan, HalfRole::Cloud, bits, host)?;
+        let half = |role| {
+            let half = self.half(&plan, role, bits, host)?;
+            Ok::<_, PlanError>(self.keeping(&half, kv_type, host, role))
+        };
+        let (front, mut back) = (half(HalfRole::Edge)?, half(HalfRole::Cloud)?);
         // One process has one program and one set of buffers.
         back.fixed_bytes = back.fixed_bytes.saturating_sub(back.runtime_bytes);
         Ok([front, back])
@@ -204,18 +226,7 @@ impl<'a> Tables<'a> {
         let used = |t: &TensorPlan| t.encode && t.weighing.columns().is_some();
         let file = |digest| self.layout.file_bytes(plan, role, digest);
         let file_bytes = [file(None)?, file(Some(Digest([0; 32])))?];
-        let load = Load {
-            hparams: hp,
-            layers: layers.clone(),
-            file_bytes: 0,
-            metadata_bytes: self.layout.metadata_bytes(),
-            tokenizer: role == HalfRole::Edge,
-            n_ctx: 0,
-            sessions: if host == 0 { 1 } else { self.edges },
-            rows: self.chunk,
-            threads: u64::from(self.profiles[host].threads),
-            runtime_bytes: self.profiles[host].runtime_bytes,
-        };
+        let load = self.load(layers.clone(), KvType::F16, host, role);
         let time = self.times(plan, role, host);
         let mut lacks = Lacks::default();
         let kl = self.harm.of(plan.half(role), &mut lacks);
@@ -228,6 +239,7 @@ impl<'a> Tables<'a> {
             fixed_bytes: load.memory().total(),
             runtime_bytes: load.runtime_bytes,
             session_bytes: load.buffer_bytes(),
+            kv_type: load.kv_type,
             kv_bytes: load.kv_bytes_per_position().saturating_mul(load.sessions),
             scores: load.scores(),
             sessions: load.sessions,
@@ -236,6 +248,43 @@ impl<'a> Tables<'a> {
             head_ns: time.head,
             kl,
         })
+    }
+
+    /// What a host holds for `layers`, without file and context.
+    fn load(&self, layers: Range<usize>, kv_type: KvType, host: usize, role: HalfRole) -> Load<'_> {
+        Load {
+            hparams: self.source.hparams(),
+            layers,
+            file_bytes: 0,
+            metadata_bytes: self.layout.metadata_bytes(),
+            tokenizer: role == HalfRole::Edge,
+            n_ctx: 0,
+            kv_type,
+            sessions: if host == 0 { 1 } else { self.edges },
+            rows: self.chunk,
+            threads: u64::from(self.profiles[host].threads),
+            runtime_bytes: self.profiles[host].runtime_bytes,
+        }
+    }
+
+    /// `half`, which keeps keys and values in f16, with another form of them.
+    fn keeping(&self, half: &Half, kv_type: KvType, host: usize, role: HalfRole) -> Half {
+        let n_layer = self.source.hparams().n_layer;
+        let layers = half.layers as usize;
+        let layers = match role {
+            HalfRole::Edge => 0..layers,
+            HalfRole::Cloud => n_layer - layers..n_layer,
+        };
+        let share = layers.len() as f64 / n_layer.max(1) as f64;
+        let load = self.load(layers, kv_type, host, role);
+        Half {
+            kv_type,
+            kv_bytes: load.kv_bytes_per_position().saturating_mul(load.sessions),
+            fixed_bytes: load.memory().total(),
+            session_bytes: load.buffer_bytes(),
+            kl: half.kl + share * kv_nats(kv_type),
+            ..half.clone()
+        }
     }
 
     /// All times but those of attention, as [`Profile`] defines them.

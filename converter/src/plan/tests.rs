@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use clap::Parser as _;
 
 use formats::measured::{AttentionTime, Curve};
-use formats::model::Scores;
+use formats::model::{KvType, Scores};
 
 use super::codecs::CodecChoice;
 use super::flags::PlanArgs;
@@ -51,6 +51,7 @@ fn half(r: &mut Random, bits: u32, layers: u32, edges: u64) -> Half {
         fixed_bytes: 500 + session * edges,
         runtime_bytes: 200,
         session_bytes: session,
+        kv_type: KvType::F16,
         kv_bytes: 4 * u64::from(layers) * edges,
         scores: Scores {
             rows: 1 + r.below(8),
@@ -141,8 +142,8 @@ fn problem(r: &mut Random) -> Problem {
         prompt: 1 + r.below(100),
         chunk: 1 + r.below(16),
         limits: Limits {
-            edge_bytes: 3000 + r.below(30_000),
-            cloud_bytes: 5000 + r.below(40_000),
+            edge_bytes: 3000 + r.below(60_000),
+            cloud_bytes: 5000 + r.below(140_000),
             deadline_ms: (r.below(3) > 0).then(|| r.between(5.0, 60.0)),
             max_kl: (r.below(3) > 0).then(|| r.between(0.001, 0.5)),
             context: 1 + r.below(20),
@@ -169,17 +170,20 @@ fn attention_ms(p: &Problem, host: usize, layers: u32, n: f64) -> f64 {
     ns * f64::from(layers) * p.q_width / 1e6
 }
 
-/// Bytes of attention's scores, written down once more: two heads share keys and values.
+/// Bytes of attention's buffers, written down once more: two heads share keys and values.
 fn scores_by_hand(s: &Scores, n: u64) -> u64 {
-    let strips = 4 * (6 * s.threads).min(2 * s.rows.min(3)) * n;
-    if s.rows.min(n) < 4 {
-        return strips;
-    }
     let rows = s.rows.min(n);
-    let shared = rows.div_ceil(4 * s.threads).min(32);
-    // Contexts of these problems are too short for the bound.
-    let tiles = 4 * s.threads.min(rows) * (shared * 2 * n + 64 * s.head_dim);
-    tiles.max(strips)
+    if rows == 0 {
+        return 0;
+    }
+    let few = rows.min(3);
+    let mut pairs = few * 2 * (256 + s.head_dim + 2);
+    if rows >= 4 {
+        let shared = rows.div_ceil(4 * s.threads).min(32);
+        pairs = pairs.max(shared * 2 * (256 + s.head_dim + 4));
+    }
+    // Contexts of these problems are within a span.
+    4 * s.threads * (pairs + 64 * s.head_dim) + 4 * few * 2 * (s.head_dim + 2)
 }
 
 /// Everything about one choice as the documentation states it: resident bytes, token and server

@@ -84,7 +84,7 @@ fn memory(planned: &Planned) -> Vec<String> {
         "", "layers", "file", "KV cache", "other", "resident", "of"
     )];
     for (i, name) in ["edge", "cloud"].into_iter().enumerate() {
-        let kv = halves[i].kv_bytes.saturating_mul(best.choice.context);
+        let kv = halves[i].kv(best.choice.context);
         let resident = best.outcome.resident[i];
         let other = resident.saturating_sub(files[i]).saturating_sub(kv);
         out.push(format!(
@@ -98,13 +98,14 @@ fn memory(planned: &Planned) -> Vec<String> {
         ));
     }
     out.push(format!(
-        "context {} positions{}, keys and values in f16",
+        "context {} positions{}, keys and values in {}",
         best.choice.context,
         if best.longest > best.choice.context {
             format!(" ({} would fit)", best.longest)
         } else {
             String::new()
-        }
+        },
+        halves[0].kv_type
     ));
     out
 }

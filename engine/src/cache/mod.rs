@@ -1,9 +1,15 @@
 //! Keys and values of the positions seen so far.
 
+mod host;
+
 use std::any::Any;
 use std::fmt;
 
-use half::f16;
+use formats::model::KvType;
+
+use self::host::HostKv;
+pub use self::host::KvShape;
+pub(crate) use self::host::{LayerKv, Page, Side, code, floats};
 
 /// The KV cache of one sequence over one layer range: how many positions are held, and where.
 #[derive(Debug)]
@@ -31,45 +37,17 @@ pub trait DeviceKv: Any + Send + Sync + fmt::Debug {
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
-/// Keys and values in f16. Layout per layer: keys then values, each `n_ctx × kv_width`, position
-/// after position.
-struct HostKv {
-    per_layer: usize,
-    keys: Vec<f16>,
-    values: Vec<f16>,
-}
-
-impl fmt::Debug for HostKv {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HostKv")
-            .field("values", &self.values.len())
-            .finish_non_exhaustive()
-    }
-}
-
 /// A cache of nothing, for a place that another was taken out of.
 impl Default for KvCache {
     fn default() -> Self {
-        let (keys, values) = (Vec::new(), Vec::new());
-        let host = HostKv {
-            per_layer: 0,
-            keys,
-            values,
-        };
-        Self::with(0, 0, Store::Host(host))
+        Self::with(0, 0, Store::Host(HostKv::none()))
     }
 }
 
 impl KvCache {
     /// An empty cache in this process's memory, or `None` when the memory cannot be had.
-    pub fn new(layers: usize, n_ctx: usize, kv_width: usize) -> Option<Self> {
-        let per_layer = n_ctx.checked_mul(kv_width)?;
-        let n = layers.checked_mul(per_layer)?;
-        let host = HostKv {
-            per_layer,
-            keys: zeroed(n)?,
-            values: zeroed(n)?,
-        };
+    pub fn new(layers: usize, n_ctx: usize, shape: KvShape) -> Option<Self> {
+        let host = HostKv::new(layers, n_ctx, shape)?;
         Some(Self::with(layers, n_ctx, Store::Host(host)))
     }
 
@@ -110,7 +88,7 @@ impl KvCache {
     /// Bytes of keys and values.
     pub fn bytes(&self) -> usize {
         match &self.store {
-            Store::Host(kv) => 2 * (kv.keys.len() + kv.values.len()),
+            Store::Host(kv) => kv.bytes(),
             Store::Device(kv) => kv.bytes(),
         }
     }
@@ -126,21 +104,50 @@ impl KvCache {
         debug_assert!(self.len <= self.n_ctx);
     }
 
-    /// Whether keys and values are in this process's memory.
-    pub(crate) fn is_host(&self) -> bool {
-        matches!(self.store, Store::Host(_))
+    /// The shape of a position, where this process's memory has it.
+    pub(crate) fn host_shape(&self) -> Option<KvShape> {
+        match &self.store {
+            Store::Host(kv) => Some(kv.shape()),
+            Store::Device(_) => None,
+        }
     }
 
-    /// Keys and values of a layer (counted from the range's first), each `n_ctx × kv_width`; empty
-    /// when a device has them.
-    pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut [f16], &mut [f16]) {
+    /// In what form keys and values are kept.
+    pub fn kv_type(&self) -> KvType {
+        self.host_shape().map_or(KvType::F16, |s| s.kv_type)
+    }
+
+    /// Keys and values of a layer (counted from the range's first); `None` when a device has them.
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> Option<LayerKv<'_>> {
         match &mut self.store {
-            Store::Host(kv) => {
-                let at = layer * kv.per_layer..(layer + 1) * kv.per_layer;
-                (&mut kv.keys[at.clone()], &mut kv.values[at])
-            }
-            Store::Device(_) => (&mut [], &mut []),
+            Store::Host(kv) => Some(kv.layer_mut(layer)),
+            Store::Device(_) => None,
         }
+    }
+
+    /// Holds `n` more positions that nobody computed, with numbers that `fill` makes up: for what
+    /// measures the cost of a long context, which does not depend on them. Returns whether it could:
+    /// a device's memory is out of reach, and a context may be full.
+    pub(crate) fn pretend(&mut self, n: usize, mut fill: impl FnMut(&mut [f32])) -> bool {
+        let (from, layers) = (self.len, self.layers);
+        let Store::Host(kv) = &mut self.store else {
+            return false;
+        };
+        if n > self.n_ctx - from {
+            return false;
+        }
+        let width = kv.shape().heads * kv.shape().head_dim;
+        let (mut keys, mut values) = (vec![0.0; width], vec![0.0; width]);
+        for layer in 0..layers {
+            let mut layer = kv.layer_mut(layer);
+            for at in from..from + n {
+                fill(&mut keys);
+                fill(&mut values);
+                layer.put(at, &keys, &values);
+            }
+        }
+        self.len += n;
+        true
     }
 
     /// What a device keeps, if it is a `T`.
@@ -150,9 +157,4 @@ impl KvCache {
             Store::Device(kv) => kv.as_any_mut().downcast_mut(),
         }
     }
-}
-
-/// Zeroed memory that the system hands out page by page as it is touched.
-fn zeroed(n: usize) -> Option<Vec<f16>> {
-    bytemuck::allocation::try_zeroed_vec(n).ok()
 }

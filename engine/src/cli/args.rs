@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use formats::blocks::BlockType;
+use formats::model::KvType;
 use formats::wire::Codec;
 
 use crate::exec::gpu::Variants;
@@ -75,6 +76,16 @@ pub(super) struct Compute {
     /// Threads that compute [default: one per core]
     #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
+    /// Form of keys and values: f16, or in blocks of 32 q8_0 or q4_0, half and a quarter of the
+    /// memory (processor only). Each side of a link chooses for itself.
+    #[arg(
+        long,
+        visible_alias = "cache-type",
+        value_name = "TYPE",
+        default_value_t,
+        env = "SPLITRUN_KV_TYPE"
+    )]
+    pub(super) kv_type: KvType,
     /// Variants of a graphics card's kernels: auto (all that it has and that pay), exact (no 8-bit
     /// activations), plain (none), or some of subgroups, int8, f16, cooperative.
     #[arg(
@@ -338,6 +349,9 @@ pub(super) struct Bench {
     /// Tokens of the decode measurement.
     #[arg(short = 'n', long, default_value = "64")]
     pub(super) predict: usize,
+    /// Positions that the context holds before either begins.
+    #[arg(short = 'd', long, value_name = "N", default_value = "0")]
+    pub(super) depth: usize,
     /// Runs, of which medians are reported.
     #[arg(short = 'r', long, default_value = "3")]
     pub(super) runs: NonZeroUsize,

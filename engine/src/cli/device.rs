@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use formats::model::KvType;
+
 use super::args::{Compute, Device};
 use super::note;
 use crate::exec::cpu::{Activations, CpuExecutor, Isa};
@@ -16,6 +18,7 @@ pub(super) struct Place {
     threads: usize,
     isa: Isa,
     activations: Activations,
+    kv_type: KvType,
     gpu: Option<Arc<Gpu>>,
     /// Whether the processor will do when the device does not.
     fall_back: bool,
@@ -54,6 +57,13 @@ impl Place {
                 Err(_) => None,
             },
         };
+        if let (Some(gpu), true) = (&gpu, compute.kv_type != KvType::F16) {
+            return Err(RunError::Usage(format!(
+                "--kv-type {}: {} keeps keys and values in f16; use --device cpu or --kv-type f16",
+                compute.kv_type,
+                gpu.report().name
+            )));
+        }
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             threads: compute.threads.map_or_else(cores, usize::from),
@@ -63,6 +73,7 @@ impl Place {
             } else {
                 Activations::Int8
             },
+            kv_type: compute.kv_type,
             gpu,
             fall_back: compute.device == Device::Auto,
         })
@@ -73,6 +84,14 @@ impl Place {
         Self {
             activations: Activations::F32,
             ..self.clone()
+        }
+    }
+
+    /// The same, exact and with keys and values in f16: for what others are compared to.
+    pub(super) fn reference(&self) -> Self {
+        Self {
+            kv_type: KvType::F16,
+            ..self.exact()
         }
     }
 
@@ -116,7 +135,8 @@ impl Place {
     fn cpu(&self, part: ModelPart) -> Result<CpuExecutor, RunError> {
         let exec = CpuExecutor::new(part, self.threads, self.isa)
             .map_err(RunError::io("starting threads"))?;
-        Ok(exec.with_activations(self.activations))
+        let exec = exec.with_activations(self.activations);
+        Ok(exec.with_kv_type(self.kv_type)?)
     }
 
     /// The device, if there is one to use.

@@ -75,7 +75,7 @@ fn eval_against(args: &Eval, text: &Path, source: &Path) -> Result<(), RunError>
     let place = place(args)?;
     let (model, source) = (
         executors(model, &place)?,
-        executors(source, &place.exact())?,
+        executors(source, &place.reference())?,
     );
     let mut progress = |done: usize, of: usize, kl: f64| {
         note(&format!("window {done} of {of}: KL {kl:.5}"));
@@ -235,8 +235,8 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
     if let Some(out) = &args.profile {
         return super::profile::profile(args, out);
     }
-    if args.prompt.max(args.predict) > MOST {
-        return Err(RunError::Request(format!("-p and -n go up to {MOST}")));
+    if args.prompt.max(args.predict).max(args.depth) > MOST {
+        return Err(RunError::Request(format!("-p, -n and -d go up to {MOST}")));
     }
     let parts = parts(open_model(args.model.model.as_deref())?);
     let weight_bytes = parts.iter().map(ModelPart::weight_bytes).sum();
@@ -252,6 +252,7 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
         prompt: args.prompt,
         decode: args.predict,
         runs: args.runs.get(),
+        depth: args.depth,
     };
     let mut report = crate::measure::bench(
         &execs,
@@ -294,6 +295,14 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
             "a copy moves {:.2} GB/s; decoding {:.0} % of that while the device computes",
             gpu.copy_gb_per_s,
             100.0 * gpu.share_of_copy
+        ))?;
+    }
+    if report.depth > 0 {
+        print_line(&format!(
+            "behind {} positions, {:.1} MB of keys and values in {}",
+            report.depth,
+            report.kv_bytes as f64 / 1e6,
+            report.kv_type
         ))?;
     }
     print_line(&format!(

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use formats::gguf::{Gguf, GgufSet, metadata_bytes};
-use formats::model::{CHUNK_ROWS, HParams, Load, Memory, RUNTIME_BYTES};
+use formats::model::{CHUNK_ROWS, HParams, KvType, Load, Memory, RUNTIME_BYTES};
 use formats::units::Size;
 
 use super::args::Role;
@@ -23,6 +23,7 @@ pub(super) struct Held<'a> {
     /// All files that are mapped, the one with the metadata first.
     pub(super) sets: Vec<&'a GgufSet>,
     pub(super) n_ctx: usize,
+    pub(super) kv_type: KvType,
     pub(super) threads: usize,
     /// Rows of a prompt at a time, where this side decides.
     pub(super) chunk: usize,
@@ -42,6 +43,7 @@ impl Held<'_> {
                 .sum(),
             tokenizer: self.role != Role::Cloud,
             n_ctx: self.n_ctx as u64,
+            kv_type: self.kv_type,
             sessions,
             rows: match self.role {
                 Role::Cloud => MOST_ROWS,
@@ -95,7 +97,8 @@ impl Held<'_> {
 
     /// Keys and values of one session.
     pub(super) fn kv_bytes(&self) -> usize {
-        self.hparams.kv_bytes(&self.layers, self.n_ctx)
+        self.hparams
+            .kv_bytes(self.kv_type, &self.layers, self.n_ctx)
     }
 }
 

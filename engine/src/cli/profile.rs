@@ -8,7 +8,7 @@ use std::time::Instant;
 use formats::blocks::BlockType;
 use formats::gguf::metadata_bytes;
 use formats::measured::Profile;
-use formats::model::Load;
+use formats::model::{KvType, Load};
 
 use super::args::Bench;
 use super::device::Place;
@@ -26,6 +26,12 @@ const SECONDS: f64 = 36.0;
 
 pub(super) fn profile(args: &Bench, out: &Path) -> Result<(), RunError> {
     check_target(out)?;
+    if args.compute.kv_type != KvType::F16 {
+        return Err(RunError::Usage(format!(
+            "--kv-type {}: a profile is measured with f16, and plans take its times for every type; leave it out",
+            args.compute.kv_type
+        )));
+    }
     let place = Place::open(&args.compute)?;
     let model = args.model.model.as_deref();
     // Once without a clock: the file is in the system's cache then, as the figure supposes.
@@ -149,6 +155,7 @@ fn tables(model: &crate::role::OpenedModel) -> u64 {
         metadata_bytes: header,
         tokenizer: true,
         n_ctx: 0,
+        kv_type: KvType::F16,
         sessions: 0,
         rows: 0,
         threads: 0,

@@ -99,6 +99,7 @@ fn held<'a>(run: &Run, half: &'a HalfFile, place: &Place, n_ctx: usize, role: Ro
         layers: half.part.layers.clone(),
         sets: vec![&half.set],
         n_ctx,
+        kv_type: run.compute.kv_type,
         threads: place.threads(),
         chunk: run.prompt.chunk.get(),
     }
@@ -190,6 +191,7 @@ pub(super) fn both(run: &Run) -> Result<(), RunError> {
             layers: 0..hparams.n_layer,
             sets,
             n_ctx,
+            kv_type: run.compute.kv_type,
             threads: place.threads(),
             chunk: run.prompt.chunk.get(),
         };

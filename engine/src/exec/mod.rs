@@ -7,10 +7,12 @@ pub mod cpu;
 mod embed;
 pub mod gpu;
 #[cfg(test)]
-mod noise;
+pub(crate) mod noise;
 mod rope;
 
 use std::ops::Range;
+
+use formats::model::KvType;
 
 use crate::cache::KvCache;
 use crate::model::{HParams, ModelPart};
@@ -24,6 +26,17 @@ pub trait Executor: Send + Sync {
 
     /// The layers this executor holds.
     fn layers(&self) -> Range<usize>;
+
+    /// In what form its caches keep keys and values.
+    fn kv_type(&self) -> KvType {
+        KvType::F16
+    }
+
+    /// Bytes of a cache for up to `n_ctx` positions.
+    fn cache_bytes(&self, n_ctx: usize) -> usize {
+        self.hparams()
+            .kv_bytes(self.kv_type(), &self.layers(), n_ctx)
+    }
 
     /// An empty cache for up to `n_ctx` positions of this executor's layers.
     ///
@@ -158,6 +171,16 @@ pub enum ExecError {
         n_ctx: usize,
         /// Bytes they need.
         bytes: usize,
+    },
+    /// Heads that are not whole blocks.
+    #[error(
+        "keys and values in {kv_type} are blocks of 32, and heads of {head_dim} values are not whole ones; use --kv-type f16"
+    )]
+    KvBlocks {
+        /// The form asked for.
+        kv_type: KvType,
+        /// Values of a head.
+        head_dim: usize,
     },
     /// A cache that another kind of executor made.
     #[error("this cache belongs to another device than the layers {first}..{end}")]

@@ -4,14 +4,14 @@ use formats::blocks::{self, BlockType, Effort};
 use half::f16;
 
 /// Values that look like weights and activations: bell-shaped, with a few far ones.
-pub(super) struct Noise(u64);
+pub(crate) struct Noise(u64);
 
 impl Noise {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(super) fn next(&mut self) -> f32 {
+    pub(crate) fn next(&mut self) -> f32 {
         let mut sum = 0.0;
         for _ in 0..4 {
             self.0 = self
@@ -27,13 +27,13 @@ impl Noise {
         }
     }
 
-    pub(super) fn take(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn take(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.next()).collect()
     }
 
     /// A row of weights of type `ty`; random codes where there is no encoder, and in ternary
     /// types, whose codes would otherwise be almost all alike.
-    pub(super) fn row(&mut self, ty: BlockType, cols: usize) -> Vec<u8> {
+    pub(crate) fn row(&mut self, ty: BlockType, cols: usize) -> Vec<u8> {
         let mut bytes = vec![0; ty.row_bytes(cols).unwrap()];
         if ty.can_encode() && !matches!(ty, BlockType::TQ1_0 | BlockType::TQ2_0) {
             blocks::quantize_row(ty, &self.take(cols), None, Effort::Normal, &mut bytes).unwrap();

@@ -138,8 +138,7 @@ impl<'a> Undisturbed<'a> {
                 "--sensitivity: {tokens} tokens of this model are too many to keep; {most} are the most"
             )));
         }
-        let cache = KvCache::new(1, len, hp.kv_width());
-        let cache = cache.ok_or_else(|| {
+        let cache = front.layer_cache(len).ok_or_else(|| {
             RunError::Request(format!(
                 "there is no memory for the keys and values of {len} tokens; lower --ctx"
             ))

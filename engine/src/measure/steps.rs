@@ -7,7 +7,6 @@ use formats::wire::{self, Codec, Expect, KL_STEPS, Origin, PairTag, Scratch, Tcq
 
 use super::eval::{Scores, score};
 use super::windows::windows;
-use crate::cache::KvCache;
 use crate::exec::Executor as _;
 use crate::exec::cpu::{CpuExecutor, Observer, Rows, Site};
 use crate::role::RunError;
@@ -110,8 +109,7 @@ fn behind(parts: &[Arc<CpuExecutor>], cut: usize, rows: &mut [f32]) -> Result<()
                 continue;
             }
             let n = rows.len() / hp.n_embd;
-            let cache = KvCache::new(1, n, hp.kv_width());
-            let mut cache = cache.ok_or(RunError::Request(format!(
+            let mut cache = exec.layer_cache(n).ok_or(RunError::Request(format!(
                 "there is no memory for keys and values of {n} positions; lower -c"
             )))?;
             exec.forward_layer(l, weights, &mut cache, rows)?;

@@ -7,6 +7,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use formats::model::KvType;
+
 use crate::cache::KvCache;
 use crate::exec::{ExecError, Executor, Sequence};
 use crate::model::HParams;
@@ -224,6 +226,10 @@ impl Executor for Batched {
         self.exec.layers()
     }
 
+    fn kv_type(&self) -> KvType {
+        self.exec.kv_type()
+    }
+
     fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {
         self.exec.new_cache(n_ctx)
     }
@@ -296,6 +302,7 @@ mod tests {
     use std::thread::scope;
 
     use super::*;
+    use crate::cache::KvShape;
     use crate::model::{Architecture, Rope, RopeStyle};
 
     /// Doubles rows; a pass whose first value is 7 waits for a word first, and one with 13 fails.
@@ -316,7 +323,8 @@ mod tests {
         }
 
         fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {
-            KvCache::new(1, n_ctx, 1).ok_or(ExecError::Abandoned)
+            let shape = KvShape::of(&self.shape, KvType::F16);
+            KvCache::new(1, n_ctx, shape).ok_or(ExecError::Abandoned)
         }
 
         fn embed(&self, _: &[u32], _: &mut Vec<f32>) -> Result<(), ExecError> {

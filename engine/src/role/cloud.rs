@@ -66,7 +66,7 @@ impl CloudBackend {
 
     /// Takes what a session of `n_ctx` positions needs off the budget.
     fn reserve(&self, n_ctx: usize) -> Result<Reserved, Refusal> {
-        let bytes = self.exec.hparams().kv_bytes(&self.exec.layers(), n_ctx);
+        let bytes = self.exec.cache_bytes(n_ctx);
         let budget = self.kv_budget.unwrap_or(usize::MAX);
         self.kv_used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
@@ -239,11 +239,12 @@ impl Session for CloudSession {
 mod tests {
     use std::ops::Range;
 
+    use formats::model::KvType;
     use formats::pair::PairId;
     use formats::wire::Origin;
 
     use super::*;
-    use crate::cache::KvCache;
+    use crate::cache::{KvCache, KvShape};
     use crate::link::Sampling;
     use crate::model::{Architecture, HParams, Rope, RopeStyle};
 
@@ -267,7 +268,8 @@ mod tests {
         }
 
         fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {
-            KvCache::new(2, n_ctx, self.0.kv_width()).ok_or(ExecError::BadRows { len: 0, width: 0 })
+            let shape = KvShape::of(&self.0, KvType::F16);
+            KvCache::new(2, n_ctx, shape).ok_or(ExecError::BadRows { len: 0, width: 0 })
         }
 
         fn cache_memory(&self) -> Option<usize> {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::KvType;
 use super::architecture::Architecture;
 
 /// Which values of a head a rotation turns together.
@@ -69,9 +70,11 @@ impl HParams {
         self.n_head_kv * self.head_dim
     }
 
-    /// Bytes of f16 keys and values for `n_ctx` positions of `layers`.
-    pub fn kv_bytes(&self, layers: &Range<usize>, n_ctx: usize) -> usize {
-        [2 * 2, layers.len(), n_ctx, self.kv_width()]
+    /// Bytes of keys and values in `kv_type` for `n_ctx` positions of `layers`:
+    /// 2 · layers · positions · bytes of H_kv · D values.
+    pub fn kv_bytes(&self, kv_type: KvType, layers: &Range<usize>, n_ctx: usize) -> usize {
+        let heads = self.n_head_kv.saturating_mul(kv_type.bytes(self.head_dim));
+        [2, layers.len(), kv_type.positions(n_ctx), heads]
             .into_iter()
             .fold(1, usize::saturating_mul)
     }

@@ -6,17 +6,17 @@
 
 use std::ops::Range;
 
-use super::HParams;
+use super::{HParams, KV_BLOCK, KV_PAGE, KvType};
 
-/// Scores that a part of the processor's attention keeps where a prompt is long enough
-/// (`exec/cpu/attention.rs` of the engine), and the positions of a tile of keys or values.
-const TILE_SCORES: u64 = 1 << 16;
+/// What the processor's attention goes by (`exec/cpu/attention.rs` of the engine): positions of a
+/// span, and of a tile of keys or values as floats.
+const SPAN: u64 = 256;
 const TILE: u64 = 64;
-/// Rows that share a tile, at most.
-const TILE_ROWS: u64 = 32;
-/// Rows from which attention goes by tiles; fewer go by strips, of which each thread has six.
+/// Rows from which a thread takes rows and all their spans; of fewer it takes a span.
 const FEW: u64 = 4;
-const STRIPS: u64 = 6;
+/// Rows that a thread then takes, and rows times heads, at most.
+const MOST_SHARED: u64 = 32;
+const TOGETHER: u64 = 96;
 
 /// Rows of a prompt that go through the layers at once where nobody has said otherwise.
 pub const CHUNK_ROWS: u64 = 64;
@@ -44,6 +44,8 @@ pub struct Load<'a> {
     pub tokenizer: bool,
     /// Positions of a context.
     pub n_ctx: u64,
+    /// In what form keys and values are kept.
+    pub kv_type: KvType,
     /// Sequences at a time.
     pub sessions: u64,
     /// Rows that go through the layers at once, at most.
@@ -82,19 +84,22 @@ impl Load<'_> {
     /// Counts.
     pub fn memory(&self) -> Memory {
         let buffers = (self.buffer_bytes()).saturating_add(self.scores().bytes(self.n_ctx));
+        let taken =
+            usize::try_from(self.n_ctx).map_or(u64::MAX, |n| self.kv_type.positions(n) as u64);
         Memory {
             weights: self.file_bytes,
-            kv: times(&[self.kv_bytes_per_position(), self.n_ctx, self.sessions]),
+            kv: times(&[self.kv_bytes_per_position(), taken, self.sessions]),
             activations: times(&[buffers, self.sessions]),
             tables: self.table_bytes(),
             runtime: self.runtime_bytes,
         }
     }
 
-    /// Bytes of one session for each position of its context: keys and values in f16
-    /// (2 · 2 · layers · H_kv · D).
+    /// Bytes of one session for each position of its context: keys and values
+    /// (2 · layers · bytes of H_kv · D of them).
     pub fn kv_bytes_per_position(&self) -> u64 {
-        self.hparams.kv_bytes(&self.layers, 1) as u64
+        let page = (self.hparams).kv_bytes(self.kv_type, &self.layers, KV_PAGE) as u64;
+        page / KV_PAGE as u64
     }
 
     /// What one session's attention keeps beside keys and values.
@@ -124,7 +129,12 @@ impl Load<'_> {
             + wide(hp.n_ff)
             + hp.rope.dims as u64;
         let rows = 2 * hp.n_embd as u64;
-        let pass = times(&[4, self.rows, layer + rows]);
+        // Queries as codes: a line of the cache for each block of 32.
+        let codes = match self.kv_type {
+            KvType::F16 => 0,
+            KvType::Q8_0 | KvType::Q4_0 => 16 * hp.q_width().div_ceil(KV_BLOCK) as u64,
+        };
+        let pass = times(&[4, self.rows, layer + rows + codes]);
         let head = if self.layers.end == hp.n_layer {
             // Logits, and candidates (id and logit) while a token is chosen.
             times(&[12, hp.n_vocab as u64])
@@ -178,8 +188,7 @@ impl Load<'_> {
     }
 }
 
-/// The buffer of attention of one session on the processor: scores, and a tile of keys or values
-/// as floats for each thread.
+/// The buffers of attention of one session on the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scores {
     /// Rows that go through the layers at once, at most.
@@ -197,23 +206,27 @@ pub struct Scores {
 impl Scores {
     /// Bytes with a context of `n_ctx` positions; they never fall as it grows.
     ///
-    /// One to three rows: a strip of `n_ctx` scores for each of six parts a thread. More: for each
-    /// thread a tile of 64 positions, and the scores of the rows that share it: `group · n_ctx`
-    /// for each of up to 32 rows, 65 536 at most, but those of a row.
+    /// For each thread a tile of 64 positions as floats, and of each row and head that it works on
+    /// the scores of a span of 256 positions, its sums and two numbers; where there are many rows,
+    /// two more. Of one to three rows, what each span came to.
     pub fn bytes(&self, n_ctx: u64) -> u64 {
-        let few = self.rows.min(FEW - 1);
-        let strips = times(&[STRIPS, self.threads]).min(times(&[few, self.n_head]));
-        let strips = times(&[4, strips, n_ctx]);
-        if self.rows < FEW || n_ctx < FEW {
-            return strips;
-        }
+        let group = self.n_head / self.n_head_kv;
+        let sums = self.head_dim + 2;
         let rows = self.rows.min(n_ctx);
-        let items = times(&[rows, self.n_head_kv]);
-        let shared = (items.div_ceil(times(&[4, self.threads]).max(1))).clamp(1, TILE_ROWS);
-        let row = times(&[self.n_head / self.n_head_kv, n_ctx]);
-        let scores = times(&[shared.min(rows), row]).min(TILE_SCORES).max(row);
-        let each = scores.saturating_add(times(&[TILE, self.head_dim]));
-        times(&[4, self.threads.min(items), each]).max(strips)
+        let few = rows.min(FEW - 1);
+        let spans = times(&[4, n_ctx.div_ceil(SPAN), self.n_head_kv, few, group, sums]);
+        if rows == 0 {
+            return 0;
+        }
+        let mut pairs = times(&[few, group, SPAN + sums]);
+        if rows >= FEW {
+            let items = times(&[rows, self.n_head_kv]);
+            let even = items.div_ceil(times(&[4, self.threads]).max(1));
+            let shared = (TOGETHER / group.max(1)).min(even).clamp(1, MOST_SHARED);
+            pairs = pairs.max(times(&[shared.min(rows), group, SPAN + sums + 2]));
+        }
+        let each = pairs.saturating_add(times(&[TILE, self.head_dim]));
+        times(&[4, self.threads, each]).saturating_add(spans)
     }
 }
 
@@ -258,6 +271,7 @@ mod tests {
             metadata_bytes: 1000,
             tokenizer: false,
             n_ctx,
+            kv_type: KvType::F16,
             sessions: 1,
             rows: CHUNK_ROWS,
             threads: 2,
@@ -275,15 +289,29 @@ mod tests {
             ..load(&hp, 512)
         };
         assert_eq!(two.memory().kv, 256 << 20);
+        // 34 and 18 bytes for 32 values of two bytes, in whole pages of 16 positions.
+        for (kv_type, block) in [(KvType::Q8_0, 34), (KvType::Q4_0, 18)] {
+            let thin = Load {
+                kv_type,
+                ..load(&hp, 497)
+            };
+            assert_eq!(thin.memory().kv, (128 << 20) / 64 * block);
+        }
         assert_eq!(two.memory().weights, 1 << 30);
     }
 
     #[test]
     fn the_longest_context_just_fits() {
         let hp = llama_7b();
-        for sessions in [1, 3] {
+        for (sessions, kv_type) in [
+            (1, KvType::F16),
+            (3, KvType::F16),
+            (1, KvType::Q8_0),
+            (3, KvType::Q4_0),
+        ] {
             let load = Load {
                 sessions,
+                kv_type,
                 ..load(&hp, 0)
             };
             let limit = 2 << 30;
@@ -310,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_are_those_of_tiles_or_of_strips() {
+    fn scores_are_those_of_spans() {
         let scores = Scores {
             rows: 64,
             threads: 2,
@@ -318,24 +346,20 @@ mod tests {
             n_head_kv: 3,
             head_dim: 64,
         };
-        // 24 rows share a tile: 64 rows of 3 heads among 8 items.
-        assert_eq!(scores.bytes(100), 4 * 2 * (24 * 3 * 100 + 64 * 64));
-        assert_eq!(scores.bytes(2048), 4 * 2 * (65536 + 64 * 64));
-        // A row alone has more.
-        assert_eq!(scores.bytes(1 << 20), 4 * 12 * (1 << 20));
+        // 24 rows of three heads: 64 rows of 3 key heads among 8 items. Three rows have a span.
+        let thread = 24 * 3 * (256 + 64 + 2 + 2) + 64 * 64;
+        let span = 3 * 9 * (64 + 2);
+        assert_eq!(scores.bytes(100), 4 * (2 * thread + span));
+        assert_eq!(scores.bytes(2049), 4 * (2 * thread + 9 * span));
+        let one = Scores { rows: 1, ..scores };
+        let thread = 3 * (256 + 64 + 2) + 64 * 64;
+        assert_eq!(one.bytes(100), 4 * (2 * thread + 9 * 66));
         let many = Scores {
             threads: 16,
             n_head: 64,
             n_head_kv: 1,
             ..scores
         };
-        assert_eq!(
-            many.bytes(4096),
-            (4 * 96 * 4096).max(4 * 16 * (64 * 4096 + 4096))
-        );
-        assert_eq!(scores.bytes(1), 4 * 12);
-        let one = Scores { rows: 1, ..scores };
-        assert_eq!(one.bytes(100), 4 * 9 * 100);
         let lens = [0, 1, 3, 4, 5, 63, 64, 100, 1000, 3000, 1 << 16, u64::MAX];
         assert!(lens.is_sorted_by_key(|n| many.bytes(*n)));
         assert!(lens.is_sorted_by_key(|n| scores.bytes(*n)));

@@ -4,6 +4,7 @@
 //! the programs, and answers Markdown and plots. Nothing of an earlier page is kept.
 
 mod codecs;
+mod context;
 mod links;
 mod opsc;
 mod plot;
@@ -39,6 +40,7 @@ const SECTIONS: &[(&str, Make)] = &[
     ("codecs", codecs::make),
     ("links", links::make),
     ("tasks", tasks::make),
+    ("context", context::make),
 ];
 
 /// What to measure.

@@ -1,21 +1,28 @@
 //! Causal attention over the cache.
+//!
+//! Positions are taken in *spans* of [`SPAN`] that begin at multiples of it, whoever asks. Of each
+//! span a row and head get the largest score `m`, `l = Σ e^(s − m)` and `a = Σ e^(s − m)·v`, and
+//! spans are joined in ascending order ([`Isa::join`]). So the spans of a long context can go to
+//! many threads, scores are kept for one span only, and which way it went does not show.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use formats::model::{KV_BLOCK, KvType};
 use half::f16;
-use half::slice::HalfFloatSliceExt as _;
 
 use super::forward::sized;
+use super::integer::{CodeBlock, SPAN};
 use super::isa::Isa;
 use super::matmul::Out;
 use super::pool::Session;
+use crate::cache::{KvShape, LayerKv, Side, floats};
 
-/// Rows from which tiles pay.
+/// Rows from which an item takes rows and all their spans, not one span.
 const FEW: usize = 4;
-/// Positions of a tile.
+/// Positions that become floats at a time.
 const TILE: usize = 64;
-/// Scores that an item keeps: what the second-level cache holds beside a tile.
-const SCORES: usize = 1 << 16;
+/// Rows and heads of an item, at most, unless one row has more heads.
+const TOGETHER: usize = 96;
 
 /// Which parts of a buffer are in use: at most one a thread, and 64.
 struct Slots {
@@ -59,164 +66,359 @@ impl Drop for Slot<'_> {
     }
 }
 
+/// Buffers of attention, kept for the next.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// Of items, a slot each.
+    items: Vec<f32>,
+    /// What spans came to.
+    spans: Vec<f32>,
+    /// Queries as codes.
+    codes: Vec<CodeBlock>,
+}
+
 /// Causal attention of `n` rows that stand at `start..start + n`.
 pub(super) struct Attention<'a> {
     pub(super) isa: Isa,
+    /// Whether q8_0 and q4_0 are multiplied in whole numbers.
+    pub(super) whole: bool,
     pub(super) n: usize,
     pub(super) start: usize,
-    pub(super) n_head: usize,
     /// Query heads per key head.
     pub(super) group: usize,
-    pub(super) head_dim: usize,
-    pub(super) kv_width: usize,
     pub(super) q: &'a [f32],
-    pub(super) keys: &'a [f16],
-    pub(super) values: &'a [f16],
+    pub(super) kv: LayerKv<'a>,
+}
+
+/// Some rows, and the heads that share keys, of one item.
+#[derive(Clone, Copy)]
+struct Some {
+    first: usize,
+    rows: usize,
+    kv_head: usize,
+}
+
+/// An item's buffers. Row after row, in a row head after head.
+struct Buffers<'a> {
+    scores: &'a mut [f32],
+    sums: &'a mut [f32],
+    /// Largest score and sum of weights, of this span.
+    weights: &'a mut [f32],
+    tile: &'a mut [f32],
+}
+
+/// `n` half floats of a head, behind `from` others.
+fn halves(head: &[u8], from: usize, n: usize) -> &[f16] {
+    &bytemuck::cast_slice(head)[from..from + n]
 }
 
 impl Attention<'_> {
-    /// Writes head after head, row after row, to `mixed`. Which way it goes does not show.
-    pub(super) fn run(&self, session: &Session<'_>, mixed: &mut [f32], scores: &mut Vec<f32>) {
-        if self.n >= FEW {
-            self.tiles(session, mixed, scores);
+    /// Writes head after head, row after row, to `mixed`.
+    pub(super) fn run(&self, session: &Session<'_>, mixed: &mut [f32], scratch: &mut Scratch) {
+        let Scratch {
+            items,
+            spans,
+            codes,
+        } = scratch;
+        if self.whole {
+            self.encode(session, codes);
+        }
+        if self.n < FEW {
+            self.by_spans(session, mixed, items, spans, codes);
         } else {
-            self.strips(session, mixed, scores);
+            self.by_rows(session, mixed, items, codes);
         }
     }
 
-    /// Many rows: keys and values become floats a tile at a time, for some rows and all heads that
-    /// share them. The scores of these rows are kept, never those of all.
-    fn tiles(&self, session: &Session<'_>, mixed: &mut [f32], scores: &mut Vec<f32>) {
-        let (dim, width) = (self.head_dim, self.n_head * self.head_dim);
+    fn shape(&self) -> KvShape {
+        self.kv.shape()
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.shape().head_dim as f32).sqrt()
+    }
+
+    /// Scaled queries as codes: key head after key head, in it row after row, in a row the heads
+    /// that share it.
+    fn encode(&self, session: &Session<'_>, codes: &mut Vec<CodeBlock>) {
+        let KvShape {
+            heads, head_dim, ..
+        } = self.shape();
+        let (group, n) = (self.group, self.n);
+        // Weights are powers of two.
+        let scale = self.scale() * std::f32::consts::LOG2_E;
+        let per_head = head_dim / KV_BLOCK;
+        let per_row = group * per_head;
+        let out = CodeBlock::shared(codes, heads * n * per_row);
+        session.ranges(n, 8, &|range| {
+            let mut x = Vec::new();
+            for r in range {
+                for (kv_head, q) in self.q[r * heads * group * head_dim..]
+                    .chunks_exact(group * head_dim)
+                    .take(heads)
+                    .enumerate()
+                {
+                    x.clear();
+                    x.extend(q.iter().map(|q| q * scale));
+                    let at = (kv_head * n + r) * per_row;
+                    self.isa.encode(&x, &mut |b, block| {
+                        // SAFETY: row `r` belongs to this task alone, and each row has its own
+                        // blocks.
+                        unsafe { out.set(at + b, block) }
+                    });
+                }
+            }
+        });
+    }
+
+    /// Floats of a slot for `rows` rows.
+    fn slot_len(&self, rows: usize) -> usize {
+        let dim = self.shape().head_dim;
+        rows * self.group * (SPAN + dim + 2) + TILE * dim
+    }
+
+    fn buffers<'b>(&self, rows: usize, slot: &'b mut [f32]) -> Buffers<'b> {
+        let pairs = rows * self.group;
+        let (scores, slot) = slot.split_at_mut(pairs * SPAN);
+        let (sums, slot) = slot.split_at_mut(pairs * self.shape().head_dim);
+        let (weights, tile) = slot.split_at_mut(2 * pairs);
+        Buffers {
+            scores,
+            sums,
+            weights,
+            tile,
+        }
+    }
+
+    /// One span, from position `from` on, of some rows that all see its first position. Leaves
+    /// its sums and weights in `b`.
+    fn span(&self, some: Some, from: usize, codes: &[CodeBlock], b: &mut Buffers<'_>) {
+        let KvShape {
+            heads,
+            head_dim: dim,
+            ..
+        } = self.shape();
+        let (group, isa) = (self.group, self.isa);
+        let pairs = some.rows * group;
+        let end = (self.start + some.first + some.rows).min(from + SPAN);
+        let n = end - from;
+        // Causal: a row sees positions up to its own.
+        let seen = |pair: usize| n.min(self.start + some.first + pair / group + 1 - from);
+        let (keys, values) = (self.kv.keys(some.kv_head), self.kv.values(some.kv_head));
+        let query = |pair: usize| {
+            let (r, g) = (some.first + pair / group, pair % group);
+            let at = (r * heads + some.kv_head) * group + g;
+            &self.q[at * dim..(at + 1) * dim]
+        };
+        let direct = self.shape().kv_type == KvType::F16 && some.rows < FEW;
+        if self.whole {
+            let per_pair = dim / KV_BLOCK;
+            let at = (some.kv_head * self.n + some.first) * group * per_pair;
+            let q = &codes[at..at + pairs * per_pair];
+            isa.kv_scores(self.shape(), keys, from, n, q, b.scores);
+        } else if direct {
+            for (r, s) in b
+                .scores
+                .chunks_mut(group * SPAN)
+                .take(some.rows)
+                .enumerate()
+            {
+                let at = ((some.first + r) * heads + some.kv_head) * group * dim;
+                let keys = halves(keys, from * dim, seen(r * group) * dim);
+                isa.scores_f16(&self.q[at..at + group * dim], keys, dim, self.scale(), s);
+            }
+        } else {
+            for at in (from..end).step_by(TILE) {
+                let n = TILE.min(end - at);
+                floats(keys, self.shape(), Side::Keys, at, n, b.tile);
+                for (pair, s) in b.scores.chunks_mut(SPAN).take(pairs).enumerate() {
+                    let n = n.min((from + seen(pair)).saturating_sub(at));
+                    let s = &mut s[at - from..at - from + n];
+                    isa.scores_f32(query(pair), b.tile, dim, self.scale(), s);
+                }
+            }
+        }
+        let each = b.scores.chunks_mut(SPAN).zip(b.weights.chunks_mut(2));
+        for (pair, (s, w)) in each.take(pairs).enumerate() {
+            if self.whole {
+                w.copy_from_slice(&isa.soften(s, seen(pair)));
+            } else {
+                let (most, sum) = isa.softmax(&mut s[..seen(pair)]);
+                w.copy_from_slice(&[most, sum]);
+            }
+        }
+        if self.whole {
+            isa.kv_sums(
+                self.shape(),
+                values,
+                from,
+                n,
+                &seen,
+                b.scores,
+                &mut b.sums[..pairs * dim],
+            );
+            return;
+        }
+        if direct {
+            let each = b
+                .scores
+                .chunks(group * SPAN)
+                .zip(b.sums.chunks_mut(group * dim));
+            for (r, (s, sums)) in each.take(some.rows).enumerate() {
+                let values = halves(values, from * dim, seen(r * group) * dim);
+                isa.sums_f16(s, values, dim, sums);
+            }
+            return;
+        }
+        b.sums[..pairs * dim].fill(0.0);
+        for at in (from..end).step_by(TILE) {
+            let n = TILE.min(end - at);
+            floats(values, self.shape(), Side::Values, at, n, b.tile);
+            let each = b.scores.chunks(SPAN).zip(b.sums.chunks_mut(dim));
+            for (pair, (s, sum)) in each.take(pairs).enumerate() {
+                let n = n.min((from + seen(pair)).saturating_sub(at));
+                isa.add_weighted_f32(&s[at - from..at - from + n], b.tile, dim, sum);
+            }
+        }
+    }
+
+    /// Many rows: an item has some of them, and goes through all their spans.
+    fn by_rows(
+        &self,
+        session: &Session<'_>,
+        mixed: &mut [f32],
+        items: &mut Vec<f32>,
+        codes: &[CodeBlock],
+    ) {
+        let KvShape {
+            heads,
+            head_dim: dim,
+            ..
+        } = self.shape();
+        let group = self.group;
         let stride = mixed.len() / self.n.max(1);
-        let scale = 1.0 / (dim as f32).sqrt();
-        let len = self.start + self.n;
-        // Rows that share a tile: as many as keep their scores within a bound, and enough items
-        // for all threads.
-        let shared = SCORES / (self.group * len).max(1);
-        let even = (self.n * self.n_head / self.group).div_ceil(4 * session.threads());
-        let rows = shared.min(even).clamp(1, 32).min(self.n);
+        // Rows that share floats: as many as their scores allow, and enough items for all threads.
+        let even = (self.n * heads).div_ceil(4 * session.threads());
+        let rows = (TOGETHER / group).min(even).clamp(1, 32).min(self.n);
         let blocks = self.n.div_ceil(rows);
-        let items = blocks * (self.n_head / self.group);
-        let per_item = rows * self.group * len + TILE * dim;
-        let slots = session.threads().min(items).max(1);
-        let buffer = sized(scores, slots * per_item);
-        let buffer = Out::new(buffer, per_item);
+        let per_item = self.slot_len(rows) + 2 * rows * group;
+        let slots = session.threads().min(blocks * heads).max(1);
+        let buffer = Out::new(sized(items, slots * per_item), per_item);
         let free = Slots::new(slots);
         let out = Out::new(mixed, stride);
-        session.run(items, &|item| {
+        session.run(blocks * heads, &|item| {
             let slot = free.take();
             // SAFETY: the slot was free and is this item's until it is dropped.
-            let (scores, tile) = unsafe { buffer.slice(slot.slot, 0, per_item) }
-                .split_at_mut(rows * self.group * len);
+            let (so_far, slot) =
+                unsafe { buffer.slice(slot.slot, 0, per_item) }.split_at_mut(2 * rows * group);
             // The last rows see most: they go first.
-            let block = blocks - 1 - item / (self.n_head / self.group);
-            let kv_head = item % (self.n_head / self.group);
-            let block = block * rows..((block + 1) * rows).min(self.n);
-            let at = kv_head * dim;
-            let end = self.start + block.end;
-            let heads = kv_head * self.group..(kv_head + 1) * self.group;
-            let each = || {
-                block
-                    .clone()
-                    .flat_map(|r| heads.clone().map(move |h| (r, h)))
+            let first = (blocks - 1 - item / heads) * rows;
+            let some = Some {
+                first,
+                rows: rows.min(self.n - first),
+                kv_head: item % heads,
             };
-            for from in (0..end).step_by(TILE) {
-                let n = TILE.min(end - from);
-                self.floats(self.keys, from, n, at, tile);
-                for ((r, h), s) in each().zip(scores.chunks_mut(len)) {
-                    // Causal: row `r` sees positions up to its own.
-                    let n = n.min((self.start + r + 1).saturating_sub(from));
-                    let q = &self.q[r * width + h * dim..r * width + (h + 1) * dim];
-                    let s = &mut s[from..from + n];
-                    self.isa.scores_f32(q, tile, dim, scale, s);
-                }
-            }
-            let mut sums = [0.0_f32; 1024];
-            let mut more = Vec::new();
-            let sums = if rows * self.group <= sums.len() {
-                &mut sums[..]
-            } else {
-                more.resize(rows * self.group, 0.0);
-                &mut more[..]
+            let mut b = self.buffers(rows, slot);
+            // SAFETY: these heads of these rows belong to this item alone.
+            let place = |pair: usize| unsafe {
+                let head = some.kv_head * group + pair % group;
+                out.slice(first + pair / group, head * dim, dim)
             };
-            for (((r, h), s), sum) in each().zip(scores.chunks_mut(len)).zip(&mut *sums) {
-                *sum = self.isa.softmax(&mut s[..=self.start + r]);
-                for d in 0..dim {
-                    // SAFETY: head `h` of row `r` belongs to this item alone.
-                    unsafe { out.set(r, h * dim + d, 0.0) };
+            let end = self.start + first + some.rows;
+            for from in (0..end).step_by(SPAN) {
+                // Rows before the span see nothing of it.
+                let late = from.saturating_sub(self.start + first);
+                let now = Some {
+                    first: first + late,
+                    rows: some.rows - late,
+                    ..some
+                };
+                self.span(now, from, codes, &mut b);
+                for pair in 0..now.rows * group {
+                    let all = late * group + pair;
+                    let so_far = &mut so_far[2 * all..2 * all + 2];
+                    let weights = [b.weights[2 * pair], b.weights[2 * pair + 1]];
+                    let sums = &b.sums[pair * dim..(pair + 1) * dim];
+                    if from == 0 {
+                        so_far.copy_from_slice(&weights);
+                        place(all).copy_from_slice(sums);
+                    } else {
+                        self.isa.join(so_far, place(all), weights, sums);
+                    }
                 }
             }
-            for from in (0..end).step_by(TILE) {
-                let n = TILE.min(end - from);
-                self.floats(self.values, from, n, at, tile);
-                for ((r, h), s) in each().zip(scores.chunks(len)) {
-                    let n = n.min((self.start + r + 1).saturating_sub(from));
-                    // SAFETY: head `h` of row `r` belongs to this item alone.
-                    let o = unsafe { out.slice(r, h * dim, dim) };
-                    self.isa.add_weighted_f32(&s[from..from + n], tile, dim, o);
-                }
-            }
-            for ((r, h), sum) in each().zip(&*sums) {
-                let inverse = 1.0 / sum;
-                // SAFETY: head `h` of row `r` belongs to this item alone.
-                let o = unsafe { out.slice(r, h * dim, dim) };
-                for v in o {
-                    *v *= inverse;
-                }
+            for pair in 0..some.rows * group {
+                let inverse = 1.0 / so_far[2 * pair + 1];
+                place(pair).iter_mut().for_each(|v| *v *= inverse);
             }
         });
     }
 
-    /// `n` positions from `from` on of the head at `at`, as floats without gaps.
-    fn floats(&self, kv: &[f16], from: usize, n: usize, at: usize, tile: &mut [f32]) {
-        for (i, tile) in tile.chunks_mut(self.head_dim).take(n).enumerate() {
-            let at = (from + i) * self.kv_width + at;
-            kv[at..at + self.head_dim].convert_to_f32_slice(tile);
-        }
-    }
-
-    /// Few rows: each head of each row for itself.
-    fn strips(&self, session: &Session<'_>, mixed: &mut [f32], scores: &mut Vec<f32>) {
-        let (dim, width) = (self.head_dim, self.n_head * self.head_dim);
+    /// Few rows: an item has one span of all of them.
+    fn by_spans(
+        &self,
+        session: &Session<'_>,
+        mixed: &mut [f32],
+        items: &mut Vec<f32>,
+        spans: &mut Vec<f32>,
+        codes: &[CodeBlock],
+    ) {
+        let KvShape {
+            heads,
+            head_dim: dim,
+            ..
+        } = self.shape();
+        let group = self.group;
         let stride = mixed.len() / self.n.max(1);
-        let scale = 1.0 / (dim as f32).sqrt();
-        let items = self.n * self.n_head;
-        let per_item = self.start + self.n;
-        // One strip of scores per range of items; ranges are never more than this.
-        let strips = (session.threads() * 6).min(items).max(1);
-        let per_strip = items.div_ceil(strips);
-        let scores = sized(scores, strips * per_item);
-        let scores = Out::new(scores, per_item);
-        let out = Out::new(mixed, stride);
-        session.run(items.div_ceil(per_strip), &|strip| {
-            // SAFETY: strip `strip` of the buffer belongs to this item alone.
-            let buffer = unsafe { scores.slice(strip, 0, per_item) };
-            let mut head_out = [0.0_f32; 512];
-            let mut large = Vec::new();
-            let head_out = if dim <= head_out.len() {
-                &mut head_out[..dim]
-            } else {
-                large.resize(dim, 0.0);
-                &mut large[..]
+        let per_item = self.slot_len(self.n);
+        let n_spans = (self.start + self.n).div_ceil(SPAN);
+        let slots = session.threads().min(n_spans * heads).max(1);
+        let buffer = Out::new(sized(items, slots * per_item), per_item);
+        let free = Slots::new(slots);
+        // Of each span and key head: sums of all pairs, then their weights.
+        let pairs = self.n * group;
+        let per_span = pairs * (dim + 2);
+        let spans = sized(spans, n_spans * heads * per_span);
+        let parts = Out::new(spans, per_span);
+        session.run(n_spans * heads, &|item| {
+            let slot = free.take();
+            // SAFETY: the slot was free and is this item's until it is dropped.
+            let slot = unsafe { buffer.slice(slot.slot, 0, per_item) };
+            let mut b = self.buffers(self.n, slot);
+            // SAFETY: this part is this item's.
+            let part = unsafe { parts.slice(item, 0, per_span) };
+            let (sums, weights) = part.split_at_mut(pairs * dim);
+            let (from, kv_head) = (item / heads * SPAN, item % heads);
+            let late = from.saturating_sub(self.start);
+            let some = Some {
+                first: late,
+                rows: self.n - late,
+                kv_head,
             };
-            for item in strip * per_strip..((strip + 1) * per_strip).min(items) {
-                let (r, h) = (item / self.n_head, item % self.n_head);
-                let len = self.start + r + 1;
-                let q = &self.q[r * width + h * dim..r * width + (h + 1) * dim];
-                let at = h / self.group * dim;
-                let s = &mut buffer[..len];
-                self.isa
-                    .scores(q, &self.keys[at..], self.kv_width, scale, s);
-                let sum = self.isa.softmax(s);
-                self.isa
-                    .weighted_sum(s, &self.values[at..], self.kv_width, head_out);
-                let inverse = 1.0 / sum;
-                for (d, v) in head_out.iter().enumerate() {
-                    // SAFETY: head `h` of row `r` belongs to this item alone.
-                    unsafe { out.set(r, h * dim + d, v * inverse) };
-                }
-            }
+            self.span(some, from, codes, &mut b);
+            let now = some.rows * group;
+            sums[late * group * dim..].copy_from_slice(&b.sums[..now * dim]);
+            weights[2 * late * group..].copy_from_slice(&b.weights[..2 * now]);
         });
+        for (r, row) in mixed.chunks_mut(stride.max(1)).enumerate() {
+            for (h, out) in row.chunks_exact_mut(dim).take(heads * group).enumerate() {
+                let pair = r * group + h % group;
+                let mut so_far = [0.0; 2];
+                for span in 0..=(self.start + r) / SPAN {
+                    let part = &spans[(span * heads + h / group) * per_span..][..per_span];
+                    let (sums, weights) = part.split_at(pairs * dim);
+                    let weights = [weights[2 * pair], weights[2 * pair + 1]];
+                    let sums = &sums[pair * dim..(pair + 1) * dim];
+                    if span == 0 {
+                        so_far = weights;
+                        out.copy_from_slice(sums);
+                    } else {
+                        self.isa.join(&mut so_far, out, weights, sums);
+                    }
+                }
+                let inverse = 1.0 / so_far[1];
+                out.iter_mut().for_each(|v| *v *= inverse);
+            }
+        }
     }
 }

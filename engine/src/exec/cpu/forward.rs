@@ -1,11 +1,11 @@
 //! One pass of a few rows through the layers.
 
-use half::slice::HalfFloatSliceExt as _;
+use formats::model::KvType;
 
-use super::attention::Attention;
+use super::attention::{self, Attention};
 use super::clock::Phase;
 use super::isa::Isa;
-use super::matmul::{ActBuf, Out, matmul, matmuls};
+use super::matmul::{ActBuf, Activations, Out, matmul, matmuls};
 use super::observe::{Observer, Rows, Site};
 use super::pool::Session;
 use super::{CpuExecutor, KvCache};
@@ -23,7 +23,7 @@ pub(super) struct Scratch {
     gate: ActBuf,
     up: Vec<f32>,
     turns: Vec<(f32, f32)>,
-    scores: Vec<f32>,
+    attention: attention::Scratch,
 }
 
 /// A buffer of `n` values; what they hold does not matter, each is overwritten.
@@ -119,33 +119,31 @@ pub(super) fn run(
         add_bias(v, w.attn_v_bias.as_deref());
         lap.mark(Phase::Qkv);
 
-        let (keys, values) = cache.layer_mut(l);
+        let Some(mut kv) = cache.layer_mut(l) else {
+            // The caller has checked.
+            return;
+        };
         for r in 0..n {
             let turns = &s.turns[r * pairs..(r + 1) * pairs];
             let q = &mut q[r * q_width..(r + 1) * q_width];
             exec.rope.rotate(q, hp.head_dim, turns);
             let k = &mut k[r * kv_width..(r + 1) * kv_width];
             exec.rope.rotate(k, hp.head_dim, turns);
-            let at = (start + r) * kv_width..(start + r + 1) * kv_width;
-            keys[at.clone()].convert_from_f32_slice(k);
-            values[at].convert_from_f32_slice(&v[r * kv_width..(r + 1) * kv_width]);
+            kv.put(start + r, k, &v[r * kv_width..(r + 1) * kv_width]);
         }
 
         lap.mark(Phase::Rope);
         let mixed = s.mixed.reset(n, q_width);
         let attention = Attention {
             isa,
+            whole: math.activations == Activations::Int8 && kv.shape().kv_type != KvType::F16,
             n,
             start,
-            n_head: hp.n_head,
             group: hp.n_head / hp.n_head_kv,
-            head_dim: hp.head_dim,
-            kv_width,
             q,
-            keys,
-            values,
+            kv,
         };
-        attention.run(session, mixed, &mut s.scores);
+        attention.run(session, mixed, &mut s.attention);
         lap.mark(Phase::Attention);
         seen.input(layer, Site::AttnOutput, Rows::of(&s.mixed));
 

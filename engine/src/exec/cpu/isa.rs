@@ -10,6 +10,7 @@ use half::f16;
 use super::integer::{self, CodeBlock, Codes};
 use super::matmul::{Acts, Out};
 use super::scalar;
+use crate::cache::KvShape;
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;
@@ -162,32 +163,127 @@ impl Isa {
         }
     }
 
-    /// `scores[t] = (q · k[t]) × scale` for the keys at `t × stride`.
-    pub(crate) fn scores(
+    /// Attention scores over keys in f16: see [`scalar::scores_f16`].
+    pub(crate) fn scores_f16(
         self,
         q: &[f32],
         keys: &[f16],
-        stride: usize,
+        dim: usize,
         scale: f32,
         scores: &mut [f32],
     ) {
         match self.0 {
-            Kind::Scalar => {
-                for (s, k) in scores.iter_mut().zip(keys.chunks(stride)) {
-                    *s = scalar::dot_f16(q, &k[..q.len()]) * scale;
-                }
-            }
+            Kind::Scalar => scalar::scores_f16(q, keys, dim, scale, scores),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::scores(q, keys, stride, scale, scores) },
+            Kind::Avx2 => unsafe { avx2::scores_f16(q, keys, dim, scale, scores) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::scores_f16(q, keys, dim, scale, scores) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::scores(q, keys, stride, scale, scores) },
+            Kind::Neon | Kind::NeonDot => unsafe { neon::scores_f16(q, keys, dim, scale, scores) },
         }
     }
 
-    /// `s[t] = e^(s[t] − max s)`; returns the sum.
-    pub(crate) fn softmax(self, s: &mut [f32]) -> f32 {
+    /// Weighted sums of values in f16: see [`scalar::sums_f16`].
+    pub(crate) fn sums_f16(self, weights: &[f32], values: &[f16], dim: usize, sums: &mut [f32]) {
+        match self.0 {
+            Kind::Scalar => scalar::sums_f16(weights, values, dim, sums),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Kind::Avx2 => unsafe { avx2::sums_f16(weights, values, dim, sums) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::sums_f16(weights, values, dim, sums) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe { neon::sums_f16(weights, values, dim, sums) },
+        }
+    }
+
+    /// Scores over keys in q8_0 or q4_0, in whole numbers: `scores[r·SPAN + t]` is query `r` times
+    /// key `from + t`. `from` begins a span; up to the end of the last page more may be written.
+    pub(super) fn kv_scores(
+        self,
+        shape: KvShape,
+        keys: &[u8],
+        from: usize,
+        n: usize,
+        q: &[CodeBlock],
+        scores: &mut [f32],
+    ) {
+        match self.0 {
+            Kind::Scalar => scalar::kv_scores(shape, keys, from, n, q, scores),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Kind::Avx2 => unsafe { avx2::kv_scores(shape, keys, from, n, q, scores) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::kv_scores(shape, keys, from, n, q, scores) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon => unsafe { neon::kv_scores(shape, keys, from, n, q, scores) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::NeonDot => unsafe { neon::kv_scores_dot(shape, keys, from, n, q, scores) },
+        }
+    }
+
+    /// Scores of [`kv_scores`](Self::kv_scores) to weights: see [`integer::soften`].
+    pub(super) fn soften(self, scores: &mut [f32], n: usize) -> [f32; 2] {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Kind::Avx2 => unsafe { avx2::soften(scores, n) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::soften(scores, n) },
+            _ => integer::soften(scores, n),
+        }
+    }
+
+    /// Weighted sums of values in q8_0 or q4_0, in whole numbers: `sums[r·D + d]` over the first
+    /// `seen(r)` of `n` positions from `from` on, which begins a span, with `weights[r·SPAN + t]`.
+    #[allow(clippy::too_many_arguments)] // a kernel's
+    pub(super) fn kv_sums(
+        self,
+        shape: KvShape,
+        values: &[u8],
+        from: usize,
+        n: usize,
+        seen: &dyn Fn(usize) -> usize,
+        weights: &[f32],
+        sums: &mut [f32],
+    ) {
+        match self.0 {
+            Kind::Scalar => scalar::kv_sums(shape, values, from, seen, weights, sums),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Kind::Avx2 => unsafe { avx2::kv_sums(shape, values, from, n, seen, weights, sums) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::kv_sums(shape, values, from, n, seen, weights, sums) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot => unsafe {
+                neon::kv_sums(shape, values, from, n, seen, weights, sums);
+            },
+        }
+    }
+
+    /// Joins a span to those before it: see [`scalar::join`].
+    pub(crate) fn join(self, so_far: &mut [f32], out: &mut [f32], weights: [f32; 2], sums: &[f32]) {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::join(so_far, out, weights, sums) },
+            _ => scalar::join(so_far, out, weights, sums),
+        }
+    }
+
+    /// `s[t] = e^(s[t] − max s)`; returns the maximum and the sum.
+    pub(crate) fn softmax(self, s: &mut [f32]) -> (f32, f32) {
         match self.0 {
             Kind::Scalar => scalar::softmax(s),
             #[cfg(target_arch = "x86_64")]
@@ -199,26 +295,8 @@ impl Isa {
         }
     }
 
-    /// `out[d] = Σ w[t] · v[t][d]` for the values at `t × stride`, in ascending `t`.
-    pub(crate) fn weighted_sum(self, w: &[f32], values: &[f16], stride: usize, out: &mut [f32]) {
-        match self.0 {
-            Kind::Scalar => {
-                out.fill(0.0);
-                for (w, v) in w.iter().zip(values.chunks(stride)) {
-                    let n = out.len();
-                    scalar::add_scaled(out, *w, &v[..n]);
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the features were detected.
-            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::weighted_sum(w, values, stride, out) },
-            #[cfg(target_arch = "aarch64")]
-            // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::weighted_sum(w, values, stride, out) },
-        }
-    }
-
-    /// [`scores`](Self::scores) over keys that are floats already: the same bits.
+    /// `scores[t] = (q · k[t]) × scale` for the keys at `t × stride`, floats already: the same bits as
+    /// [`scores_f16`](Self::scores_f16).
     pub(crate) fn scores_f32(
         self,
         q: &[f32],
@@ -246,8 +324,7 @@ impl Isa {
         }
     }
 
-    /// `out[d] += Σ w[t] · v[t][d]` in ascending `t`: [`weighted_sum`](Self::weighted_sum) in
-    /// pieces, over values that are floats already.
+    /// `out[d] += Σ w[t] · v[t][d]` in ascending `t`: [`sums_f16`](Self::sums_f16) in pieces, over values that are floats already.
     pub(crate) fn add_weighted_f32(
         self,
         w: &[f32],

@@ -1,10 +1,12 @@
 //! The CPU executor.
 //!
 //! Weights stay in the memory map and are multiplied as they are; activations are f32; keys and
-//! values are f16. Every sum runs in the one order of [`lanes`], so the result does not depend on
+//! values are f16, q8_0 or q4_0. Every sum runs in the one order of [`lanes`], so the result does not depend on
 //! the instruction set, the number of threads, or how a prompt is cut into chunks.
 
 mod attention;
+#[cfg(test)]
+mod attention_tests;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -27,6 +29,8 @@ mod tests;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use formats::model::KvType;
+
 pub use clock::Phase;
 pub use isa::{Isa, IsaError};
 pub use matmul::Activations;
@@ -38,7 +42,7 @@ use self::matmul::{Math, matmul};
 use self::pool::Pool;
 use super::rope::RopeTable;
 use super::{ExecError, Executor, embed, missing};
-use crate::cache::KvCache;
+use crate::cache::{KvCache, KvShape};
 use crate::model::{HParams, LayerTensors, ModelPart};
 
 /// Rows that go through the layers at once; a longer chunk is run in pieces, so that scratch
@@ -50,6 +54,7 @@ pub struct CpuExecutor {
     part: ModelPart,
     isa: Isa,
     activations: Activations,
+    kv_type: KvType,
     pool: Pool,
     rope: RopeTable,
     clock: Clock,
@@ -68,6 +73,7 @@ impl CpuExecutor {
             part,
             isa,
             activations: Activations::F32,
+            kv_type: KvType::F16,
             pool: Pool::new(threads)?,
             rope,
             clock: Clock::default(),
@@ -80,6 +86,24 @@ impl CpuExecutor {
     pub fn with_activations(mut self, activations: Activations) -> Self {
         self.activations = activations;
         self
+    }
+
+    /// The same with keys and values in another form.
+    ///
+    /// # Errors
+    /// When the model's heads are not whole blocks.
+    pub fn with_kv_type(mut self, kv_type: KvType) -> Result<Self, ExecError> {
+        let head_dim = self.part.hparams.head_dim;
+        if !kv_type.fits(head_dim) {
+            return Err(ExecError::KvBlocks { kv_type, head_dim });
+        }
+        self.kv_type = kv_type;
+        Ok(self)
+    }
+
+    /// An empty cache for one layer; `None` without the memory for it.
+    pub(crate) fn layer_cache(&self, n_ctx: usize) -> Option<KvCache> {
+        KvCache::new(1, n_ctx, KvShape::of(&self.part.hparams, self.kv_type))
     }
 
     /// Starts to sum up the time of phases.
@@ -168,7 +192,8 @@ impl CpuExecutor {
         seen: &mut impl Observer,
     ) -> Result<(), ExecError> {
         let n = self.rows(rows.len())?;
-        if !cache.is_host() {
+        let shape = KvShape::of(&self.part.hparams, cache.kv_type());
+        if cache.host_shape() != Some(shape) {
             return Err(ExecError::OtherCache {
                 first: self.part.layers.start,
                 end: self.part.layers.end,
@@ -240,12 +265,17 @@ impl Executor for CpuExecutor {
         self.part.layers.clone()
     }
 
+    fn kv_type(&self) -> KvType {
+        self.kv_type
+    }
+
     fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {
-        let bytes = self.part.hparams.kv_bytes(&self.part.layers, n_ctx);
+        let bytes = self.cache_bytes(n_ctx);
         if n_ctx == 0 {
             return Err(ExecError::CacheTooLarge { n_ctx, bytes });
         }
-        KvCache::new(self.part.layers.len(), n_ctx, self.part.hparams.kv_width())
+        let shape = KvShape::of(&self.part.hparams, self.kv_type);
+        KvCache::new(self.part.layers.len(), n_ctx, shape)
             .ok_or(ExecError::CacheTooLarge { n_ctx, bytes })
     }
 

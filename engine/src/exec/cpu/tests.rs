@@ -1,7 +1,6 @@
 //! Every instruction set against the scalar kernels: equalities, not tolerances.
 
 use formats::blocks::{self, BlockType};
-use half::f16;
 
 use super::integer;
 use super::isa::Isa;
@@ -221,49 +220,6 @@ fn codes_are_the_same_everywhere_and_keep_what_is_no_number() {
             assert_eq!(a.scale.is_nan(), b.scale.is_nan(), "{isa}");
             let same = a.scale.to_bits() == b.scale.to_bits() && bits(&a.sum) == bits(&b.sum);
             assert!(same || a.scale.is_nan(), "{isa}");
-        }
-    }
-}
-
-#[test]
-fn attention_pieces_agree() {
-    let mut noise = Noise::new(11);
-    for dim in [8, 20, 64, 128] {
-        for n in [1, 3, 4, 9, 70] {
-            let stride = dim + 16;
-            let keys: Vec<f16> = noise
-                .take(n * stride)
-                .into_iter()
-                .map(f16::from_f32)
-                .collect();
-            let q = noise.take(dim);
-            let run = |isa: Isa| {
-                let (mut s, mut out) = (vec![0.0; n], vec![0.0; dim]);
-                isa.scores(&q, &keys, stride, 0.125, &mut s);
-                let sum = isa.softmax(&mut s);
-                isa.weighted_sum(&s, &keys, stride, &mut out);
-                s.push(sum);
-                s.extend(out);
-                s.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-            };
-            // Keys and values as floats, values in two pieces.
-            let floats: Vec<f32> = keys.iter().map(|k| k.to_f32()).collect();
-            let tiles = |isa: Isa| {
-                let (mut s, mut out) = (vec![0.0; n], vec![0.0; dim]);
-                isa.scores_f32(&q, &floats, stride, 0.125, &mut s);
-                let sum = isa.softmax(&mut s);
-                let (first, rest) = s.split_at(n / 2);
-                isa.add_weighted_f32(first, &floats, stride, &mut out);
-                isa.add_weighted_f32(rest, &floats[n / 2 * stride..], stride, &mut out);
-                s.push(sum);
-                s.extend(out);
-                bits(&s)
-            };
-            let want = run(Isa::SCALAR);
-            for isa in Isa::available() {
-                assert_eq!(tiles(isa), want, "{isa}: tiles, head of {dim}");
-                assert_eq!(run(isa), want, "{isa}: head of {dim}, {n} positions");
-            }
         }
     }
 }

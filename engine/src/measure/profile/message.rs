@@ -9,7 +9,7 @@ use formats::pair::{Contract, PairId};
 use formats::wire::Codec;
 
 use super::synthetic::{Noise, hollow};
-use crate::cache::KvCache;
+use crate::cache::{KvCache, KvShape};
 use crate::exec::{ExecError, Executor};
 use crate::link::{EdgeLink, EdgeOptions, Server, ServerOptions};
 use crate::model::HParams;
@@ -34,8 +34,9 @@ impl Executor for Still {
     }
 
     fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {
-        let bytes = self.0.kv_bytes(&self.layers(), n_ctx);
-        KvCache::new(1, n_ctx, self.0.kv_width()).ok_or(ExecError::CacheTooLarge { n_ctx, bytes })
+        let bytes = self.cache_bytes(n_ctx);
+        let shape = KvShape::of(&self.0, self.kv_type());
+        KvCache::new(1, n_ctx, shape).ok_or(ExecError::CacheTooLarge { n_ctx, bytes })
     }
 
     fn embed(&self, _: &[u32], _: &mut Vec<f32>) -> Result<(), ExecError> {

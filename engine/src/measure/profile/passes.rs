@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use formats::blocks::BlockType;
 use formats::measured::{AttentionTime, Curve, MatrixTime};
+use formats::model::KvType;
 
 use super::synthetic::{Noise, hollow, layer_weights, part};
 use crate::cache::KvCache;
@@ -71,21 +72,15 @@ impl Rig {
         let width = part.hparams.n_embd;
         let exec = make(part)?;
         let mut cache = exec.new_cache(positions)?;
-        if cache.is_host() {
-            // Untouched pages are all one page of zeros.
-            let some: Vec<_> = (Noise(11).values(1 << 12).into_iter())
-                .map(half::f16::from_f32)
-                .collect();
-            for layer in 0..cache.layers() {
-                let (keys, values) = cache.layer_mut(layer);
-                for part in keys
-                    .chunks_mut(some.len())
-                    .chain(values.chunks_mut(some.len()))
-                {
-                    part.copy_from_slice(&some[..part.len()]);
-                }
+        // Untouched pages are all one page of zeros.
+        let some = Noise(11).values(1 << 12);
+        let mut from = 0;
+        cache.pretend(positions, |row| {
+            for v in row {
+                from = (from + 1) % some.len();
+                *v = some[from];
             }
-        }
+        });
         let rows = Noise(7).values(ROWS[ROWS.len() - 1] as usize * width);
         Ok(Self { exec, cache, rows })
     }
@@ -165,7 +160,7 @@ pub(super) fn attention(
     let (cold, warm) = layers(hp, ty);
     let most = (POSITIONS[POSITIONS.len() - 1] + ATTENTION_ROWS[ATTENTION_ROWS.len() - 1]) as usize;
     // Keys and values of one layer; more than a gigabyte of them is not needed.
-    let each = hp.kv_bytes(&(0..1), most).max(1);
+    let each = hp.kv_bytes(KvType::F16, &(0..1), most).max(1);
     let cold = cold.min((1 << 30) / each).max(1);
     let mut rigs = [
         Rig::new(make, part(hp, ty, cold, 32)?, most)?,

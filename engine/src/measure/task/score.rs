@@ -101,8 +101,8 @@ impl<'a> Scorer<'a> {
         if positions <= self.positions && !self.caches.is_empty() {
             return Ok(());
         }
-        let hp = self.front.hparams();
-        let each = hp.kv_bytes(&(0..hp.n_layer), positions).max(1);
+        let back = self.back.map_or(0, |b| b.cache_bytes(positions));
+        let each = (self.front.cache_bytes(positions) + back).max(1);
         let make = || {
             Ok::<_, ExecError>(Caches {
                 front: self.front.new_cache(positions)?,

@@ -7,6 +7,7 @@ use formats::blocks::BlockType;
 
 use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
 use super::super::matmul::Out;
+use crate::cache::KvShape;
 
 /// The words at `at` of rows `first..first + 4`. Inserted one by one: gathering them is slower.
 ///
@@ -195,6 +196,48 @@ impl Vector for V {
     }
 
     #[inline(always)]
+    unsafe fn at(p: *const u8) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm256_loadu_si256(p.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn widen(p: *const u8) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn sar16<const N: i32>(self) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm256_sra_epi16(self.0, _mm_cvtsi32_si128(N)) })
+    }
+
+    #[inline(always)]
+    unsafe fn signed<const N: i32>(self) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let n = _mm_cvtsi32_si128(N);
+            Self(_mm256_sra_epi16(_mm256_sll_epi16(self.0, n), n))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs(acc: Self, v: Self, c: *const i16) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let c = _mm256_set1_epi32(c.cast::<i32>().read_unaligned());
+            Self(_mm256_add_epi32(acc.0, _mm256_madd_epi16(v.0, c)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(p: *const u8) -> __m256 {
+        // SAFETY: by the contract.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
     unsafe fn float(self) -> __m256 {
         // SAFETY: by the contract.
         unsafe { _mm256_cvtepi32_ps(self.0) }
@@ -286,4 +329,48 @@ pub(crate) unsafe fn products(
 #[target_feature(enable = "avx2")]
 pub(crate) unsafe fn encode(x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
     integer::encode(x, out);
+}
+
+/// See [`integer::kv_scores`].
+///
+/// # Safety
+/// AVX2, FMA, F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn kv_scores(
+    shape: KvShape,
+    head: &[u8],
+    from: usize,
+    n: usize,
+    q: &[CodeBlock],
+    scores: &mut [f32],
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, scores) }
+}
+
+/// See [`integer::kv_sums`].
+///
+/// # Safety
+/// AVX2, FMA, F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn kv_sums(
+    shape: KvShape,
+    head: &[u8],
+    from: usize,
+    n: usize,
+    seen: &dyn Fn(usize) -> usize,
+    weights: &[f32],
+    sums: &mut [f32],
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, sums) }
+}
+
+/// See [`integer::soften`].
+///
+/// # Safety
+/// AVX2, FMA, F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn soften(scores: &mut [f32], n: usize) -> [f32; 2] {
+    integer::soften(scores, n)
 }

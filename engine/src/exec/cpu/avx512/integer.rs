@@ -6,8 +6,9 @@ use std::ops::Range;
 use formats::blocks::BlockType;
 
 use super::super::avx2::four;
-use super::super::integer::{self, Codes, Rows, Vector};
+use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
 use super::super::matmul::Out;
+use crate::cache::KvShape;
 
 /// Sixteen lanes.
 #[derive(Clone, Copy)]
@@ -159,6 +160,48 @@ impl Vector for V {
     }
 
     #[inline(always)]
+    unsafe fn at(p: *const u8) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_loadu_si512(p.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn widen(p: *const u8) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn sar16<const N: i32>(self) -> Self {
+        // SAFETY: by the contract.
+        Self(unsafe { _mm512_sra_epi16(self.0, _mm_cvtsi32_si128(N)) })
+    }
+
+    #[inline(always)]
+    unsafe fn signed<const N: i32>(self) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let n = _mm_cvtsi32_si128(N);
+            Self(_mm512_sra_epi16(_mm512_sll_epi16(self.0, n), n))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs(acc: Self, v: Self, c: *const i16) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let c = _mm512_set1_epi32(c.cast::<i32>().read_unaligned());
+            Self(_mm512_dpwssd_epi32(acc.0, v.0, c))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(p: *const u8) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    #[inline(always)]
     unsafe fn float(self) -> __m512 {
         // SAFETY: by the contract.
         unsafe { _mm512_cvtepi32_ps(self.0) }
@@ -234,4 +277,48 @@ pub(crate) unsafe fn products(
 ) {
     // SAFETY: by the contract.
     unsafe { integer::products::<V>(ty, weights, row_bytes, rows, x, out) }
+}
+
+/// See [`integer::kv_scores`].
+///
+/// # Safety
+/// AVX-512 F, BW, DQ, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn kv_scores(
+    shape: KvShape,
+    head: &[u8],
+    from: usize,
+    n: usize,
+    q: &[CodeBlock],
+    scores: &mut [f32],
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, scores) }
+}
+
+/// See [`integer::kv_sums`].
+///
+/// # Safety
+/// AVX-512 F, BW, DQ, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn kv_sums(
+    shape: KvShape,
+    head: &[u8],
+    from: usize,
+    n: usize,
+    seen: &dyn Fn(usize) -> usize,
+    weights: &[f32],
+    sums: &mut [f32],
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, sums) }
+}
+
+/// See [`integer::soften`].
+///
+/// # Safety
+/// AVX-512 F, BW, DQ, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn soften(scores: &mut [f32], n: usize) -> [f32; 2] {
+    integer::soften(scores, n)
 }

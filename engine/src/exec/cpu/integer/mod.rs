@@ -21,18 +21,24 @@
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod block32;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod kv;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod super256;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
+mod weights;
 
 use formats::blocks::BlockType;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) use kv::{scores as kv_scores, sums as kv_sums};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use tile::products;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use vector::{Rows, Vector};
+pub(super) use weights::{Codes16, Factors, SPAN, soften};
 
 use super::isa::Isa;
 use super::pool::Session;
@@ -95,6 +101,35 @@ impl CodeBlock {
         minus: [0; 3],
         sum: [0.0; 3],
     };
+
+    /// Room for `n` blocks in `blocks`, for tasks to write to.
+    pub(super) fn shared(blocks: &mut Vec<Self>, n: usize) -> Blocks {
+        blocks.resize(n, Self::ZERO);
+        Blocks {
+            ptr: blocks.as_mut_ptr(),
+            len: n,
+        }
+    }
+}
+
+/// Blocks that tasks write to, each its own.
+pub(super) struct Blocks {
+    ptr: *mut CodeBlock,
+    len: usize,
+}
+
+// SAFETY: a plain address; `set` is only called for blocks that one task owns.
+unsafe impl Sync for Blocks {}
+
+impl Blocks {
+    /// # Safety
+    /// No other thread may access block `i` at the same time, and what [`CodeBlock::shared`] was
+    /// given must still be borrowed by the caller.
+    pub(super) unsafe fn set(&self, i: usize, block: CodeBlock) {
+        assert!(i < self.len);
+        // SAFETY: in range; exclusive by the contract.
+        unsafe { *self.ptr.add(i) = block }
+    }
 }
 
 /// Activation rows as codes, block after block, in a block row after row.
@@ -115,12 +150,7 @@ impl Codes {
         stride: usize,
     ) {
         self.rows = rows;
-        let n = rows * (stride / BLOCK);
-        self.blocks.resize(n, CodeBlock::ZERO);
-        let out = Blocks {
-            ptr: self.blocks.as_mut_ptr(),
-            len: n,
-        };
+        let out = CodeBlock::shared(&mut self.blocks, rows * (stride / BLOCK));
         session.ranges(rows, 8, &|range| {
             for r in range {
                 // SAFETY: row `r` belongs to this task alone, and each row has its own blocks.
@@ -145,25 +175,6 @@ impl Codes {
     #[inline]
     pub(super) fn of(&self, b: usize) -> &[CodeBlock] {
         &self.blocks[b * self.rows..(b + 1) * self.rows]
-    }
-}
-
-/// Blocks that tasks write to, each its own.
-struct Blocks {
-    ptr: *mut CodeBlock,
-    len: usize,
-}
-
-// SAFETY: a plain address; `set` is only called for blocks that one task owns.
-unsafe impl Sync for Blocks {}
-
-impl Blocks {
-    /// # Safety
-    /// No other thread may access block `i` at the same time.
-    unsafe fn set(&self, i: usize, block: CodeBlock) {
-        assert!(i < self.len);
-        // SAFETY: in range; exclusive by the contract.
-        unsafe { *self.ptr.add(i) = block }
     }
 }
 

@@ -130,6 +130,43 @@ pub(in super::super) trait Vector: Copy {
     /// The instruction set; `4·N` codes readable at `x`.
     unsafe fn dot<const N: usize, const MAX: u8>(init: Self, w: &[Self; N], x: *const i8) -> Self;
 
+    /// Lanes from memory, at any address.
+    ///
+    /// # Safety
+    /// The instruction set; `4·LANES` bytes readable.
+    unsafe fn at(p: *const u8) -> Self;
+
+    /// Signed bytes from memory, each to 16 bits: two a lane.
+    ///
+    /// # Safety
+    /// The instruction set; `2·LANES` bytes readable.
+    unsafe fn widen(p: *const u8) -> Self;
+
+    /// 16-bit halves of lanes shifted right, the sign coming in.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn sar16<const N: i32>(self) -> Self;
+
+    /// 16-bit halves of lanes as numbers of `16 − N` bits, the rest left out.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn signed<const N: i32>(self) -> Self;
+
+    /// `acc` plus both products of the 16-bit halves of each lane of `v` with the two numbers at
+    /// `c`, wrapping.
+    ///
+    /// # Safety
+    /// The instruction set; two numbers readable.
+    unsafe fn pairs(acc: Self, v: Self, c: *const i16) -> Self;
+
+    /// Half floats from memory.
+    ///
+    /// # Safety
+    /// The instruction set; `2·LANES` bytes readable.
+    unsafe fn halves(p: *const u8) -> Self::F;
+
     /// As floats.
     ///
     /// # Safety

@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use super::super::integer::SPAN;
 use super::super::lanes::LANES;
 use super::super::scalar;
 use super::{Eight, exp8};
@@ -53,23 +54,26 @@ impl Value for f32 {
     }
 }
 
-/// `scores[t] = (q · k[t]) × scale`.
+/// See [`scalar::scores_f16`].
 ///
 /// # Safety
 /// NEON.
 #[target_feature(enable = "neon")]
-pub(crate) unsafe fn scores(
+pub(crate) unsafe fn scores_f16(
     q: &[f32],
     keys: &[f16],
-    stride: usize,
+    dim: usize,
     scale: f32,
     scores: &mut [f32],
 ) {
-    // SAFETY: by the contract.
-    unsafe { scores_of(q, keys, stride, scale, scores) }
+    let n = keys.len() / dim;
+    for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_mut(SPAN)) {
+        // SAFETY: by the contract.
+        unsafe { scores_of(q, keys, dim, scale, &mut scores[..n]) }
+    }
 }
 
-/// [`scores`] over keys that are floats already.
+/// `scores[t] = (q · k[t]) × scale` over keys that are floats already.
 ///
 /// # Safety
 /// NEON.
@@ -134,12 +138,12 @@ unsafe fn scores_of<T: Value>(
     }
 }
 
-/// `s[t] = e^(s[t] − max s)`; returns the sum, lane `t mod 8`.
+/// See [`scalar::softmax`].
 ///
 /// # Safety
 /// NEON.
 #[target_feature(enable = "neon")]
-pub(crate) unsafe fn softmax(s: &mut [f32]) -> f32 {
+pub(crate) unsafe fn softmax(s: &mut [f32]) -> (f32, f32) {
     let max = s
         .iter()
         .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
@@ -151,7 +155,7 @@ pub(crate) unsafe fn softmax(s: &mut [f32]) -> f32 {
     }
     // SAFETY: each pointer has eight values. Adding the negated maximum subtracts it; adding the
     // zeros changes no lane.
-    unsafe {
+    let sum = unsafe {
         let m = Eight::splat(-max);
         let mut acc = Eight::splat(0.0);
         for c in chunks {
@@ -160,18 +164,22 @@ pub(crate) unsafe fn softmax(s: &mut [f32]) -> f32 {
             acc = acc.add(e);
         }
         acc.add(Eight::load(last.as_ptr())).fold()
-    }
+    };
+    (max, sum)
 }
 
-/// `out[d] = Σ w[t] · v[t][d]`, ascending `t`.
+/// See [`scalar::sums_f16`].
 ///
 /// # Safety
 /// NEON.
 #[target_feature(enable = "neon")]
-pub(crate) unsafe fn weighted_sum(w: &[f32], values: &[f16], stride: usize, out: &mut [f32]) {
-    out.fill(0.0);
-    // SAFETY: by the contract.
-    unsafe { add_weighted(w, values, stride, out) }
+pub(crate) unsafe fn sums_f16(weights: &[f32], values: &[f16], dim: usize, sums: &mut [f32]) {
+    let n = values.len() / dim;
+    for (w, sums) in weights.chunks(SPAN).zip(sums.chunks_exact_mut(dim)) {
+        sums.fill(0.0);
+        // SAFETY: by the contract.
+        unsafe { add_weighted(&w[..n], values, dim, sums) }
+    }
 }
 
 /// `out[d] += Σ w[t] · v[t][d]`, ascending `t`, over values that are floats already.

@@ -7,9 +7,10 @@ use std::ops::Range;
 
 use formats::blocks::BlockType;
 
-use super::super::integer::{self, Codes, Rows, Vector};
+use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
 use super::super::matmul::Out;
 use super::{Eight, prefetch};
+use crate::cache::KvShape;
 
 /// How four weights meet four codes.
 trait Dot: Copy {
@@ -294,6 +295,69 @@ impl<D: Dot> Vector for V<D> {
     }
 
     #[inline(always)]
+    unsafe fn at(p: *const u8) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let load = |p| vreinterpretq_u32_u8(vld1q_u8(p));
+            Self::new(load(p), load(p.add(16)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(p: *const u8) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let v = vld1q_s8(p.cast());
+            Self::new(
+                vreinterpretq_u32_s16(vmovl_s8(vget_low_s8(v))),
+                vreinterpretq_u32_s16(vmovl_high_s8(v)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sar16<const N: i32>(self) -> Self {
+        // SAFETY: by the contract. The instruction takes less than nothing for to the right.
+        self.map(|v| unsafe {
+            let v = vshlq_s16(vreinterpretq_s16_u32(v), vdupq_n_s16(-(N as i16)));
+            vreinterpretq_u32_s16(v)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn signed<const N: i32>(self) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let high = self.map(|v| {
+                let v = vshlq_s16(vreinterpretq_s16_u32(v), vdupq_n_s16(N as i16));
+                vreinterpretq_u32_s16(v)
+            });
+            high.sar16::<N>()
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs(acc: Self, v: Self, c: *const i16) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let c = vreinterpretq_s16_s32(vdupq_n_s32(c.cast::<i32>().read_unaligned()));
+            let sum = |acc, v| {
+                let v = vreinterpretq_s16_u32(v);
+                let low = vmull_s16(vget_low_s16(v), vget_low_s16(c));
+                let both = vpaddq_s32(low, vmull_high_s16(v, c));
+                vaddq_u32(acc, vreinterpretq_u32_s32(both))
+            };
+            Self::new(sum(acc.0, v.0), sum(acc.1, v.1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(p: *const u8) -> Eight {
+        // SAFETY: by the contract.
+        unsafe { Eight::load_f16(p) }
+    }
+
+    #[inline(always)]
     unsafe fn float(self) -> Eight {
         // SAFETY: by the contract.
         unsafe {
@@ -391,4 +455,56 @@ pub(crate) unsafe fn products_dot(
 ) {
     // SAFETY: by the contract.
     unsafe { integer::products::<V<Sdot>>(ty, weights, row_bytes, rows, x, out) }
+}
+
+/// See [`integer::kv_scores`].
+///
+/// # Safety
+/// NEON.
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn kv_scores(
+    shape: KvShape,
+    head: &[u8],
+    from: usize,
+    n: usize,
+    q: &[CodeBlock],
+    scores: &mut [f32],
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::kv_scores::<V<Widening>>(shape, head, from, n, q, scores) }
+}
+
+/// See [`integer::kv_scores`].
+///
+/// # Safety
+/// NEON with `dotprod`.
+#[target_feature(enable = "neon,dotprod")]
+pub(crate) unsafe fn kv_scores_dot(
+    shape: KvShape,
+    head: &[u8],
+    from: usize,
+    n: usize,
+    q: &[CodeBlock],
+    scores: &mut [f32],
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::kv_scores::<V<Sdot>>(shape, head, from, n, q, scores) }
+}
+
+/// See [`integer::kv_sums`].
+///
+/// # Safety
+/// NEON.
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn kv_sums(
+    shape: KvShape,
+    head: &[u8],
+    from: usize,
+    n: usize,
+    seen: &dyn Fn(usize) -> usize,
+    weights: &[f32],
+    sums: &mut [f32],
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::kv_sums::<V<Widening>>(shape, head, from, n, seen, weights, sums) }
 }

@@ -21,8 +21,8 @@ mod super256;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-pub(crate) use attention::{add_weighted_f32, scores, scores_f32, softmax, weighted_sum};
-pub(crate) use integer::{products, products_dot};
+pub(crate) use attention::{add_weighted_f32, scores_f16, scores_f32, softmax, sums_f16};
+pub(crate) use integer::{kv_scores, kv_scores_dot, kv_sums, products, products_dot};
 pub(crate) use matmul::matmul;
 
 use super::lanes::{LANES, exp};

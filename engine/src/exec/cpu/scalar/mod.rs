@@ -5,12 +5,16 @@ mod block32;
 mod float;
 mod grouped;
 mod integer;
+mod kv;
 mod super256;
 
 use formats::blocks::BlockType;
 
-pub(crate) use attention::{add_scaled, dot_f16, dot_f32};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use attention::dot_f16;
+pub(crate) use attention::{dot_f32, scores_f16, sums_f16};
 pub(crate) use integer::products;
+pub(crate) use kv::{kv_scores, kv_sums};
 pub(crate) use super256::{scale_k3, scale_min_k4};
 
 use super::lanes::{LANES, Lanes, exp, fold};
@@ -199,8 +203,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 
-/// Scores to weights: `s[t] = e^(s[t] − max s)`; returns their sum, in lanes by `t`.
-pub(crate) fn softmax(s: &mut [f32]) -> f32 {
+/// Scores to weights: `s[t] = e^(s[t] − max s)`; returns the maximum, and their sum, in lanes by `t`.
+pub(crate) fn softmax(s: &mut [f32]) -> (f32, f32) {
     let max = s
         .iter()
         .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
@@ -211,7 +215,24 @@ pub(crate) fn softmax(s: &mut [f32]) -> f32 {
             *a += *v;
         }
     }
-    fold(&acc)
+    (max, fold(&acc))
+}
+
+/// Joins what two spans came to, `m` the largest score, `l` the sum of weights, `a` the weighted
+/// sums: with `m' = max`, `f = e^(m − m')` and `g = e^(other m − m')` (one of them is 1), `l` and each
+/// `a` become `g·other + f·own`, the second product rounded, the sum fused.
+pub(crate) fn join(so_far: &mut [f32], out: &mut [f32], [m, l]: [f32; 2], sums: &[f32]) {
+    let most = so_far[0];
+    let (f, g) = if m > most {
+        so_far[0] = m;
+        (exp(most - m), 1.0)
+    } else {
+        (1.0, exp(m - most))
+    };
+    so_far[1] = g.mul_add(l, f * so_far[1]);
+    for (o, s) in out.iter_mut().zip(sums) {
+        *o = g.mul_add(*s, f * *o);
+    }
 }
 
 /// `gate[i] = silu(gate[i]) · up[i]`.
