@@ -252,6 +252,8 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
         prompt: args.prompt,
         decode: args.predict,
         runs: args.runs.get(),
+        sequences: usize::from(args.sequences),
+        busy: usize::from(args.busy),
     };
     let mut report = crate::measure::bench(
         &execs,
@@ -294,6 +296,22 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
             "a copy moves {:.2} GB/s; decoding {:.0} % of that while the device computes",
             gpu.copy_gb_per_s,
             100.0 * gpu.share_of_copy
+        ))?;
+    }
+    if let Some(b) = &report.batch {
+        print_line(&format!(
+            "{} sequences decode {:.1} tokens/s together, {:.2} × one",
+            b.sequences, b.decode_tokens_per_s, b.of_one
+        ))?;
+    }
+    if let Some(b) = &report.busy {
+        print_line(&format!(
+            "beside {} busy threads: prefill {:.1} tokens/s ({:.0} % of the quiet speed), decode {:.1} tokens/s ({:.0} %)",
+            b.busy_threads,
+            b.prefill_tokens_per_s,
+            100.0 * b.prefill_of_quiet,
+            b.decode_tokens_per_s,
+            100.0 * b.decode_of_quiet
         ))?;
     }
     print_line(&format!(
