@@ -25,9 +25,9 @@ pub(in super::super) unsafe fn four(rows: &Rows, first: usize, at: usize) -> __m
 
 /// Eight lanes.
 #[derive(Clone, Copy)]
-struct V(__m256i);
+pub(in super::super) struct Eight(pub(in super::super) __m256i);
 
-impl Vector for V {
+impl Vector for Eight {
     type F = __m256;
     const LANES: usize = 8;
     const SIGNED: bool = true;
@@ -276,7 +276,7 @@ pub(crate) unsafe fn products(
     out: Out,
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::products::<V>(ty, weights, row_bytes, rows, x, out) }
+    unsafe { integer::products::<Eight>(ty, weights, row_bytes, rows, x, out) }
 }
 
 /// [`integer::encode`], compiled for AVX2.

@@ -22,7 +22,7 @@ mod super256;
 use std::arch::x86_64::*;
 
 pub(crate) use attention::{add_weighted_f32, scores, scores_f32, softmax, weighted_sum};
-pub(super) use integer::four;
+pub(super) use integer::{Eight, four};
 pub(crate) use integer::{encode, products};
 pub(crate) use matmul::matmul;
 

@@ -9,5 +9,7 @@
 )]
 
 mod integer;
+mod narrow;
 
 pub(crate) use integer::products;
+pub(crate) use narrow::products_narrow;
