@@ -149,7 +149,7 @@ impl<'a> Tables<'a> {
     }
 
     fn cut(&self, split: u32) -> Result<Cut, PlanError> {
-        let (mut edge, mut cloud) = (Vec::new(), Vec::new());
+        let (mut edge, mut cloud) = (Vec::<Half>::new(), Vec::<Half>::new());
         for bits in CLOUD_BITS {
             let most = EDGE_BITS[EDGE_BITS.len() - 1];
             let plan = self.recipe(split, bits.min(most), bits)?;

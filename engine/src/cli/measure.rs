@@ -253,6 +253,8 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
         decode: args.predict,
         runs: args.runs.get(),
         depth: args.depth,
+        sequences: usize::from(args.sequences),
+        busy: usize::from(args.busy),
     };
     let mut report = crate::measure::bench(
         &execs,
@@ -303,6 +305,22 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
             report.depth,
             report.kv_bytes as f64 / 1e6,
             report.kv_type
+        ))?;
+    }
+    if let Some(b) = &report.batch {
+        print_line(&format!(
+            "{} sequences decode {:.1} tokens/s together, {:.2} × one",
+            b.sequences, b.decode_tokens_per_s, b.of_one
+        ))?;
+    }
+    if let Some(b) = &report.busy {
+        print_line(&format!(
+            "beside {} busy threads: prefill {:.1} tokens/s ({:.0} % of the quiet speed), decode {:.1} tokens/s ({:.0} %)",
+            b.busy_threads,
+            b.prefill_tokens_per_s,
+            100.0 * b.prefill_of_quiet,
+            b.decode_tokens_per_s,
+            100.0 * b.decode_of_quiet
         ))?;
     }
     print_line(&format!(

@@ -1,4 +1,4 @@
-//! One pass of a few rows through the layers.
+//! One pass of a few rows, of one sequence or of several, through the layers.
 
 use formats::model::KvType;
 
@@ -24,6 +24,8 @@ pub(super) struct Scratch {
     up: Vec<f32>,
     turns: Vec<(f32, f32)>,
     attention: attention::Scratch,
+    /// Rows of several sequences, one behind the other.
+    pub(super) batch: Vec<f32>,
 }
 
 /// A buffer of `n` values; what they hold does not matter, each is overwritten.
@@ -66,14 +68,21 @@ pub(super) struct Span<'a> {
     pub(super) blocks: &'a [LayerTensors],
 }
 
-/// Runs the layers of `span` over `rows` in place and advances `cache`, which covers just them;
-/// `seen` looks on.
+/// The next `n` rows of a pass are those of the sequence whose keys and values `cache` holds.
+pub(super) struct Part<'a> {
+    pub(super) cache: &'a mut KvCache,
+    pub(super) n: usize,
+}
+
+/// Runs the layers of `span` over `rows` in place and advances the caches of `parts`, which cover
+/// just them and to which the rows belong in order; `seen` looks on. All but attention sees rows
+/// only, so that weights are read once for all sequences.
 pub(super) fn run(
     exec: &CpuExecutor,
     span: Span<'_>,
     session: &Session<'_>,
     s: &mut Scratch,
-    cache: &mut KvCache,
+    parts: &mut [Part<'_>],
     rows: &mut [f32],
     seen: &mut impl Observer,
 ) {
@@ -81,10 +90,12 @@ pub(super) fn run(
     let (isa, math) = (exec.isa, exec.math());
     let (width, q_width, kv_width) = (hp.n_embd, hp.q_width(), hp.kv_width());
     let n = rows.len() / width;
-    let start = cache.len();
     s.turns.clear();
-    for p in start..start + n {
-        exec.rope.fill(p, &mut s.turns);
+    for part in &*parts {
+        let start = part.cache.len();
+        for p in start..start + part.n {
+            exec.rope.fill(p, &mut s.turns);
+        }
     }
     let pairs = s.turns.len() / n.max(1);
     let mut lap = exec.clock.lap();
@@ -119,31 +130,48 @@ pub(super) fn run(
         add_bias(v, w.attn_v_bias.as_deref());
         lap.mark(Phase::Qkv);
 
-        let Some(mut kv) = cache.layer_mut(l) else {
-            // The caller has checked.
-            return;
-        };
-        for r in 0..n {
-            let turns = &s.turns[r * pairs..(r + 1) * pairs];
-            let q = &mut q[r * q_width..(r + 1) * q_width];
-            exec.rope.rotate(q, hp.head_dim, turns);
-            let k = &mut k[r * kv_width..(r + 1) * kv_width];
-            exec.rope.rotate(k, hp.head_dim, turns);
-            kv.put(start + r, k, &v[r * kv_width..(r + 1) * kv_width]);
+        let mut at = 0;
+        for part in &mut *parts {
+            let start = part.cache.len();
+            let Some(mut kv) = part.cache.layer_mut(l) else {
+                // The caller has checked.
+                return;
+            };
+            for r in 0..part.n {
+                let row = at + r;
+                let turns = &s.turns[row * pairs..(row + 1) * pairs];
+                let q = &mut q[row * q_width..(row + 1) * q_width];
+                exec.rope.rotate(q, hp.head_dim, turns);
+                let k = &mut k[row * kv_width..(row + 1) * kv_width];
+                exec.rope.rotate(k, hp.head_dim, turns);
+                kv.put(start + r, k, &v[row * kv_width..(row + 1) * kv_width]);
+            }
+            at += part.n;
         }
-
         lap.mark(Phase::Rope);
+
         let mixed = s.mixed.reset(n, q_width);
-        let attention = Attention {
-            isa,
-            whole: math.activations == Activations::Int8 && kv.shape().kv_type != KvType::F16,
-            n,
-            start,
-            group: hp.n_head / hp.n_head_kv,
-            q,
-            kv,
-        };
-        attention.run(session, mixed, &mut s.attention);
+        let stride = mixed.len() / n.max(1);
+        let (mut q, mut mixed) = (&*q, mixed);
+        for part in &mut *parts {
+            let start = part.cache.len();
+            let Some(kv) = part.cache.layer_mut(l) else {
+                return;
+            };
+            let (own, others) = q.split_at(part.n * q_width);
+            let (to, rest) = mixed.split_at_mut(part.n * stride);
+            (q, mixed) = (others, rest);
+            let attention = Attention {
+                isa,
+                whole: math.activations == Activations::Int8 && kv.shape().kv_type != KvType::F16,
+                n: part.n,
+                start,
+                group: hp.n_head / hp.n_head_kv,
+                q: own,
+                kv,
+            };
+            attention.run(session, to, &mut s.attention);
+        }
         lap.mark(Phase::Attention);
         seen.input(layer, Site::AttnOutput, Rows::of(&s.mixed));
 
@@ -183,9 +211,16 @@ pub(super) fn run(
         matmul(session, math, &w.ffn_down, &mut s.gate, out, width);
         rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
         lap.mark(Phase::Down);
-        seen.hidden(layer + 1, start, Rows::packed(rows, width));
+        let mut rest = &*rows;
+        for part in &*parts {
+            let (own, others) = rest.split_at(part.n * width);
+            seen.hidden(layer + 1, part.cache.len(), Rows::packed(own, width));
+            rest = others;
+        }
     }
-    cache.advance(n);
+    for part in parts {
+        part.cache.advance(part.n);
+    }
 }
 
 /// Adds the bias of a product to each of its rows.

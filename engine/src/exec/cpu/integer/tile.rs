@@ -121,7 +121,8 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
     let blocks = x.per_row();
     let panels = blocks.div_ceil(PANEL);
     let panel_bytes = PANEL * BLOCK / T::LEN * T::BYTES;
-    let share = (ahead / panels.max(1)).next_multiple_of(64);
+    let lines = (ahead / panels.max(1)).div_ceil(64);
+    let share = 64 * lines;
     // SAFETY: by the contract.
     let mut acc = unsafe { V::get(sums) };
     for k in 0..panels {
@@ -129,9 +130,6 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
         // SAFETY: panel `k` is part of the rows; a prefetch may go anywhere.
         unsafe {
             let next = rows.first.wrapping_add(ahead + k * share);
-            for line in (0..share).step_by(64) {
-                V::prefetch(next.wrapping_add(line));
-            }
             let p = rows.on(k * panel_bytes);
             let head = T::head(&p, n);
             for u in 0..n.div_ceil(T::UNIT) {
@@ -139,6 +137,11 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
                 for r in 0..T::UNIT {
                     let q = T::quants(&raw, u, r);
                     let b = u * T::UNIT + r;
+                    // A few at a time: more than the processor can have under way would make the
+                    // reads wait.
+                    for line in b * lines / n..(b + 1) * lines / n {
+                        V::prefetch(next.wrapping_add(64 * line));
+                    }
                     let codes = &x.of(k * PANEL + b)[acts.clone()];
                     if T::GROUP == 32 {
                         let s = T::scales(&head, b);
