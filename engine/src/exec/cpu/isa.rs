@@ -38,6 +38,9 @@ enum Kind {
     /// With `sdot`.
     #[cfg(target_arch = "aarch64")]
     NeonDot,
+    /// With `sdot` and `smmla`.
+    #[cfg(target_arch = "aarch64")]
+    NeonMat,
 }
 
 impl Isa {
@@ -72,6 +75,9 @@ impl Isa {
             all.push(Self(Kind::Neon));
             if std::arch::is_aarch64_feature_detected!("dotprod") {
                 all.push(Self(Kind::NeonDot));
+                if std::arch::is_aarch64_feature_detected!("i8mm") {
+                    all.push(Self(Kind::NeonMat));
+                }
             }
         }
         all
@@ -86,7 +92,7 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::encode(x, out) },
             // Compiled with NEON already, as all is there.
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon | Kind::NeonDot => integer::encode(x, out),
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => integer::encode(x, out),
         }
     }
 
@@ -123,6 +129,9 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::NeonDot => unsafe { neon::products_dot(ty, weights, row_bytes, rows, x, out) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::NeonMat => unsafe { neon::products_mat(ty, weights, row_bytes, rows, x, out) },
         }
     }
 
@@ -148,7 +157,7 @@ impl Isa {
             },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe {
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
                 neon::matmul(ty, weights, row_bytes, rows, x, out);
             },
         }
@@ -163,7 +172,7 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::sum_squares(x) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::sum_squares(x) },
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe { neon::sum_squares(x) },
         }
     }
 
@@ -187,7 +196,9 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::scores(q, keys, stride, scale, scores) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::scores(q, keys, stride, scale, scores) },
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
+                neon::scores(q, keys, stride, scale, scores)
+            },
         }
     }
 
@@ -200,7 +211,7 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::softmax(s) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::softmax(s) },
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe { neon::softmax(s) },
         }
     }
 
@@ -219,7 +230,9 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::weighted_sum(w, values, stride, out) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::weighted_sum(w, values, stride, out) },
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
+                neon::weighted_sum(w, values, stride, out)
+            },
         }
     }
 
@@ -245,7 +258,7 @@ impl Isa {
             },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe {
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
                 neon::scores_f32(q, keys, stride, scale, scores);
             },
         }
@@ -275,7 +288,7 @@ impl Isa {
             },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe {
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
                 neon::add_weighted_f32(w, values, stride, out);
             },
         }
@@ -290,7 +303,7 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::swiglu(gate, up) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::swiglu(gate, up) },
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe { neon::swiglu(gate, up) },
         }
     }
 }
@@ -307,6 +320,8 @@ impl fmt::Display for Isa {
             Kind::Neon => "neon",
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonMat => "neon-i8mm",
         })
     }
 }

@@ -23,6 +23,28 @@ trait Dot: Copy {
         words: &[int8x16_t; N],
         x: *const i8,
     ) -> int32x4_t;
+
+    /// Whether [`pair`](Self::pair) is there.
+    const PAIRS: bool = false;
+
+    /// [`dot`](Self::dot) for two activation rows.
+    ///
+    /// # Safety
+    /// As there, for both.
+    #[inline(always)]
+    unsafe fn pair<const N: usize, const MAX: u8>(
+        init: [int32x4_t; 2],
+        words: &[int8x16_t; N],
+        x: [*const i8; 2],
+    ) -> [int32x4_t; 2] {
+        // SAFETY: by the contract.
+        unsafe {
+            [
+                Self::dot::<N, MAX>(init[0], words, x[0]),
+                Self::dot::<N, MAX>(init[1], words, x[1]),
+            ]
+        }
+    }
 }
 
 /// `sdot`.
@@ -63,6 +85,57 @@ impl Dot for Sdot {
     }
 }
 
+/// `smmla` for two activation rows, `sdot` for one.
+#[derive(Clone, Copy)]
+struct Smmla;
+
+impl Dot for Smmla {
+    const PAIRS: bool = true;
+
+    #[inline(always)]
+    unsafe fn dot<const N: usize, const MAX: u8>(
+        init: int32x4_t,
+        words: &[int8x16_t; N],
+        x: *const i8,
+    ) -> int32x4_t {
+        // SAFETY: by the contract.
+        unsafe { Sdot::dot::<N, MAX>(init, words, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn pair<const N: usize, const MAX: u8>(
+        init: [int32x4_t; 2],
+        words: &[int8x16_t; N],
+        x: [*const i8; 2],
+    ) -> [int32x4_t; 2] {
+        // SAFETY: `smmla` and the codes by the contract.
+        unsafe {
+            // Weight rows 0 and 1, and 2 and 3, each with both activation rows.
+            let mut first = vzip1q_s32(init[0], init[1]);
+            let mut last = vzip2q_s32(init[0], init[1]);
+            for (i, w) in words.as_chunks::<2>().0.iter().enumerate() {
+                let codes = vcombine_s8(vld1_s8(x[0].add(8 * i)), vld1_s8(x[1].add(8 * i)));
+                let [a, b] = w.map(|w| vreinterpretq_s32_s8(w));
+                // The intrinsic (`vmmlaq_s32`) is not stable yet.
+                macro_rules! smmla {
+                    ($acc:expr, $w:expr) => {
+                        asm!(
+                            "smmla {acc:v}.4s, {w:v}.16b, {x:v}.16b",
+                            acc = inout(vreg) $acc,
+                            w = in(vreg) $w,
+                            x = in(vreg) codes,
+                            options(pure, nomem, nostack, preserves_flags),
+                        )
+                    };
+                }
+                smmla!(first, vzip1q_s32(a, b));
+                smmla!(last, vzip2q_s32(a, b));
+            }
+            [vuzp1q_s32(first, last), vuzp2q_s32(first, last)]
+        }
+    }
+}
+
 /// Widening multiplication, for processors without `sdot`.
 #[derive(Clone, Copy)]
 struct Widening;
@@ -96,6 +169,23 @@ impl Dot for Widening {
                 last = vpadalq_s16(last, high);
             }
             vaddq_s32(init, vpaddq_s32(first, last))
+        }
+    }
+}
+
+/// Weights as signed bytes; those below 64 are as they are.
+///
+/// # Safety
+/// NEON.
+#[inline(always)]
+unsafe fn signed<const MAX: u8>(v: uint32x4_t) -> int8x16_t {
+    // SAFETY: by the contract.
+    unsafe {
+        let v = vreinterpretq_s8_u32(v);
+        if MAX == 255 {
+            veorq_s8(v, vdupq_n_s8(-128))
+        } else {
+            v
         }
     }
 }
@@ -164,6 +254,7 @@ impl<D: Dot> Vector for V<D> {
     type F = Eight;
     const LANES: usize = 8;
     const SIGNED: bool = true;
+    const PAIRS: bool = D::PAIRS;
 
     #[inline(always)]
     unsafe fn words(rows: &Rows, at: usize) -> [Self; 4] {
@@ -275,21 +366,32 @@ impl<D: Dot> Vector for V<D> {
 
     #[inline(always)]
     unsafe fn dot<const N: usize, const MAX: u8>(init: Self, w: &[Self; N], x: *const i8) -> Self {
-        // SAFETY: by the contract. Weights below 64 are signed bytes as they are.
+        // SAFETY: by the contract.
         unsafe {
-            let signed = |v: uint32x4_t| {
-                let v = vreinterpretq_s8_u32(v);
-                if MAX == 255 {
-                    veorq_s8(v, vdupq_n_s8(-128))
-                } else {
-                    v
-                }
-            };
-            let (low, high) = (w.map(|w| signed(w.0)), w.map(|w| signed(w.1)));
+            let (low, high) = (w.map(|w| signed::<MAX>(w.0)), w.map(|w| signed::<MAX>(w.1)));
             let sum = |init, words| {
                 vreinterpretq_u32_s32(D::dot::<N, MAX>(vreinterpretq_s32_u32(init), words, x))
             };
             Self::new(sum(init.0, &low), sum(init.1, &high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pair<const N: usize, const MAX: u8>(
+        init: [Self; 2],
+        w: &[Self; N],
+        x: [*const i8; 2],
+    ) -> [Self; 2] {
+        // SAFETY: by the contract.
+        unsafe {
+            let (low, high) = (w.map(|w| signed::<MAX>(w.0)), w.map(|w| signed::<MAX>(w.1)));
+            let sum = |init: [uint32x4_t; 2], words| {
+                let init = init.map(|v| vreinterpretq_s32_u32(v));
+                D::pair::<N, MAX>(init, words, x).map(|v| vreinterpretq_u32_s32(v))
+            };
+            let [a, b] = sum(init.map(|v| v.0), &low);
+            let [c, d] = sum(init.map(|v| v.1), &high);
+            [Self::new(a, c), Self::new(b, d)]
         }
     }
 
@@ -391,4 +493,21 @@ pub(crate) unsafe fn products_dot(
 ) {
     // SAFETY: by the contract.
     unsafe { integer::products::<V<Sdot>>(ty, weights, row_bytes, rows, x, out) }
+}
+
+/// See [`integer::products`].
+///
+/// # Safety
+/// NEON with `dotprod` and `i8mm`, and the contract of [`integer::products`].
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(crate) unsafe fn products_mat(
+    ty: BlockType,
+    weights: &[u8],
+    row_bytes: usize,
+    rows: Range<usize>,
+    x: &Codes,
+    out: Out,
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::products::<V<Smmla>>(ty, weights, row_bytes, rows, x, out) }
 }

@@ -22,7 +22,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 pub(crate) use attention::{add_weighted_f32, scores, scores_f32, softmax, weighted_sum};
-pub(crate) use integer::{products, products_dot};
+pub(crate) use integer::{products, products_dot, products_mat};
 pub(crate) use matmul::matmul;
 
 use super::lanes::{LANES, exp};
