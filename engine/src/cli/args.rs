@@ -95,8 +95,8 @@ pub(super) struct Compute {
         env = "SPLITRUN_GPU_VARIANTS"
     )]
     pub(super) gpu_variants: Variants,
-    /// Instruction set of the kernels: auto, scalar, avx2, avx512, neon or
-    /// neon-dotprod (all give the same bits).
+    /// Instruction set of the kernels: auto, scalar, avx2, avx512, neon,
+    /// neon-dotprod or neon-i8mm (all give the same bits).
     #[arg(long, value_name = "ISA", default_value = "auto")]
     pub(super) isa: String,
     /// Multiply with activations that are not rounded to 8 bits; otherwise generating and bench may

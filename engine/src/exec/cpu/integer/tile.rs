@@ -63,8 +63,53 @@ pub(super) trait Blocks<V: Vector> {
     unsafe fn scales(head: &Self::Head, g: usize) -> (V::F, V::F);
 }
 
-/// One step of the chain that `super` describes: `acc` plus the product of a group, whose words
-/// `w` are those from `at` on of a block, and activations `x`.
+/// What the sum of a group's products begins with: what its weights' offset takes off.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn begin<V: Vector, T: Blocks<V>>(x: &CodeBlock, part: usize) -> V {
+    // SAFETY: by the contract.
+    unsafe {
+        if T::OFFSET == 0 || (V::SIGNED && T::MAX == 255) {
+            V::lanes(0)
+        } else {
+            V::lanes(x.minus[part]).shl(T::OFFSET.trailing_zeros() as usize)
+        }
+    }
+}
+
+/// One step of the chain that `super` describes: `acc` plus `i`, the products of a group, scaled.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn add<V: Vector, T: Blocks<V>>(
+    x: &CodeBlock,
+    part: usize,
+    i: V,
+    (scale, min): (V::F, V::F),
+    acc: V::F,
+) -> V::F {
+    // SAFETY: by the contract.
+    unsafe {
+        let acc = V::fma(V::mul(scale, V::splat(x.scale)), i.float(), acc);
+        if T::MIN {
+            V::fma(min, V::splat(x.sum[part]), acc)
+        } else {
+            acc
+        }
+    }
+}
+
+/// The part of a block that `N` words from `at` on are: all, the first or the last half.
+#[inline(always)]
+fn part<const N: usize>(at: usize) -> usize {
+    if N == 8 { 0 } else { 1 + at / 4 }
+}
+
+/// `acc` plus the product of a group, whose words `w` are those from `at` on of a block, and
+/// activations `x`.
 ///
 /// # Safety
 /// `V`'s instruction set.
@@ -73,18 +118,13 @@ unsafe fn step<V: Vector, T: Blocks<V>, const N: usize>(
     x: &CodeBlock,
     w: &[V; N],
     at: usize,
-    (scale, min): (V::F, V::F),
+    scales: (V::F, V::F),
     acc: V::F,
 ) -> V::F {
-    // All, the first or the last half.
-    let part = if N == 8 { 0 } else { 1 + at / 4 };
+    let part = part::<N>(at);
     // SAFETY: by the contract.
     unsafe {
-        let init = if T::OFFSET == 0 || (V::SIGNED && T::MAX == 255) {
-            V::lanes(0)
-        } else {
-            V::lanes(x.minus[part]).shl(T::OFFSET.trailing_zeros() as usize)
-        };
+        let init = begin::<V, T>(x, part);
         let codes = x.codes.as_ptr().add(4 * at);
         let i = if T::MAX == 255 {
             V::dot::<N, 255>(init, w, codes)
@@ -95,11 +135,75 @@ unsafe fn step<V: Vector, T: Blocks<V>, const N: usize>(
         } else {
             V::dot::<N, 15>(init, w, codes)
         };
-        let acc = V::fma(V::mul(scale, V::splat(x.scale)), i.float(), acc);
-        if T::MIN {
-            V::fma(min, V::splat(x.sum[part]), acc)
+        add::<V, T>(x, part, i, scales, acc)
+    }
+}
+
+/// [`step`] for two activation rows.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn step_pair<V: Vector, T: Blocks<V>, const N: usize>(
+    x: &[CodeBlock; 2],
+    w: &[V; N],
+    at: usize,
+    scales: (V::F, V::F),
+    acc: [V::F; 2],
+) -> [V::F; 2] {
+    let part = part::<N>(at);
+    // SAFETY: by the contract.
+    unsafe {
+        let init = [begin::<V, T>(&x[0], part), begin::<V, T>(&x[1], part)];
+        let codes = [
+            x[0].codes.as_ptr().add(4 * at),
+            x[1].codes.as_ptr().add(4 * at),
+        ];
+        let [i, j] = if T::MAX == 255 {
+            V::dot_pair::<N, 255>(init, w, codes)
+        } else if T::MAX > 31 {
+            V::dot_pair::<N, 63>(init, w, codes)
+        } else if T::MAX > 15 {
+            V::dot_pair::<N, 31>(init, w, codes)
         } else {
-            acc
+            V::dot_pair::<N, 15>(init, w, codes)
+        };
+        [
+            add::<V, T>(&x[0], part, i, scales, acc[0]),
+            add::<V, T>(&x[1], part, j, scales, acc[1]),
+        ]
+    }
+}
+
+/// Adds to the sums of all activation rows `codes` the product of a group.
+///
+/// # Safety
+/// `V`'s instruction set; `sums` holds `V::LANES` floats for each of `codes`.
+#[inline(always)]
+unsafe fn steps<V: Vector, T: Blocks<V>, const N: usize>(
+    codes: &[CodeBlock],
+    w: &[V; N],
+    at: usize,
+    scales: (V::F, V::F),
+    sums: *mut f32,
+) {
+    let (pairs, rest) = if V::PAIRS {
+        codes.as_chunks::<2>()
+    } else {
+        (&[][..], codes)
+    };
+    // SAFETY: by the contract.
+    unsafe {
+        for (t, x) in pairs.iter().enumerate() {
+            let (p, q) = (sums.add(2 * t * V::LANES), sums.add((2 * t + 1) * V::LANES));
+            let [a, b] = step_pair::<V, T, N>(x, w, at, scales, [V::get(p), V::get(q)]);
+            V::put(p, a);
+            V::put(q, b);
+        }
+        let sums = sums.add(2 * pairs.len() * V::LANES);
+        for (t, x) in rest.iter().enumerate() {
+            let p = sums.add(t * V::LANES);
+            V::put(p, step::<V, T, N>(x, w, at, scales, V::get(p)));
         }
     }
 }
@@ -148,10 +252,7 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
                         if ONE {
                             acc = step::<V, T, 8>(&codes[0], &q, 0, s, acc);
                         } else {
-                            for (t, x) in codes.iter().enumerate() {
-                                let p = sums.add(t * V::LANES);
-                                V::put(p, step::<V, T, 8>(x, &q, 0, s, V::get(p)));
-                            }
+                            steps::<V, T, 8>(codes, &q, 0, s, sums);
                         }
                     } else {
                         let (first, last) = (T::scales(&head, 2 * b), T::scales(&head, 2 * b + 1));
@@ -159,6 +260,9 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
                         if ONE {
                             acc = step::<V, T, 4>(&codes[0], &w, 0, first, acc);
                             acc = step::<V, T, 4>(&codes[0], &v, 4, last, acc);
+                        } else if V::PAIRS {
+                            steps::<V, T, 4>(codes, &w, 0, first, sums);
+                            steps::<V, T, 4>(codes, &v, 4, last, sums);
                         } else {
                             for (t, x) in codes.iter().enumerate() {
                                 let p = sums.add(t * V::LANES);
