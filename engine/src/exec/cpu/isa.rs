@@ -118,11 +118,6 @@ impl Isa {
             Kind::Avx2 => unsafe { avx2::products(ty, weights, row_bytes, rows, x, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Avx512 if x.rows() == 1 => unsafe {
-                avx512::products_narrow(ty, weights, row_bytes, rows, x, out);
-            },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
             Kind::Avx512 => unsafe { avx512::products(ty, weights, row_bytes, rows, x, out) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.

@@ -26,9 +26,9 @@ pub(in super::super) unsafe fn four(rows: &Rows, first: usize, at: usize) -> __m
 
 /// Eight lanes.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Eight(pub(in super::super) __m256i);
+struct V(__m256i);
 
-impl Vector for Eight {
+impl Vector for V {
     type F = __m256;
     const LANES: usize = 8;
     const SIGNED: bool = true;
@@ -299,9 +299,15 @@ impl Vector for Eight {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
+    unsafe fn prefetch<const FAR: bool>(p: *const u8) {
         // SAFETY: by the contract.
-        unsafe { _mm_prefetch::<_MM_HINT_T2>(p.cast()) }
+        unsafe {
+            if FAR {
+                _mm_prefetch::<_MM_HINT_T2>(p.cast());
+            } else {
+                _mm_prefetch::<_MM_HINT_T0>(p.cast());
+            }
+        }
     }
 }
 
@@ -319,7 +325,7 @@ pub(crate) unsafe fn products(
     out: Out,
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::products::<Eight>(ty, weights, row_bytes, rows, x, out) }
+    unsafe { integer::products::<V>(ty, weights, row_bytes, rows, x, out) }
 }
 
 /// [`integer::encode`], compiled for AVX2.
@@ -345,7 +351,7 @@ pub(crate) unsafe fn kv_scores(
     scores: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<Eight>(shape, head, from, n, q, scores) }
+    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, scores) }
 }
 
 /// See [`integer::kv_sums`].
@@ -363,7 +369,7 @@ pub(crate) unsafe fn kv_sums(
     sums: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_sums::<Eight>(shape, head, from, n, seen, weights, sums) }
+    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, sums) }
 }
 
 /// See [`integer::soften`].

@@ -10,8 +10,6 @@
 
 mod attention;
 mod integer;
-mod narrow;
 
 pub(crate) use attention::{scores_f16, sums_f16};
 pub(crate) use integer::{kv_scores, kv_sums, products, soften};
-pub(crate) use narrow::products_narrow;
