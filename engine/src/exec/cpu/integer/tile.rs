@@ -13,6 +13,10 @@ use super::{BLOCK, CodeBlock, Codes, block32, super256};
 
 /// Blocks of 32 that are looked at together: a super-block.
 pub(super) const PANEL: usize = 8;
+/// Bytes of weights that memory is asked for in advance, or one tile: what is read while it answers.
+const FAR: usize = 16 << 10;
+/// Activation rows up to which a panel stays in the first cache until it is used.
+const NEAR_ROWS: usize = 16;
 /// Activation rows that share a buffer of sums.
 const MAX_ROWS: usize = 128;
 
@@ -105,7 +109,9 @@ unsafe fn step<V: Vector, T: Blocks<V>, const N: usize>(
 }
 
 /// Adds to `sums` the products of the weight rows at `rows` and activation rows `acts`, which are
-/// `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next.
+/// `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next. They are asked for
+/// twice: whole tiles in order, [`FAR`] bytes before they are used, and each row's part of a panel into
+/// the first cache, which has no room for a tile, while the panel before is computed.
 ///
 /// # Safety
 /// `V`'s instruction set; whole weight rows of as many blocks as `x` has; `sums` holds
@@ -121,17 +127,22 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
     let blocks = x.per_row();
     let panels = blocks.div_ceil(PANEL);
     let panel_bytes = PANEL * BLOCK / T::LEN * T::BYTES;
-    let share = (ahead / panels.max(1)).next_multiple_of(64);
+    let lines = (ahead / panels.max(1)).div_ceil(64);
+    let share = 64 * lines;
+    let far = ahead * (FAR / ahead.max(1)).max(1);
+    let near = acts.len() <= NEAR_ROWS;
     // SAFETY: by the contract.
     let mut acc = unsafe { V::get(sums) };
     for k in 0..panels {
         let n = PANEL.min(blocks - k * PANEL);
         // SAFETY: panel `k` is part of the rows; a prefetch may go anywhere.
         unsafe {
-            let next = rows.first.wrapping_add(ahead + k * share);
-            for line in (0..share).step_by(64) {
-                V::prefetch(next.wrapping_add(line));
-            }
+            let next = rows.first.wrapping_add(far + k * share);
+            let soon = rows.on(if k + 1 < panels {
+                (k + 1) * panel_bytes
+            } else {
+                ahead
+            });
             let p = rows.on(k * panel_bytes);
             let head = T::head(&p, n);
             for u in 0..n.div_ceil(T::UNIT) {
@@ -139,6 +150,18 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
                 for r in 0..T::UNIT {
                     let q = T::quants(&raw, u, r);
                     let b = u * T::UNIT + r;
+                    // A few at a time: more than the processor can have under way would make the
+                    // reads wait.
+                    for line in b * lines / n..(b + 1) * lines / n {
+                        V::prefetch::<true>(next.wrapping_add(64 * line));
+                    }
+                    if near {
+                        for j in b * V::LANES / n..(b + 1) * V::LANES / n {
+                            for at in (0..panel_bytes + 63).step_by(64) {
+                                V::prefetch::<false>(soon.at(j, at));
+                            }
+                        }
+                    }
                     let codes = &x.of(k * PANEL + b)[acts.clone()];
                     if T::GROUP == 32 {
                         let s = T::scales(&head, b);

@@ -184,10 +184,10 @@ pub(in super::super) trait Vector: Copy {
     /// The instruction set.
     unsafe fn neg(a: Self::F) -> Self::F;
 
-    /// Asks for the line at `p`, which may be any address, to come nearer than memory; not into
-    /// the first cache, which it would fill before its time.
+    /// Asks for the line at `p`, which may be any address, to come into the first cache, or where
+    /// `FAR` nearer than memory but not so near that it would push out what is in use.
     ///
     /// # Safety
     /// The instruction set.
-    unsafe fn prefetch(p: *const u8);
+    unsafe fn prefetch<const FAR: bool>(p: *const u8);
 }

@@ -354,8 +354,8 @@ impl<D: Dot> Vector for V<D> {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        prefetch::<true>(p);
+    unsafe fn prefetch<const FAR: bool>(p: *const u8) {
+        prefetch::<FAR>(p);
     }
 }
 
