@@ -151,7 +151,7 @@ fn with_others(path: &Path, run: Value) -> Result<String, Failure> {
 
 /// Medians of a row, and ratios of ours to the peer's.
 fn as_json(name: &str, threads: &str, [prompt, decode]: [usize; 2], row: &mut Row) -> Value {
-    let mut one = |what: &str, ours: &mut [f64], peer: &mut [f64]| {
+    let one = |what: &str, ours: &mut [f64], peer: &mut [f64]| {
         let (ours, peer) = (median(ours), median(peer));
         let ratio = ours.zip(peer).map(|(a, b)| a / b);
         [
