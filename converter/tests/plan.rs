@@ -173,6 +173,41 @@ fn the_answer_has_the_keys_that_others_read() {
 }
 
 #[test]
+fn keys_and_values_are_planned_in_the_form_that_is_asked_for() {
+    let bench = Bench::new(&shape());
+    let with = |kv: &str| {
+        let flags = ["-c", "500", "--objective", "quality", "--kv-type", kv];
+        plan(&bench, &flags).ok().json()
+    };
+    let (f16, q8_0, auto) = (with("f16"), with("q8_0"), with("auto"));
+    // Nothing forbids the most exact.
+    assert_eq!(auto["best"], f16["best"]);
+    let fewer = &q8_0["best"];
+    assert_eq!(fewer["kv_type"], "q8_0");
+    assert!(fewer["kl"].as_f64() > f16["best"]["kl"].as_f64());
+    for words in q8_0["run"].as_array().unwrap() {
+        let words = words.to_string();
+        assert!(words.contains(r#""--kv-type","q8_0""#), "{words}");
+    }
+    assert!(!f16["run"].to_string().contains("--kv-type"));
+    // Whole pages of 16 positions, 34 bytes for 64.
+    let server = |json: &Json| number(&json["server"], "kv_bytes");
+    let layers = 6 - number(&f16["best"], "split");
+    assert_eq!(server(&f16), layers * 500 * 2 * 2 * 64 * 2);
+    let layers = 6 - number(fewer, "split");
+    assert_eq!(server(&q8_0), layers * 512 * 2 * 2 * 68);
+
+    let bench = Bench::new(&LlamaShape::tiny());
+    for (kv, word) in [("q5_0", "q8_0 or q4_0"), ("q8_0", "heads of 16 values")] {
+        let refused = plan(&bench, &["--kv-type", kv]);
+        assert_eq!(refused.code, 2, "{}", refused.stderr);
+        assert!(refused.stderr.contains(word), "{}", refused.stderr);
+    }
+    let auto = plan(&bench, &["--kv-type", "auto"]).ok().json();
+    assert_eq!(auto["best"]["kv_type"], "f16");
+}
+
+#[test]
 fn a_person_gets_commands_a_table_and_a_drawing() {
     let bench = Bench::new(&shape());
     let args = ["plan", "m.gguf", "--uplink", "1Mbit/s", "--svg", "p.svg"];

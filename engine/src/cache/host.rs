@@ -224,17 +224,21 @@ impl Side {
     }
 }
 
-/// The value of the largest magnitude (the first of equals) of a block, with its sign; NaN where
-/// one is no number, so that it stays visible.
+/// The value of the largest magnitude (the negative one of equals) of a block, with its sign; NaN
+/// where one is no number, so that it stays visible.
 fn extreme(x: &[f32; KV_BLOCK]) -> f32 {
-    let (mut most, mut wrong) = (0.0_f32, 0.0_f32);
-    for v in x {
-        if v.abs() > most.abs() {
-            most = *v;
+    let (mut high, mut low, mut wrong) = ([0.0_f32; 8], [0.0_f32; 8], [0.0_f32; 8]);
+    for x in x.as_chunks::<8>().0 {
+        for l in 0..8 {
+            high[l] = if x[l] > high[l] { x[l] } else { high[l] };
+            low[l] = if x[l] < low[l] { x[l] } else { low[l] };
+            wrong[l] += x[l] * 0.0;
         }
-        wrong += v * 0.0;
     }
-    most + wrong
+    let high = high.iter().fold(0.0, |m, v| if *v > m { *v } else { m });
+    let low = low.iter().fold(0.0, |m, v| if *v < m { *v } else { m });
+    let most: f32 = if high > -low { high } else { low };
+    most + wrong.iter().sum::<f32>()
 }
 
 /// A scale as it is kept, and what codes are made with.
@@ -244,6 +248,17 @@ fn scale(step: f32) -> (f16, f32) {
     // A block too small for a half float is zero, one too large infinite: codes are then of no use.
     let inverse = 1.0 / d;
     (kept, if inverse.is_finite() { inverse } else { 0.0 })
+}
+
+/// `x / step`, rounded to whole numbers (ties to even) between `least` and `most`.
+fn codes(x: &[f32; KV_BLOCK], inverse: f32, least: f32, most: f32) -> [u8; KV_BLOCK] {
+    // Adding 1.5·2²³ leaves a small number rounded in the low bits; a call to round would be slow.
+    const ROUND: f32 = 12_582_912.0;
+    let mut out = [0; KV_BLOCK];
+    for (c, x) in out.iter_mut().zip(x) {
+        *c = ((x * inverse).clamp(least, most) + ROUND).to_bits() as u8;
+    }
+    out
 }
 
 /// llama.cpp's `q8_0`: step = largest magnitude / 127, codes = round(x / step), here with the step
@@ -256,29 +271,29 @@ fn put_q8_0(head: &mut [u8], side: Side, at: usize, x: &[f32]) {
     for (b, x) in x.as_chunks::<KV_BLOCK>().0.iter().enumerate() {
         let (kept, inverse) = scale(extreme(x).abs() / 127.0);
         head[b * Page::SCALES + 2 * t..][..2].copy_from_slice(&kept.to_le_bytes());
-        let codes = &mut head[page.codes_at(b)..][..page.codes];
-        for (d, x) in x.iter().enumerate() {
-            let code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
-            codes[side.byte(t, d, KV_BLOCK)] = (code as u8).wrapping_add(raise);
+        let out = &mut head[page.codes_at(b)..][..page.codes];
+        for (d, code) in codes(x, inverse, -127.0, 127.0).into_iter().enumerate() {
+            out[side.byte(t, d, KV_BLOCK)] = code.wrapping_add(raise);
         }
     }
 }
 
-/// llama.cpp's `q4_0`: step = the value of the largest magnitude / −8, codes = round(x / step) + 8
-/// within 0..=15.
+/// llama.cpp's `q4_0`: step = the value of the largest magnitude / −8, codes = round(x / step)
+/// within −8..=7.
 fn put_q4_0(head: &mut [u8], side: Side, at: usize, x: &[f32]) {
     const HALF: usize = KV_BLOCK / 2;
     let page = Page::of(KvType::Q4_0, x.len());
     let t = at % KV_PAGE;
     let head = &mut head[at / KV_PAGE * page.bytes()..][..page.bytes()];
+    let raise = if side == Side::Keys { 8 } else { 0 };
     for (b, x) in x.as_chunks::<KV_BLOCK>().0.iter().enumerate() {
         let (kept, inverse) = scale(extreme(x) / -8.0);
         head[b * Page::SCALES + 2 * t..][..2].copy_from_slice(&kept.to_le_bytes());
-        let codes = &mut head[page.codes_at(b)..][..page.codes];
-        let code = |x: f32| ((x * inverse).round_ties_even() + 8.0).clamp(0.0, 15.0) as u8;
-        let sign = if side == Side::Keys { 0 } else { 0x88 };
+        let out = &mut head[page.codes_at(b)..][..page.codes];
+        let codes = codes(x, inverse, -8.0, 7.0);
+        let nibble = |d: usize| codes[d].wrapping_add(raise) & 15;
         for d in 0..HALF {
-            codes[side.byte(t, d, HALF)] = (code(x[d]) | code(x[d + HALF]) << 4) ^ sign;
+            out[side.byte(t, d, HALF)] = nibble(d) | nibble(d + HALF) << 4;
         }
     }
 }

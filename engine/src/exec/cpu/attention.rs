@@ -92,7 +92,7 @@ pub(super) struct Attention<'a> {
 
 /// Some rows, and the heads that share keys, of one item.
 #[derive(Clone, Copy)]
-struct Some {
+struct Part {
     first: usize,
     rows: usize,
     kv_head: usize,
@@ -192,7 +192,7 @@ impl Attention<'_> {
 
     /// One span, from position `from` on, of some rows that all see its first position. Leaves
     /// its sums and weights in `b`.
-    fn span(&self, some: Some, from: usize, codes: &[CodeBlock], b: &mut Buffers<'_>) {
+    fn span(&self, some: Part, from: usize, codes: &[CodeBlock], b: &mut Buffers<'_>) {
         let KvShape {
             heads,
             head_dim: dim,
@@ -205,6 +205,12 @@ impl Attention<'_> {
         // Causal: a row sees positions up to its own.
         let seen = |pair: usize| n.min(self.start + some.first + pair / group + 1 - from);
         let (keys, values) = (self.kv.keys(some.kv_head), self.kv.values(some.kv_head));
+        // While keys are multiplied the values are asked for, and with the values the next keys.
+        let row = self.shape().kv_type.bytes(dim);
+        let (then, later) = (
+            values.as_ptr().wrapping_add(from * row),
+            keys.as_ptr().wrapping_add((from + SPAN) * row),
+        );
         let query = |pair: usize| {
             let (r, g) = (some.first + pair / group, pair % group);
             let at = (r * heads + some.kv_head) * group + g;
@@ -215,7 +221,7 @@ impl Attention<'_> {
             let per_pair = dim / KV_BLOCK;
             let at = (some.kv_head * self.n + some.first) * group * per_pair;
             let q = &codes[at..at + pairs * per_pair];
-            isa.kv_scores(self.shape(), keys, from, n, q, b.scores);
+            isa.kv_scores(self.shape(), keys, from, n, q, then, b.scores);
         } else if direct {
             for (r, s) in b
                 .scores
@@ -225,7 +231,8 @@ impl Attention<'_> {
             {
                 let at = ((some.first + r) * heads + some.kv_head) * group * dim;
                 let keys = halves(keys, from * dim, seen(r * group) * dim);
-                isa.scores_f16(&self.q[at..at + group * dim], keys, dim, self.scale(), s);
+                let q = &self.q[at..at + group * dim];
+                isa.scores_f16(q, keys, dim, self.scale(), then.cast(), s);
             }
         } else {
             for at in (from..end).step_by(TILE) {
@@ -248,15 +255,8 @@ impl Attention<'_> {
             }
         }
         if self.whole {
-            isa.kv_sums(
-                self.shape(),
-                values,
-                from,
-                n,
-                &seen,
-                b.scores,
-                &mut b.sums[..pairs * dim],
-            );
+            let (weights, sums) = (&*b.scores, &mut b.sums[..pairs * dim]);
+            isa.kv_sums(self.shape(), values, from, n, &seen, weights, later, sums);
             return;
         }
         if direct {
@@ -266,7 +266,7 @@ impl Attention<'_> {
                 .zip(b.sums.chunks_mut(group * dim));
             for (r, (s, sums)) in each.take(some.rows).enumerate() {
                 let values = halves(values, from * dim, seen(r * group) * dim);
-                isa.sums_f16(s, values, dim, sums);
+                isa.sums_f16(s, values, dim, later.cast(), sums);
             }
             return;
         }
@@ -313,7 +313,7 @@ impl Attention<'_> {
                 unsafe { buffer.slice(slot.slot, 0, per_item) }.split_at_mut(2 * rows * group);
             // The last rows see most: they go first.
             let first = (blocks - 1 - item / heads) * rows;
-            let some = Some {
+            let some = Part {
                 first,
                 rows: rows.min(self.n - first),
                 kv_head: item % heads,
@@ -328,7 +328,7 @@ impl Attention<'_> {
             for from in (0..end).step_by(SPAN) {
                 // Rows before the span see nothing of it.
                 let late = from.saturating_sub(self.start + first);
-                let now = Some {
+                let now = Part {
                     first: first + late,
                     rows: some.rows - late,
                     ..some
@@ -375,37 +375,42 @@ impl Attention<'_> {
         let slots = session.threads().min(n_spans * heads).max(1);
         let buffer = Out::new(sized(items, slots * per_item), per_item);
         let free = Slots::new(slots);
-        // Of each span and key head: sums of all pairs, then their weights.
+        // Of each key head and span: sums of all pairs, then their weights.
         let pairs = self.n * group;
         let per_span = pairs * (dim + 2);
         let spans = sized(spans, n_spans * heads * per_span);
         let parts = Out::new(spans, per_span);
-        session.run(n_spans * heads, &|item| {
+        // An item has some spans one behind the other, for the memory's sake.
+        let all = n_spans * heads;
+        let together = all.div_ceil(8 * session.threads());
+        session.run(all.div_ceil(together), &|item| {
             let slot = free.take();
             // SAFETY: the slot was free and is this item's until it is dropped.
             let slot = unsafe { buffer.slice(slot.slot, 0, per_item) };
             let mut b = self.buffers(self.n, slot);
-            // SAFETY: this part is this item's.
-            let part = unsafe { parts.slice(item, 0, per_span) };
-            let (sums, weights) = part.split_at_mut(pairs * dim);
-            let (from, kv_head) = (item / heads * SPAN, item % heads);
-            let late = from.saturating_sub(self.start);
-            let some = Some {
-                first: late,
-                rows: self.n - late,
-                kv_head,
-            };
-            self.span(some, from, codes, &mut b);
-            let now = some.rows * group;
-            sums[late * group * dim..].copy_from_slice(&b.sums[..now * dim]);
-            weights[2 * late * group..].copy_from_slice(&b.weights[..2 * now]);
+            for at in item * together..((item + 1) * together).min(all) {
+                // SAFETY: this part is this item's.
+                let part = unsafe { parts.slice(at, 0, per_span) };
+                let (sums, weights) = part.split_at_mut(pairs * dim);
+                let (kv_head, from) = (at / n_spans, at % n_spans * SPAN);
+                let late = from.saturating_sub(self.start);
+                let some = Part {
+                    first: late,
+                    rows: self.n - late,
+                    kv_head,
+                };
+                self.span(some, from, codes, &mut b);
+                let now = some.rows * group;
+                sums[late * group * dim..].copy_from_slice(&b.sums[..now * dim]);
+                weights[2 * late * group..].copy_from_slice(&b.weights[..2 * now]);
+            }
         });
         for (r, row) in mixed.chunks_mut(stride.max(1)).enumerate() {
             for (h, out) in row.chunks_exact_mut(dim).take(heads * group).enumerate() {
                 let pair = r * group + h % group;
                 let mut so_far = [0.0; 2];
                 for span in 0..=(self.start + r) / SPAN {
-                    let part = &spans[(span * heads + h / group) * per_span..][..per_span];
+                    let part = &spans[(h / group * n_spans + span) * per_span..][..per_span];
                     let (sums, weights) = part.split_at(pairs * dim);
                     let weights = [weights[2 * pair], weights[2 * pair + 1]];
                     let sums = &sums[pair * dim..(pair + 1) * dim];

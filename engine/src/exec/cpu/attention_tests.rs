@@ -37,13 +37,13 @@ fn pieces_in_floats_agree() {
                 let run = |isa: Isa| {
                     let mut s = vec![0.0; rows * SPAN];
                     let mut sums = vec![0.0; rows * dim];
-                    isa.scores_f16(&q, &keys, dim, 0.125, &mut s);
+                    isa.scores_f16(&q, &keys, dim, 0.125, keys.as_ptr(), &mut s);
                     let mut out = Vec::new();
                     for s in s.chunks_mut(SPAN) {
                         let (max, sum) = isa.softmax(&mut s[..n]);
                         out.extend([max, sum]);
                     }
-                    isa.sums_f16(&s, &keys, dim, &mut sums);
+                    isa.sums_f16(&s, &keys, dim, std::ptr::null(), &mut sums);
                     out.extend(&sums);
                     // Joined to others that are larger, and smaller.
                     for most in [out[0] + 1.5, out[0] - 1.5] {
@@ -141,19 +141,24 @@ impl Layer {
         let (dim, group) = (shape.head_dim, self.group);
         let layer = self.cache.layer_mut(0).unwrap();
         let mut out = Vec::new();
-        let (mut keys, mut values) = (vec![0.0; self.len * dim], vec![0.0; self.len * dim]);
+        let kept = |side: Side| {
+            let of = |h: usize| {
+                let head = if side == Side::Keys {
+                    layer.keys(h)
+                } else {
+                    layer.values(h)
+                };
+                let mut all = vec![0.0; self.len * dim];
+                floats(head, shape, side, 0, self.len, &mut all);
+                all
+            };
+            (0..shape.heads).map(of).collect::<Vec<_>>()
+        };
+        let (keys, values) = (kept(Side::Keys), kept(Side::Values));
         for r in 0..self.len {
             for h in 0..shape.heads * group {
                 let n = r + 1;
-                floats(layer.keys(h / group), shape, Side::Keys, 0, n, &mut keys);
-                floats(
-                    layer.values(h / group),
-                    shape,
-                    Side::Values,
-                    0,
-                    n,
-                    &mut values,
-                );
+                let (keys, values) = (&keys[h / group], &values[h / group]);
                 let q = &self.q[(r * shape.heads * group + h) * dim..][..dim];
                 let scores: Vec<f64> = (keys.chunks(dim).take(n))
                     .map(|k| {

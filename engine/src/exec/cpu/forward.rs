@@ -4,6 +4,7 @@ use formats::model::KvType;
 
 use super::attention::{self, Attention};
 use super::clock::Phase;
+use super::hadamard;
 use super::isa::Isa;
 use super::matmul::{ActBuf, Activations, Out, matmul, matmuls};
 use super::observe::{Observer, Rows, Site};
@@ -137,14 +138,33 @@ pub(super) fn run(
                 // The caller has checked.
                 return;
             };
-            for r in 0..part.n {
-                let row = at + r;
-                let turns = &s.turns[row * pairs..(row + 1) * pairs];
-                let q = &mut q[row * q_width..(row + 1) * q_width];
-                exec.rope.rotate(q, hp.head_dim, turns);
-                let k = &mut k[row * kv_width..(row + 1) * kv_width];
-                exec.rope.rotate(k, hp.head_dim, turns);
-                kv.put(start + r, k, &v[row * kv_width..(row + 1) * kv_width]);
+            let thin = kv.shape().kv_type != KvType::F16;
+            let own = |width: usize| at * width..(at + part.n) * width;
+            let (k, v) = (&mut k[own(kv_width)], &mut v[own(kv_width)]);
+            let outs = [
+                (Out::new(&mut q[own(q_width)], q_width), q_width, true),
+                (Out::new(k, kv_width), kv_width, true),
+                (Out::new(v, kv_width), kv_width, false),
+            ];
+            let turns = &s.turns[own(pairs)];
+            session.ranges(part.n, 8, &|range| {
+                for r in range {
+                    let turns = &turns[r * pairs..(r + 1) * pairs];
+                    for (out, width, rope) in &outs {
+                        // SAFETY: row `r` belongs to this task alone.
+                        let x = unsafe { out.slice(r, 0, *width) };
+                        if *rope {
+                            exec.rope.rotate(x, hp.head_dim, turns);
+                        }
+                        if thin {
+                            hadamard::turn(x, hp.head_dim);
+                        }
+                    }
+                }
+            });
+            let both = k.chunks_exact(kv_width).zip(v.chunks_exact(kv_width));
+            for (r, (k, v)) in both.enumerate() {
+                kv.put(start + r, k, v);
             }
             at += part.n;
         }
@@ -158,12 +178,13 @@ pub(super) fn run(
             let Some(kv) = part.cache.layer_mut(l) else {
                 return;
             };
+            let thin = kv.shape().kv_type != KvType::F16;
             let (own, others) = q.split_at(part.n * q_width);
             let (to, rest) = mixed.split_at_mut(part.n * stride);
             (q, mixed) = (others, rest);
             let attention = Attention {
                 isa,
-                whole: math.activations == Activations::Int8 && kv.shape().kv_type != KvType::F16,
+                whole: thin && math.activations == Activations::Int8,
                 n: part.n,
                 start,
                 group: hp.n_head / hp.n_head_kv,
@@ -171,6 +192,9 @@ pub(super) fn run(
                 kv,
             };
             attention.run(session, to, &mut s.attention);
+            if thin {
+                turn_back(session, to, stride, q_width, hp.head_dim);
+            }
         }
         lap.mark(Phase::Attention);
         seen.input(layer, Site::AttnOutput, Rows::of(&s.mixed));
@@ -221,6 +245,25 @@ pub(super) fn run(
     for part in parts {
         part.cache.advance(part.n);
     }
+}
+
+/// Turns sums of values, which were turned before they were kept, back: `width` values of each row
+/// of `stride`.
+fn turn_back(
+    session: &Session<'_>,
+    rows: &mut [f32],
+    stride: usize,
+    width: usize,
+    head_dim: usize,
+) {
+    let n = rows.len() / stride.max(1);
+    let out = Out::new(rows, stride);
+    session.ranges(n, 8, &|range| {
+        for r in range {
+            // SAFETY: row `r` belongs to this task alone.
+            hadamard::turn(unsafe { out.slice(r, 0, width) }, head_dim);
+        }
+    });
 }
 
 /// Adds the bias of a product to each of its rows.

@@ -172,23 +172,25 @@ impl Isa {
         }
     }
 
-    /// Attention scores over keys in f16: see [`scalar::scores_f16`].
+    /// Attention scores over keys in f16: see [`scalar::scores_f16`]. What is at `next` will be read
+    /// next: it may be any address.
     pub(crate) fn scores_f16(
         self,
         q: &[f32],
         keys: &[f16],
         dim: usize,
         scale: f32,
+        next: *const f16,
         scores: &mut [f32],
     ) {
         match self.0 {
             Kind::Scalar => scalar::scores_f16(q, keys, dim, scale, scores),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::scores_f16(q, keys, dim, scale, scores) },
+            Kind::Avx2 => unsafe { avx2::scores_f16(q, keys, dim, scale, next, scores) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Avx512 => unsafe { avx512::scores_f16(q, keys, dim, scale, scores) },
+            Kind::Avx512 => unsafe { avx512::scores_f16(q, keys, dim, scale, next, scores) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
@@ -197,16 +199,23 @@ impl Isa {
         }
     }
 
-    /// Weighted sums of values in f16: see [`scalar::sums_f16`].
-    pub(crate) fn sums_f16(self, weights: &[f32], values: &[f16], dim: usize, sums: &mut [f32]) {
+    /// Weighted sums of values in f16: see [`scalar::sums_f16`]; `next` as above.
+    pub(crate) fn sums_f16(
+        self,
+        weights: &[f32],
+        values: &[f16],
+        dim: usize,
+        next: *const f16,
+        sums: &mut [f32],
+    ) {
         match self.0 {
             Kind::Scalar => scalar::sums_f16(weights, values, dim, sums),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::sums_f16(weights, values, dim, sums) },
+            Kind::Avx2 => unsafe { avx2::sums_f16(weights, values, dim, next, sums) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Avx512 => unsafe { avx512::sums_f16(weights, values, dim, sums) },
+            Kind::Avx512 => unsafe { avx512::sums_f16(weights, values, dim, next, sums) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
@@ -217,6 +226,8 @@ impl Isa {
 
     /// Scores over keys in q8_0 or q4_0, in whole numbers: `scores[r·SPAN + t]` is query `r` times
     /// key `from + t`. `from` begins a span; up to the end of the last page more may be written.
+    /// What is at `next` will be read next: it may be any address.
+    #[allow(clippy::too_many_arguments)] // a kernel's
     pub(super) fn kv_scores(
         self,
         shape: KvShape,
@@ -224,23 +235,24 @@ impl Isa {
         from: usize,
         n: usize,
         q: &[CodeBlock],
+        next: *const u8,
         scores: &mut [f32],
     ) {
         match self.0 {
             Kind::Scalar => scalar::kv_scores(shape, keys, from, n, q, scores),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::kv_scores(shape, keys, from, n, q, scores) },
+            Kind::Avx2 => unsafe { avx2::kv_scores(shape, keys, from, n, q, next, scores) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Avx512 => unsafe { avx512::kv_scores(shape, keys, from, n, q, scores) },
+            Kind::Avx512 => unsafe { avx512::kv_scores(shape, keys, from, n, q, next, scores) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon => unsafe { neon::kv_scores(shape, keys, from, n, q, scores) },
+            Kind::Neon => unsafe { neon::kv_scores(shape, keys, from, n, q, next, scores) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::NeonDot | Kind::NeonMat => unsafe {
-                neon::kv_scores_dot(shape, keys, from, n, q, scores)
+                neon::kv_scores_dot(shape, keys, from, n, q, next, scores)
             },
         }
     }
@@ -269,20 +281,25 @@ impl Isa {
         n: usize,
         seen: &dyn Fn(usize) -> usize,
         weights: &[f32],
+        next: *const u8,
         sums: &mut [f32],
     ) {
         match self.0 {
             Kind::Scalar => scalar::kv_sums(shape, values, from, seen, weights, sums),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::kv_sums(shape, values, from, n, seen, weights, sums) },
+            Kind::Avx2 => unsafe {
+                avx2::kv_sums(shape, values, from, n, seen, weights, next, sums)
+            },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Avx512 => unsafe { avx512::kv_sums(shape, values, from, n, seen, weights, sums) },
+            Kind::Avx512 => unsafe {
+                avx512::kv_sums(shape, values, from, n, seen, weights, next, sums)
+            },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
-                neon::kv_sums(shape, values, from, n, seen, weights, sums);
+                neon::kv_sums(shape, values, from, n, seen, weights, next, sums);
             },
         }
     }

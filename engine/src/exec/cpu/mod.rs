@@ -14,6 +14,7 @@ mod avx512;
 mod bandwidth;
 mod clock;
 mod forward;
+mod hadamard;
 mod integer;
 mod isa;
 mod lanes;

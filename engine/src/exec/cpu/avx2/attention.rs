@@ -19,6 +19,18 @@ unsafe fn load8(p: *const f16) -> __m256 {
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
 }
 
+/// Asks for the `n` halves at `p`, which may be any address, to come into the second cache.
+///
+/// # Safety
+/// SSE.
+#[inline(always)]
+unsafe fn ask(p: *const f16, n: usize) {
+    for line in (0..2 * n).step_by(64) {
+        // SAFETY: by the contract; a prefetch may go anywhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast::<i8>().wrapping_add(line)) };
+    }
+}
+
 /// Four sums, as [`fold`] makes each.
 ///
 /// # Safety
@@ -49,6 +61,7 @@ unsafe fn scores_of<const H: usize, const P: usize>(
     dim: usize,
     n: usize,
     scale: f32,
+    next: *const f16,
     scores: *mut f32,
 ) {
     // SAFETY: by the contract.
@@ -56,6 +69,7 @@ unsafe fn scores_of<const H: usize, const P: usize>(
         let whole = n - n % P;
         for t in (0..whole).step_by(P) {
             let k = keys.add(t * dim);
+            ask(next.wrapping_add(t * dim), P * dim);
             let mut acc = [[_mm256_setzero_ps(); 8]; H];
             for d in (0..dim).step_by(LANES) {
                 let mut qv = [_mm256_setzero_ps(); H];
@@ -103,6 +117,7 @@ pub(in super::super) unsafe fn scores_by<const P: usize>(
     keys: &[f16],
     dim: usize,
     scale: f32,
+    next: *const f16,
     scores: &mut [f32],
 ) {
     let (rows, n) = (q.len() / dim, keys.len() / dim);
@@ -117,9 +132,9 @@ pub(in super::super) unsafe fn scores_by<const P: usize>(
             let (q, s) = (q.as_ptr().add(r * dim), scores.as_mut_ptr().add(r * SPAN));
             let k = keys.as_ptr();
             match together(rows - r) {
-                1 => scores_of::<1, P>(q, k, dim, n, scale, s),
-                2 => scores_of::<2, P>(q, k, dim, n, scale, s),
-                _ => scores_of::<3, P>(q, k, dim, n, scale, s),
+                1 => scores_of::<1, P>(q, k, dim, n, scale, next, s),
+                2 => scores_of::<2, P>(q, k, dim, n, scale, next, s),
+                _ => scores_of::<3, P>(q, k, dim, n, scale, next, s),
             }
         }
         r += together(rows - r);
@@ -136,10 +151,11 @@ pub(crate) unsafe fn scores_f16(
     keys: &[f16],
     dim: usize,
     scale: f32,
+    next: *const f16,
     scores: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { scores_by::<4>(q, keys, dim, scale, scores) }
+    unsafe { scores_by::<4>(q, keys, dim, scale, next, scores) }
 }
 
 /// Rows that go together while `left` are left.
@@ -161,6 +177,7 @@ unsafe fn sums_of<const H: usize, const W: usize>(
     values: *const f16,
     dim: usize,
     n: usize,
+    next: *const f16,
     sums: *mut f32,
 ) {
     // SAFETY: by the contract.
@@ -171,6 +188,7 @@ unsafe fn sums_of<const H: usize, const W: usize>(
             for (h, w) in w.iter_mut().enumerate() {
                 *w = _mm256_set1_ps(*weights.add(h * SPAN + t));
             }
+            ask(next.wrapping_add(t * dim), W * LANES);
             for i in 0..W {
                 let v = load8(values.add(t * dim + i * LANES));
                 for h in 0..H {
@@ -195,12 +213,13 @@ pub(in super::super) unsafe fn sums_by<const W: usize>(
     weights: &[f32],
     values: &[f16],
     dim: usize,
+    next: *const f16,
     sums: &mut [f32],
 ) {
     if !dim.is_multiple_of(W * LANES) {
         if W > 4 {
             // SAFETY: by the contract.
-            unsafe { sums_by::<4>(weights, values, dim, sums) }
+            unsafe { sums_by::<4>(weights, values, dim, next, sums) }
         } else {
             scalar::sums_f16(weights, values, dim, sums);
         }
@@ -215,10 +234,11 @@ pub(in super::super) unsafe fn sums_by<const W: usize>(
             unsafe {
                 let w = weights.as_ptr().add(r * SPAN);
                 let (v, s) = (values.as_ptr().add(d), sums.as_mut_ptr().add(r * dim + d));
+                let next = next.wrapping_add(d);
                 match together(rows - r) {
-                    1 => sums_of::<1, W>(w, v, dim, n, s),
-                    2 => sums_of::<2, W>(w, v, dim, n, s),
-                    _ => sums_of::<3, W>(w, v, dim, n, s),
+                    1 => sums_of::<1, W>(w, v, dim, n, next, s),
+                    2 => sums_of::<2, W>(w, v, dim, n, next, s),
+                    _ => sums_of::<3, W>(w, v, dim, n, next, s),
                 }
             }
         }
@@ -231,9 +251,15 @@ pub(in super::super) unsafe fn sums_by<const W: usize>(
 /// # Safety
 /// AVX2, FMA, F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn sums_f16(weights: &[f32], values: &[f16], dim: usize, sums: &mut [f32]) {
+pub(crate) unsafe fn sums_f16(
+    weights: &[f32],
+    values: &[f16],
+    dim: usize,
+    next: *const f16,
+    sums: &mut [f32],
+) {
     // SAFETY: by the contract.
-    unsafe { sums_by::<4>(weights, values, dim, sums) }
+    unsafe { sums_by::<4>(weights, values, dim, next, sums) }
 }
 
 /// See [`scalar::softmax`].

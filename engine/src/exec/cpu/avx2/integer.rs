@@ -348,10 +348,11 @@ pub(crate) unsafe fn kv_scores(
     from: usize,
     n: usize,
     q: &[CodeBlock],
+    next: *const u8,
     scores: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, scores) }
+    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, next, scores) }
 }
 
 /// See [`integer::kv_sums`].
@@ -359,6 +360,7 @@ pub(crate) unsafe fn kv_scores(
 /// # Safety
 /// AVX2, FMA, F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::too_many_arguments)] // a kernel\'s
 pub(crate) unsafe fn kv_sums(
     shape: KvShape,
     head: &[u8],
@@ -366,10 +368,11 @@ pub(crate) unsafe fn kv_sums(
     n: usize,
     seen: &dyn Fn(usize) -> usize,
     weights: &[f32],
+    next: *const u8,
     sums: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, sums) }
+    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, next, sums) }
 }
 
 /// See [`integer::soften`].

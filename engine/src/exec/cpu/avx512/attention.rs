@@ -15,10 +15,11 @@ pub(crate) unsafe fn scores_f16(
     keys: &[f16],
     dim: usize,
     scale: f32,
+    next: *const f16,
     scores: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { scores_by::<8>(q, keys, dim, scale, scores) }
+    unsafe { scores_by::<8>(q, keys, dim, scale, next, scores) }
 }
 
 /// See [`super::super::scalar::sums_f16`].
@@ -26,7 +27,13 @@ pub(crate) unsafe fn scores_f16(
 /// # Safety
 /// AVX-512 F and VL, AVX2, FMA, F16C.
 #[target_feature(enable = "avx512f,avx512vl,avx2,fma,f16c")]
-pub(crate) unsafe fn sums_f16(weights: &[f32], values: &[f16], dim: usize, sums: &mut [f32]) {
+pub(crate) unsafe fn sums_f16(
+    weights: &[f32],
+    values: &[f16],
+    dim: usize,
+    next: *const f16,
+    sums: &mut [f32],
+) {
     // SAFETY: by the contract.
-    unsafe { sums_by::<8>(weights, values, dim, sums) }
+    unsafe { sums_by::<8>(weights, values, dim, next, sums) }
 }

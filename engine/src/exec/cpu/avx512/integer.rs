@@ -296,10 +296,11 @@ pub(crate) unsafe fn kv_scores(
     from: usize,
     n: usize,
     q: &[CodeBlock],
+    next: *const u8,
     scores: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, scores) }
+    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, next, scores) }
 }
 
 /// See [`integer::kv_sums`].
@@ -307,6 +308,7 @@ pub(crate) unsafe fn kv_scores(
 /// # Safety
 /// AVX-512 F, BW, DQ, VL and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[allow(clippy::too_many_arguments)] // a kernel\'s
 pub(crate) unsafe fn kv_sums(
     shape: KvShape,
     head: &[u8],
@@ -314,10 +316,11 @@ pub(crate) unsafe fn kv_sums(
     n: usize,
     seen: &dyn Fn(usize) -> usize,
     weights: &[f32],
+    next: *const u8,
     sums: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, sums) }
+    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, next, sums) }
 }
 
 /// See [`integer::soften`].

@@ -34,7 +34,7 @@ fn pages(shape: KvShape, head: &[u8], from: usize, n: usize) -> (Page, &[u8]) {
 }
 
 /// `scores[r·SPAN + t]` = query `r` · key `from + t` for `t` in `0..n` and up to the end of the last
-/// page; `q` are the blocks of all queries, row after row.
+/// page; `q` are the blocks of all queries, row after row. What is at `next` will be read next.
 ///
 /// # Safety
 /// `V`'s instruction set.
@@ -45,6 +45,7 @@ pub(in super::super) unsafe fn scores<V: Vector>(
     from: usize,
     n: usize,
     q: &[CodeBlock],
+    next: *const u8,
     scores: &mut [f32],
 ) {
     let (page, head) = pages(shape, head, from, n);
@@ -53,8 +54,8 @@ pub(in super::super) unsafe fn scores<V: Vector>(
     // SAFETY: by the contract; the pages are there, and each row of scores has room for them.
     unsafe {
         match shape.kv_type {
-            KvType::Q8_0 => scores_of::<V, false>(page, head, q, scores.as_mut_ptr()),
-            KvType::Q4_0 => scores_of::<V, true>(page, head, q, scores.as_mut_ptr()),
+            KvType::Q8_0 => scores_of::<V, false>(page, head, q, next, scores.as_mut_ptr()),
+            KvType::Q4_0 => scores_of::<V, true>(page, head, q, next, scores.as_mut_ptr()),
             KvType::F16 => unreachable!("keys in f16 have no codes"),
         }
     }
@@ -67,10 +68,15 @@ unsafe fn scores_of<V: Vector, const FOUR: bool>(
     page: Page,
     head: &[u8],
     q: &[CodeBlock],
+    next: *const u8,
     scores: *mut f32,
 ) {
     let lane_bytes = 4 * V::LANES;
     for (p, bytes) in head.chunks_exact(page.bytes()).enumerate() {
+        for line in (0..page.bytes()).step_by(64) {
+            // SAFETY: by the contract; a prefetch may go anywhere.
+            unsafe { V::prefetch::<true>(next.wrapping_add(p * page.bytes() + line)) };
+        }
         for part in 0..KV_PAGE / V::LANES {
             let out = scores.wrapping_add(p * KV_PAGE + part * V::LANES);
             for b in 0..page.blocks {
@@ -124,11 +130,12 @@ unsafe fn scores_of<V: Vector, const FOUR: bool>(
 const ROWS: usize = 4;
 
 /// `sums[r·D + d] = Σ weights[r·SPAN + t] · values[from + t][d]` over the first `seen(r)` of `n`
-/// positions.
+/// positions. What is at `next` will be read next.
 ///
 /// # Safety
 /// `V`'s instruction set.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // a kernel's
 pub(in super::super) unsafe fn sums<V: Vector>(
     shape: KvShape,
     head: &[u8],
@@ -136,6 +143,7 @@ pub(in super::super) unsafe fn sums<V: Vector>(
     n: usize,
     seen: &dyn Fn(usize) -> usize,
     weights: &[f32],
+    next: *const u8,
     sums: &mut [f32],
 ) {
     let (page, head) = pages(shape, head, from, n);
@@ -166,6 +174,8 @@ pub(in super::super) unsafe fn sums<V: Vector>(
                 factors.codes(&weights[r * SPAN..(r + 1) * SPAN], &mut codes[i]);
                 steps[i] = factors.step;
             }
+            // Once is enough.
+            let next = if first == 0 { next } else { std::ptr::null() };
             // SAFETY: by the contract; there are `now` rows of sums from `first` on.
             unsafe {
                 let out = sums.as_mut_ptr().add(first * dim + b * KV_BLOCK);
@@ -173,9 +183,9 @@ pub(in super::super) unsafe fn sums<V: Vector>(
                     ($n:literal) => {
                         match shape.kv_type {
                             KvType::Q4_0 => {
-                                add::<V, true, $n>(page, head, b, &codes, &steps, out, dim)
+                                add::<V, true, $n>(page, head, b, &codes, &steps, next, out, dim)
                             }
-                            _ => add::<V, false, $n>(page, head, b, &codes, &steps, out, dim),
+                            _ => add::<V, false, $n>(page, head, b, &codes, &steps, next, out, dim),
                         }
                     };
                 }
@@ -196,12 +206,14 @@ pub(in super::super) unsafe fn sums<V: Vector>(
 /// `V`'s instruction set; `head` is whole pages, a span at most; a block of sums writable in each
 /// row.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // a kernel's
 unsafe fn add<V: Vector, const FOUR: bool, const R: usize>(
     page: Page,
     head: &[u8],
     b: usize,
     weights: &[Codes16; ROWS],
     steps: &[f32; ROWS],
+    next: *const u8,
     sums: *mut f32,
     stride: usize,
 ) {
@@ -211,6 +223,13 @@ unsafe fn add<V: Vector, const FOUR: bool, const R: usize>(
     unsafe {
         let mut acc = [[V::lanes(0); 4]; R];
         for (p, bytes) in head.chunks_exact(page.bytes()).enumerate() {
+            if !next.is_null() {
+                // Each block asks for its part of a page.
+                let part = page.bytes() / page.blocks;
+                for line in (0..part).step_by(64) {
+                    V::prefetch::<true>(next.wrapping_add(p * page.bytes() + b * part + line));
+                }
+            }
             let codes = bytes.as_ptr().add(page.codes_at(b));
             for pair in 0..KV_PAGE / 2 {
                 let mut v = [V::lanes(0); 4];

@@ -414,10 +414,11 @@ pub(crate) unsafe fn kv_scores(
     from: usize,
     n: usize,
     q: &[CodeBlock],
+    next: *const u8,
     scores: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V<Widening>>(shape, head, from, n, q, scores) }
+    unsafe { integer::kv_scores::<V<Widening>>(shape, head, from, n, q, next, scores) }
 }
 
 /// See [`integer::kv_scores`].
@@ -431,10 +432,11 @@ pub(crate) unsafe fn kv_scores_dot(
     from: usize,
     n: usize,
     q: &[CodeBlock],
+    next: *const u8,
     scores: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V<Sdot>>(shape, head, from, n, q, scores) }
+    unsafe { integer::kv_scores::<V<Sdot>>(shape, head, from, n, q, next, scores) }
 }
 
 /// See [`integer::kv_sums`].
@@ -442,6 +444,7 @@ pub(crate) unsafe fn kv_scores_dot(
 /// # Safety
 /// NEON.
 #[target_feature(enable = "neon")]
+#[allow(clippy::too_many_arguments)] // a kernel\'s
 pub(crate) unsafe fn kv_sums(
     shape: KvShape,
     head: &[u8],
@@ -449,10 +452,11 @@ pub(crate) unsafe fn kv_sums(
     n: usize,
     seen: &dyn Fn(usize) -> usize,
     weights: &[f32],
+    next: *const u8,
     sums: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_sums::<V<Widening>>(shape, head, from, n, seen, weights, sums) }
+    unsafe { integer::kv_sums::<V<Widening>>(shape, head, from, n, seen, weights, next, sums) }
 }
 
 /// See [`integer::products`].
