@@ -350,7 +350,7 @@ pub(super) struct Bench {
     #[arg(short = 'n', long, default_value = "64")]
     pub(super) predict: usize,
     /// Positions that the context holds before either begins.
-    #[arg(short = 'd', long, value_name = "N", default_value = "0")]
+    #[arg(short = 'd', long, value_name = "N", default_value = "0", conflicts_with_all = ["profile", "kernels"])]
     pub(super) depth: usize,
     /// Runs, of which medians are reported.
     #[arg(short = 'r', long, default_value = "3")]

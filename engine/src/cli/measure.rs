@@ -238,6 +238,16 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
     if args.prompt.max(args.predict).max(args.depth) > MOST {
         return Err(RunError::Request(format!("-p, -n and -d go up to {MOST}")));
     }
+    if args.sequences > 1 && args.predict == 0 {
+        return Err(RunError::Usage(
+            "--sequences decodes, and -n 0 leaves decoding out".into(),
+        ));
+    }
+    if args.busy > 0 && args.predict == 0 && args.prompt == 0 {
+        return Err(RunError::Usage(
+            "--busy: with -p 0 and -n 0 there is nothing to measure".into(),
+        ));
+    }
     let parts = parts(open_model(args.model.model.as_deref())?);
     let weight_bytes = parts.iter().map(ModelPart::weight_bytes).sum();
     let place = Place::open(&args.compute)?;
@@ -279,7 +289,7 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
             }
         }
         print_line(&format!(
-            "memory is read at {:.1} GB/s; decoding reaches {:.0} % of that",
+            "memory is read at {:.1} GB/s; decoding reads weights at {:.0} % of that",
             cpu.memory_gb_per_s,
             100.0 * report.decode_gb_per_s / cpu.memory_gb_per_s
         ))?;

@@ -181,14 +181,15 @@ fn decode(parts: &[Arc<dyn Executor>], kv: &mut Caches, n: usize) -> Result<(), 
     Ok(())
 }
 
-/// Decodes `n` tokens of each of `sequences` sequences, a token of each in one pass; tokens of all
-/// a second.
-fn decode_batch(parts: &[Arc<dyn Executor>], sequences: usize, n: usize) -> Result<f64, ExecError> {
+/// Decodes as many tokens of each sequence as `options` say, a token of each in one pass, behind
+/// the same depth as one sequence; tokens of all a second.
+fn decode_batch(parts: &[Arc<dyn Executor>], options: BenchOptions) -> Result<f64, ExecError> {
+    let (sequences, n) = (options.sequences, options.decode);
     let (Some(front), Some(back)) = (parts.first(), parts.last()) else {
         return Ok(0.0);
     };
     let mut kv = (0..sequences)
-        .map(|_| caches(parts, n))
+        .map(|_| filled(parts, options))
         .collect::<Result<Vec<_>, _>>()?;
     let mut rows = vec![Vec::new(); sequences];
     let mut ids = vec![0; sequences];
@@ -364,7 +365,7 @@ pub fn bench(
         prefill.extend(quiet[0]);
         decoded.extend(quiet[1]);
         if options.sequences > 1 && options.decode > 0 {
-            let speed = decode_batch(parts, options.sequences, options.decode)?;
+            let speed = decode_batch(parts, options)?;
             batch.push(speed);
             of_one.extend(quiet[1].map(|one| speed / one));
         }

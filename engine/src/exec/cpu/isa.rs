@@ -174,6 +174,7 @@ impl Isa {
 
     /// Attention scores over keys in f16: see [`scalar::scores_f16`]. What is at `next` will be read
     /// next: it may be any address.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))] // `next`
     pub(crate) fn scores_f16(
         self,
         q: &[f32],
@@ -200,6 +201,7 @@ impl Isa {
     }
 
     /// Weighted sums of values in f16: see [`scalar::sums_f16`]; `next` as above.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))] // `next`
     pub(crate) fn sums_f16(
         self,
         weights: &[f32],

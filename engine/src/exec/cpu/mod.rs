@@ -227,6 +227,9 @@ impl CpuExecutor {
 
     /// Runs the rows of `sequences`, no more than [`MAX_ROWS`], in one pass.
     fn together(&self, sequences: &mut [Sequence<'_>]) {
+        if sequences.iter().all(|s| s.rows.is_empty()) {
+            return;
+        }
         let span = Span {
             first: self.part.layers.start,
             blocks: &self.part.blocks,

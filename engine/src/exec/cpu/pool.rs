@@ -85,9 +85,17 @@ impl Shared {
         if let Some(item) = self.stretches[own].claim(true) {
             return Some(item);
         }
-        // Whoever has most left is slowest.
-        let slowest = self.stretches.iter().max_by_key(|s| s.left())?;
-        slowest.claim(false)
+        // Whoever has most left is slowest. Another thread may be quicker to take that item: then
+        // there may still be others.
+        loop {
+            let slowest = self.stretches.iter().max_by_key(|s| s.left())?;
+            if slowest.left() == 0 {
+                return None;
+            }
+            if let Some(item) = slowest.claim(false) {
+                return Some(item);
+            }
+        }
     }
 
     /// Works as thread `own` until no item is left; says whether there was one.
