@@ -87,5 +87,50 @@ fn what_stands_there_is_not_lost() {
     let ordinary = [
         "bench", "-m", "m.gguf", "-p", "4", "-n", "2", "-r", "1", "--json",
     ];
-    assert!(must_json(dir, "splitrun", &ordinary)["prefill_tokens_per_s"].as_f64() > Some(0.0));
+    let plain = must_json(dir, "splitrun", &ordinary);
+    assert!(plain["prefill_tokens_per_s"].as_f64() > Some(0.0));
+    assert!(plain["batch"].is_null() && plain["busy"].is_null());
+}
+
+#[test]
+fn bench_measures_batches_and_a_busy_machine_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    LlamaShape::tiny().write(&dir.join("m.gguf")).unwrap();
+    let args = [
+        "bench",
+        "-m",
+        "m.gguf",
+        "-p",
+        "4",
+        "-n",
+        "2",
+        "-r",
+        "2",
+        "--sequences",
+        "3",
+        "--busy",
+        "--device",
+        "cpu",
+        "--json",
+    ];
+    let report = must_json(dir, "splitrun", &args);
+    let positive = |part: &str, keys: &[&str]| {
+        for key in keys {
+            assert!(report[part][key].as_f64() > Some(0.0), "{part}: {key}");
+        }
+    };
+    positive("batch", &["sequences", "decode_tokens_per_s", "of_one"]);
+    positive(
+        "busy",
+        &[
+            "busy_threads",
+            "prefill_tokens_per_s",
+            "decode_tokens_per_s",
+            "prefill_of_quiet",
+            "decode_of_quiet",
+        ],
+    );
+    let no_model = ["bench", "--kernels", "--busy"];
+    assert_eq!(run(dir, "splitrun", &no_model).status.code(), Some(2));
 }

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use engine::exec::Executor;
+use engine::cache::KvCache;
 use engine::exec::cpu::{Activations, CpuExecutor, Isa};
+use engine::exec::{Executor, Sequence};
 use engine::model::ModelPart;
 use formats::gguf::GgufSet;
 use formats::model::KvType;
@@ -136,6 +137,108 @@ fn bits_do_not_depend_on_chunks_threads_or_the_cut() {
             );
         }
     }
+}
+
+/// Bits of the logits along which sequences with `prompts` decode greedily, `steps` passes each. The
+/// sequences begin one pass after another and go together in groups of `group`.
+fn greedy(
+    exec: &CpuExecutor,
+    prompts: &[Vec<u32>],
+    steps: usize,
+    group: usize,
+) -> Vec<Vec<(u32, Vec<u32>)>> {
+    let vocab = exec.hparams().n_vocab;
+    let width = exec.hparams().n_embd;
+    let mut caches: Vec<_> = prompts
+        .iter()
+        .map(|p| exec.new_cache(p.len() + steps).unwrap())
+        .collect();
+    let mut out = vec![Vec::new(); prompts.len()];
+    for step in 0..steps + prompts.len() {
+        let mut active: Vec<_> = caches
+            .iter_mut()
+            .zip(&mut out)
+            .zip(prompts)
+            .enumerate()
+            .filter(|(s, ((_, out), _))| *s <= step && out.len() < steps)
+            .map(|(_, sequence)| sequence)
+            .collect();
+        for group in active.chunks_mut(group) {
+            let mut rows = vec![Vec::new(); group.len()];
+            for (((_, out), prompt), rows) in group.iter().zip(&mut rows) {
+                let last = out.last().map(|(id, _)| [*id]);
+                let ids = last.as_ref().map_or(&prompt[..], |id| id);
+                exec.embed(ids, rows).unwrap();
+            }
+            let mut batch: Vec<_> = group
+                .iter_mut()
+                .zip(&mut rows)
+                .map(|(((cache, _), _), rows)| Sequence { cache, rows })
+                .collect();
+            exec.forward_batch(&mut batch).unwrap();
+            let last: Vec<f32> = rows
+                .iter()
+                .flat_map(|r| r[r.len() - width..].to_vec())
+                .collect();
+            let mut logits = Vec::new();
+            exec.logits(&last, &mut logits).unwrap();
+            for (((_, out), _), logits) in group.iter_mut().zip(logits.chunks(vocab)) {
+                let id = engine::text::argmax(logits);
+                out.push((id, logits.iter().map(|v| v.to_bits()).collect()));
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn a_sequence_does_not_feel_its_neighbours() {
+    let set = set();
+    let prompts: Vec<Vec<u32>> = [3, 1, 90, 50, 7]
+        .into_iter()
+        .map(|n| (0..n).map(|i| (i * 7919 + n * 31) % 49_152).collect())
+        .collect();
+    for activations in BOTH {
+        let exec =
+            |threads| half(&set, 0..30, threads, Isa::detect()).with_activations(activations);
+        let want = greedy(&exec(1), &prompts, 6, 1);
+        for (threads, group) in [(2, 5), (1, 2), (3, 3)] {
+            assert!(
+                greedy(&exec(threads), &prompts, 6, group) == want,
+                "{activations:?}: {threads} threads, {group} together differ"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_batch_with_a_sequence_that_does_not_fit_changes_nothing() {
+    let set = set();
+    let exec = half(&set, 0..2, 1, Isa::detect());
+    let (mut roomy, mut full) = (exec.new_cache(8).unwrap(), exec.new_cache(1).unwrap());
+    let (mut two, mut none) = (Vec::new(), Vec::new());
+    exec.embed(&[5, 6], &mut two).unwrap();
+    let before = two.clone();
+    let mut again = two.clone();
+    let mut batch = |cache: &mut KvCache, rows: &mut [f32]| {
+        let mut idle = exec.new_cache(1).unwrap();
+        exec.forward_batch(&mut [
+            Sequence {
+                cache: &mut roomy,
+                rows: &mut two,
+            },
+            Sequence {
+                cache: &mut idle,
+                rows: &mut none,
+            },
+            Sequence { cache, rows },
+        ])
+    };
+    batch(&mut full, &mut again).unwrap_err();
+    let mut other = exec.new_cache(2).unwrap();
+    batch(&mut other, &mut again).unwrap();
+    assert_eq!((roomy.len(), full.len(), other.len()), (2, 0, 2));
+    assert!(two == again && two != before);
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::exec::cpu::{CpuExecutor, Isa};
-use engine::measure::{SensitivityOptions, sensitivity};
+use engine::measure::damage::{DamageOptions, damage};
+use engine::measure::{Journal, SensitivityOptions, sensitivity};
 use engine::model::ModelPart;
 use engine::role::RunError;
 use engine::text::Tokenizer;
@@ -317,4 +319,44 @@ fn what_types_and_codecs_cost_is_measured_and_fitted() {
         std::fs::read_to_string(dir.join("s.json")).unwrap(),
         "precious"
     );
+}
+
+#[test]
+fn when_the_time_is_over_no_other_figure_is_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    shape().write(&path).unwrap();
+    let set = Arc::new(GgufSet::open(&path).unwrap());
+    let part = ModelPart::load(&set, 0..3).unwrap();
+    let parts = [Arc::new(CpuExecutor::new(part, 1, Isa::detect()).unwrap())];
+    let tokenizer = Tokenizer::from_metadata(set.metadata()).unwrap();
+    let text = TEXT.repeat(20);
+    let measure = |time, journal: &mut Journal, progress: &mut dyn FnMut(usize, usize)| {
+        let options = DamageOptions {
+            tokens: 64,
+            ctx: 64,
+            chunks: None,
+            time,
+            model: "m".into(),
+            text: "t".into(),
+        };
+        damage(&parts, &tokenizer, &text, &options, journal, progress)
+    };
+    let mut journal = Journal::default();
+    let none = measure(Duration::ZERO, &mut journal, &mut |_, _| panic!("a figure"));
+    let said = none.unwrap_err().to_string();
+    assert!(said.contains("--seconds"), "{said}");
+    // The first takes as long as there is time.
+    let time = Duration::from_secs(1);
+    let mut figures = 0;
+    let mut slow = |done: usize, _: usize| {
+        figures = done;
+        std::thread::sleep(time);
+    };
+    let s = measure(time, &mut journal, &mut slow).unwrap();
+    assert_eq!(figures, 1);
+    s.check().unwrap();
+    let measured = s.codecs.iter().filter(|c| !c.fitted).count();
+    assert_eq!((s.types.len(), s.codecs.len(), measured), (0, 2, 1));
+    assert!(s.quick && s.additivity == 1.0);
 }

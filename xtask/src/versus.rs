@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fixtures::LlamaShape;
 use fixtures::fetch::SMOLLM2;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::Failure;
 use crate::process::{self, Profile, Programs, Workspace, number, say};
@@ -25,7 +25,8 @@ pub(crate) struct Options<'a> {
     pub(crate) peer: Option<&'a str>,
     /// Only models whose name contains this.
     pub(crate) only: Option<&'a str>,
-    /// Where to keep the result.
+    /// Where to keep the result: a table, or with a name that ends in `.json` figures, beside those
+    /// that other commands have left there.
     pub(crate) save: Option<&'a str>,
 }
 
@@ -43,6 +44,8 @@ struct Row {
     peer: Speeds,
     /// Share of the memory's speed while decoding.
     of_memory: Vec<f64>,
+    /// What the peer calls itself.
+    peer_build: Option<String>,
 }
 
 /// Measures and prints Markdown.
@@ -67,6 +70,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<(), Fa
     let mut table = String::from(
         "| model | threads | prompt tokens/s | llama.cpp | ratio | decoded tokens/s | llama.cpp | ratio | of the memory's speed |\n|---|---|---|---|---|---|---|---|---|\n",
     );
+    let mut figures = Vec::new();
     for model in list("models")? {
         let name = model["name"].as_str().unwrap_or_default();
         if options.only.is_some_and(|only| !name.contains(only)) {
@@ -87,6 +91,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<(), Fa
             }
         }
         for (i, row) in &mut rows {
+            figures.push(as_json(name, &threads[*i], [prompt, decode], row));
             let name = format!("{name}, {prompt} and {decode} tokens");
             table.push_str(&line(&name, &threads[*i], row));
         }
@@ -94,18 +99,119 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<(), Fa
     print!("{table}");
     if let Some(save) = options.save {
         let path = workspace.root.join(save);
-        let with = match options.peer {
-            Some(_) => " --peer LLAMA_BENCH",
-            None => "",
+        let mut command = format!("cargo xtask bench {}", options.name);
+        for (option, value) in [
+            ("--peer", options.peer.map(|_| "LLAMA_BENCH")),
+            ("--only", options.only),
+        ] {
+            if let Some(value) = value {
+                let _ = write!(command, " {option} {value}");
+            }
+        }
+        let text = if path.extension().is_some_and(|e| e == "json") {
+            let run = json!({
+                "command": command,
+                "date": today(),
+                "machine": machine(),
+                "build": build(workspace),
+                "rounds": rounds,
+                "rows": figures,
+            });
+            with_others(&path, run)?
+        } else {
+            format!(
+                "{}\n\n`{command}`: medians of {rounds} rounds in turn.\n\n{table}",
+                machine(),
+            )
         };
-        let text = format!(
-            "{}\n\n`cargo xtask bench {}{with}`: medians of {rounds} rounds in turn.\n\n{table}",
-            machine(),
-            options.name,
-        );
         fs::write(&path, text).map_err(file_error(&path))?;
     }
     Ok(())
+}
+
+/// The runs that `path` holds already, with `run` in place of one of the same command.
+fn with_others(path: &Path, run: Value) -> Result<String, Failure> {
+    let mut all = match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice::<Value>(&bytes)
+            .ok()
+            .and_then(|mut v| v["runs"].as_array_mut().map(std::mem::take))
+            .ok_or_else(|| {
+                wrong(
+                    path,
+                    "no results of an earlier run; give --save another name",
+                )
+            })?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(file_error(path)(e)),
+    };
+    all.retain(|other| other["command"] != run["command"]);
+    all.push(run);
+    Ok(format!("{:#}\n", json!({ "runs": all })))
+}
+
+/// Medians of a row, and ratios of ours to the peer's.
+fn as_json(name: &str, threads: &str, [prompt, decode]: [usize; 2], row: &mut Row) -> Value {
+    let one = |what: &str, ours: &mut [f64], peer: &mut [f64]| {
+        let (ours, peer) = (median(ours), median(peer));
+        let ratio = ours.zip(peer).map(|(a, b)| a / b);
+        [
+            (format!("{what}_tokens_per_s"), json!(ours)),
+            (format!("peer_{what}_tokens_per_s"), json!(peer)),
+            (format!("{what}_ratio"), json!(ratio)),
+        ]
+    };
+    let mut fields = serde_json::Map::new();
+    fields.extend(one("prefill", &mut row.ours.prefill, &mut row.peer.prefill));
+    fields.extend(one("decode", &mut row.ours.decode, &mut row.peer.decode));
+    fields.insert("model".into(), json!(name));
+    fields.insert("threads".into(), json!(threads.parse::<u32>().ok()));
+    fields.insert("prompt_tokens".into(), json!(prompt));
+    fields.insert("decode_tokens".into(), json!(decode));
+    let share = json!(median(&mut row.of_memory));
+    fields.insert("decode_of_memory".into(), share);
+    fields.insert("peer_build".into(), json!(row.peer_build));
+    Value::Object(fields)
+}
+
+/// The commit that was built, as far as git tells.
+fn build(workspace: &Workspace) -> String {
+    let git = |args: &[&str]| {
+        let mut command = Command::new("git");
+        command.args(args).current_dir(&workspace.root);
+        let out = command.output().ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short", "HEAD"]);
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]);
+    match (commit, changed) {
+        (Some(commit), Some(changed)) if changed.is_empty() => commit,
+        (Some(commit), _) => format!("{commit} and changes"),
+        _ => "unknown".into(),
+    }
+}
+
+/// The date in UTC, as `2026-11-25`.
+fn today() -> String {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+    date(since.unwrap_or_default().as_secs() / 86_400)
+}
+
+/// The date of day `days` after 1970-01-01, in the proleptic Gregorian calendar.
+fn date(mut days: u64) -> String {
+    let leap = |y: u64| (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400);
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    format!("{year}-{:02}-{:02}", month + 1, days + 1)
 }
 
 fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
@@ -198,6 +304,8 @@ fn theirs(
     let report = process::json(command, DEADLINE)?;
     for run in report.as_array().into_iter().flatten() {
         let speed = number(run, "avg_ts", &line)?;
+        let commit = run["build_commit"].as_str().unwrap_or_default();
+        row.peer_build = Some(format!("llama.cpp {} ({commit})", run["build_number"]));
         if number(run, "n_gen", &line)? > 0.0 {
             row.peer.decode.push(speed);
         } else {
@@ -270,6 +378,45 @@ mod tests {
             line,
             "| M | 2 | 300.0 | 150.0 | 2.00 | 40.0 | – | – | 50 % |\n"
         );
+    }
+
+    #[test]
+    fn figures_carry_ratios_and_stay_beside_those_of_other_commands() {
+        let mut row = Row::default();
+        row.ours.decode = vec![30.0, 60.0, 40.0];
+        row.peer.decode = vec![20.0];
+        let figures = as_json("M", "2", [128, 24], &mut row);
+        assert_eq!(figures["decode_ratio"], json!(2.0));
+        assert!(figures["prefill_ratio"].is_null());
+        let folder = std::env::temp_dir().join(format!("xtask-versus-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("r.json");
+        for (command, rounds) in [("a", 1), ("b", 2), ("a", 3)] {
+            let text = with_others(&path, json!({ "command": command, "rounds": rounds }));
+            fs::write(&path, text.unwrap()).unwrap();
+        }
+        let kept: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let rounds: Vec<_> = kept["runs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|r| &r["rounds"])
+            .collect();
+        assert_eq!(rounds, [2, 3]);
+        fs::write(&path, "precious").unwrap();
+        assert!(with_others(&path, json!({})).is_err());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (days, want) in [
+            (0, "1970-01-01"),
+            (19_782, "2024-02-29"),
+            (20_782, "2026-11-25"),
+        ] {
+            assert_eq!(date(days), want);
+        }
     }
 
     #[test]

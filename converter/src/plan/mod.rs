@@ -295,7 +295,9 @@ fn run_with(row: &answer::Row) -> [Vec<String>; 2] {
     let words = |all: &[&str]| {
         let mut all: Vec<String> = all.iter().map(|w| (*w).to_owned()).collect();
         if row.kv_type != KvType::F16.name() {
-            all.extend(["--kv-type".to_owned(), row.kv_type.to_owned()]);
+            // Graphics cards keep f16.
+            let flags = ["--device", "cpu", "--kv-type", row.kv_type];
+            all.extend(flags.map(str::to_owned));
         }
         all
     };

@@ -95,8 +95,8 @@ pub(super) struct Compute {
         env = "SPLITRUN_GPU_VARIANTS"
     )]
     pub(super) gpu_variants: Variants,
-    /// Instruction set of the kernels: auto, scalar, avx2, avx512, neon or
-    /// neon-dotprod (all give the same bits).
+    /// Instruction set of the kernels: auto, scalar, avx2, avx512, neon,
+    /// neon-dotprod or neon-i8mm (all give the same bits).
     #[arg(long, value_name = "ISA", default_value = "auto")]
     pub(super) isa: String,
     /// Multiply with activations that are not rounded to 8 bits; otherwise generating and bench may
@@ -350,11 +350,17 @@ pub(super) struct Bench {
     #[arg(short = 'n', long, default_value = "64")]
     pub(super) predict: usize,
     /// Positions that the context holds before either begins.
-    #[arg(short = 'd', long, value_name = "N", default_value = "0")]
+    #[arg(short = 'd', long, value_name = "N", default_value = "0", conflicts_with_all = ["profile", "kernels"])]
     pub(super) depth: usize,
     /// Runs, of which medians are reported.
     #[arg(short = 'r', long, default_value = "3")]
     pub(super) runs: NonZeroUsize,
+    /// Also decode so many sequences at once, a token of each in one pass.
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with_all = ["profile", "kernels"], value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) sequences: u16,
+    /// Also measure beside N busy threads (1 if not said), in turn with measurements without them.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_value = "0", default_missing_value = "1", conflicts_with_all = ["profile", "kernels"], value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub(super) busy: u16,
     /// Measure in the model's shapes what `splitconv plan` needs to know of this host, in about a
     /// minute, and write it to a file; -p, -n and -r do not count.
     #[arg(long, value_name = "OUT.json", conflicts_with = "kernels")]

@@ -57,13 +57,21 @@ impl Place {
                 Err(_) => None,
             },
         };
-        if let (Some(gpu), true) = (&gpu, compute.kv_type != KvType::F16) {
-            return Err(RunError::Usage(format!(
-                "--kv-type {}: {} keeps keys and values in f16; use --device cpu or --kv-type f16",
-                compute.kv_type,
-                gpu.report().name
-            )));
-        }
+        let gpu = match gpu {
+            Some(gpu) if compute.kv_type != KvType::F16 => {
+                let (kv_type, name) = (compute.kv_type, &gpu.report().name);
+                if compute.device == Device::Gpu {
+                    return Err(RunError::Usage(format!(
+                        "--kv-type {kv_type}: {name} keeps keys and values in f16; use --device cpu or --kv-type f16"
+                    )));
+                }
+                note(&format!(
+                    "computing on the CPU: {name} keeps keys and values in f16, not in {kv_type}"
+                ));
+                None
+            }
+            gpu => gpu,
+        };
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             threads: compute.threads.map_or_else(cores, usize::from),
@@ -166,6 +174,12 @@ pub(super) fn observable(part: ModelPart, compute: &Compute) -> Result<Arc<CpuEx
             "--device gpu: calibration looks into every layer and computes on the CPU; use --device cpu"
                 .into(),
         ));
+    }
+    if compute.kv_type != KvType::F16 {
+        return Err(RunError::Usage(format!(
+            "--kv-type {}: calibration looks at the model as it is, with keys and values in f16",
+            compute.kv_type
+        )));
     }
     let compute = Compute {
         device: Device::Cpu,

@@ -238,6 +238,16 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
     if args.prompt.max(args.predict).max(args.depth) > MOST {
         return Err(RunError::Request(format!("-p, -n and -d go up to {MOST}")));
     }
+    if args.sequences > 1 && args.predict == 0 {
+        return Err(RunError::Usage(
+            "--sequences decodes, and -n 0 leaves decoding out".into(),
+        ));
+    }
+    if args.busy > 0 && args.predict == 0 && args.prompt == 0 {
+        return Err(RunError::Usage(
+            "--busy: with -p 0 and -n 0 there is nothing to measure".into(),
+        ));
+    }
     let parts = parts(open_model(args.model.model.as_deref())?);
     let weight_bytes = parts.iter().map(ModelPart::weight_bytes).sum();
     let place = Place::open(&args.compute)?;
@@ -253,6 +263,8 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
         decode: args.predict,
         runs: args.runs.get(),
         depth: args.depth,
+        sequences: usize::from(args.sequences),
+        busy: usize::from(args.busy),
     };
     let mut report = crate::measure::bench(
         &execs,
@@ -277,7 +289,7 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
             }
         }
         print_line(&format!(
-            "memory is read at {:.1} GB/s; decoding reaches {:.0} % of that",
+            "memory is read at {:.1} GB/s; decoding reads weights at {:.0} % of that",
             cpu.memory_gb_per_s,
             100.0 * report.decode_gb_per_s / cpu.memory_gb_per_s
         ))?;
@@ -303,6 +315,22 @@ pub(super) fn bench(args: &Bench) -> Result<(), RunError> {
             report.depth,
             report.kv_bytes as f64 / 1e6,
             report.kv_type
+        ))?;
+    }
+    if let Some(b) = &report.batch {
+        print_line(&format!(
+            "{} sequences decode {:.1} tokens/s together, {:.2} × one",
+            b.sequences, b.decode_tokens_per_s, b.of_one
+        ))?;
+    }
+    if let Some(b) = &report.busy {
+        print_line(&format!(
+            "beside {} busy threads: prefill {:.1} tokens/s ({:.0} % of the quiet speed), decode {:.1} tokens/s ({:.0} %)",
+            b.busy_threads,
+            b.prefill_tokens_per_s,
+            100.0 * b.prefill_of_quiet,
+            b.decode_tokens_per_s,
+            100.0 * b.decode_of_quiet
         ))?;
     }
     print_line(&format!(

@@ -79,8 +79,12 @@ impl Held<'_> {
             Role::Both => ("--edge-memory", "model"),
         };
         let mib = |bytes: u64| bytes / (1 << 20);
+        let kv_type = match self.kv_type {
+            KvType::F16 => String::new(),
+            other => format!(" --kv-type {other}"),
+        };
         format!(
-            "--memory-limit: this {side} needs {} bytes ({}: file {}, keys and values of {} positions {}, activations {}, the rest {}), the limit is {}; {shorter}`splitconv plan MODEL {flag} {}MiB --context {} --uplink 20Mbit/s` finds a cut of the model behind {} that fits",
+            "--memory-limit: this {side} needs {} bytes ({}: file {}, keys and values of {} positions {}, activations {}, the rest {}), the limit is {}; {shorter}`splitconv plan MODEL {flag} {}MiB --context {}{kv_type} --uplink 20Mbit/s` finds a cut of the model behind {} that fits",
             need.total(),
             Size(need.total()),
             Size(need.weights),

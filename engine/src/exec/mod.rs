@@ -62,8 +62,8 @@ pub trait Executor: Send + Sync {
     /// When the context is full or `rows` is not whole rows; the cache is then unchanged.
     fn forward(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<(), ExecError>;
 
-    /// [`forward`](Self::forward) for several sequences, in one pass where the device can: weights
-    /// are then read once for all. A sequence's result does not depend on the others.
+    /// [`forward`](Self::forward) for several sequences, in one pass where they fit: weights are then
+    /// read once for all. A sequence's result does not depend on the others.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), at the first sequence that fails.

@@ -1,6 +1,9 @@
-//! Speed of prefill and decode, as llama-bench measures them.
+//! Speed of prefill and decode, as llama-bench measures them; of several sequences at once, and
+//! beside busy threads.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use formats::model::KvType;
@@ -8,7 +11,8 @@ use serde::Serialize;
 
 use crate::exec::cpu::CpuExecutor;
 use crate::exec::gpu::{GpuExecutor, KernelTime, copy_gb_per_s};
-use crate::exec::{ExecError, Executor};
+use crate::exec::{ExecError, Executor, Sequence};
+use crate::text::argmax;
 
 /// Tokens of a prompt that run at once.
 const CHUNK: usize = 256;
@@ -24,6 +28,10 @@ pub struct BenchOptions {
     pub runs: usize,
     /// Positions that the context holds before either begins.
     pub depth: usize,
+    /// Sequences that decode at once in one more measurement; 1 leaves it out.
+    pub sequences: usize,
+    /// Busy threads beside which all is measured once more; 0 leaves it out.
+    pub busy: usize,
 }
 
 /// Medians over the runs.
@@ -53,12 +61,45 @@ pub struct BenchReport {
     pub kv_bytes: u64,
     /// Runs.
     pub runs: usize,
+    /// Several sequences at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchReport>,
+    /// Beside busy threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy: Option<BusyReport>,
     /// Where the time goes on the processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<CpuReport>,
     /// Where the time goes on a graphics processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuReport>,
+}
+
+/// Sequences that decode at once, in turn with one alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct BatchReport {
+    /// Sequences.
+    pub sequences: usize,
+    /// Tokens of all by the time.
+    pub decode_tokens_per_s: f64,
+    /// The same by the speed of one sequence: the median of the runs' ratios.
+    pub of_one: f64,
+}
+
+/// The same measurements while other threads keep cores busy, in turn with those that have the
+/// machine for themselves.
+#[derive(Clone, Debug, Serialize)]
+pub struct BusyReport {
+    /// Busy threads.
+    pub busy_threads: usize,
+    /// Prompt tokens a second.
+    pub prefill_tokens_per_s: f64,
+    /// Decoded tokens a second.
+    pub decode_tokens_per_s: f64,
+    /// By the speed without them: the median of the runs' ratios.
+    pub prefill_of_quiet: f64,
+    /// The same of decoding.
+    pub decode_of_quiet: f64,
 }
 
 /// Where the time goes on the processor, in one more run.
@@ -138,6 +179,80 @@ fn decode(parts: &[Arc<dyn Executor>], kv: &mut Caches, n: usize) -> Result<(), 
         id = pass(parts, kv, &[id], true)?;
     }
     Ok(())
+}
+
+/// Decodes as many tokens of each sequence as `options` say, a token of each in one pass, behind
+/// the same depth as one sequence; tokens of all a second.
+fn decode_batch(parts: &[Arc<dyn Executor>], options: BenchOptions) -> Result<f64, ExecError> {
+    let (sequences, n) = (options.sequences, options.decode);
+    let (Some(front), Some(back)) = (parts.first(), parts.last()) else {
+        return Ok(0.0);
+    };
+    let mut kv = (0..sequences)
+        .map(|_| filled(parts, options))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut rows = vec![Vec::new(); sequences];
+    let mut ids = vec![0; sequences];
+    let (mut all, mut logits) = (Vec::new(), Vec::new());
+    let start = Instant::now();
+    for _ in 0..n {
+        for (id, rows) in ids.iter().zip(&mut rows) {
+            front.embed(&[*id], rows)?;
+        }
+        for (i, part) in parts.iter().enumerate() {
+            let mut batch: Vec<Sequence<'_>> = kv
+                .iter_mut()
+                .zip(&mut rows)
+                .map(|(kv, rows)| Sequence {
+                    cache: &mut kv[i],
+                    rows,
+                })
+                .collect();
+            part.forward_batch(&mut batch)?;
+        }
+        all.clear();
+        rows.iter().for_each(|r| all.extend_from_slice(r));
+        back.logits(&all, &mut logits)?;
+        let vocab = (logits.len() / sequences).max(1);
+        for (id, logits) in ids.iter_mut().zip(logits.chunks(vocab)) {
+            *id = argmax(logits);
+        }
+    }
+    Ok((n * sequences) as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Threads that do nothing but count, until dropped.
+struct BusyThreads {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<u64>>,
+}
+
+impl BusyThreads {
+    fn start(n: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = (0..n).map(|_| {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                let mut n = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    n = std::hint::black_box(n.wrapping_add(1));
+                }
+                n
+            })
+        });
+        let threads = threads.collect();
+        Self { stop, threads }
+    }
+}
+
+impl Drop for BusyThreads {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // They cannot panic, and what they counted is of no use.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// What kernels cost on a graphics processor, while it decodes.
@@ -223,21 +338,45 @@ pub fn bench(
     threads: usize,
     kernels: &str,
 ) -> Result<BenchReport, ExecError> {
-    let (mut prefill, mut decoded) = (Vec::new(), Vec::new());
     // One step that does not count: it brings the weights into memory.
     pass(parts, &mut caches(parts, 1)?, &[0], true)?;
-    for _ in 0..options.runs.max(1) {
+    let once = || -> Result<[Option<f64>; 2], ExecError> {
+        let mut speeds = [None; 2];
         if options.prompt > 0 {
             let mut caches = filled(parts, options)?;
             let start = Instant::now();
             prompt(parts, &mut caches, options.prompt)?;
-            prefill.push(options.prompt as f64 / start.elapsed().as_secs_f64());
+            speeds[0] = Some(options.prompt as f64 / start.elapsed().as_secs_f64());
         }
         if options.decode > 0 {
             let mut caches = filled(parts, options)?;
             let start = Instant::now();
             decode(parts, &mut caches, options.decode)?;
-            decoded.push(options.decode as f64 / start.elapsed().as_secs_f64());
+            speeds[1] = Some(options.decode as f64 / start.elapsed().as_secs_f64());
+        }
+        Ok(speeds)
+    };
+    let (mut prefill, mut decoded) = (Vec::new(), Vec::new());
+    let (mut batch, mut of_one) = (Vec::new(), Vec::new());
+    let mut busy: [Vec<f64>; 4] = Default::default();
+    // In turn, so that a drift of the machine meets all alike.
+    for _ in 0..options.runs.max(1) {
+        let quiet = once()?;
+        prefill.extend(quiet[0]);
+        decoded.extend(quiet[1]);
+        if options.sequences > 1 && options.decode > 0 {
+            let speed = decode_batch(parts, options)?;
+            batch.push(speed);
+            of_one.extend(quiet[1].map(|one| speed / one));
+        }
+        if options.busy > 0 {
+            let neighbours = BusyThreads::start(options.busy);
+            let beside = once()?;
+            drop(neighbours);
+            for (i, speed) in beside.into_iter().enumerate() {
+                busy[i].extend(speed);
+                busy[2 + i].extend(speed.zip(quiet[i]).map(|(b, q)| b / q));
+            }
         }
     }
     let held = |p: &Arc<dyn Executor>| match options.depth {
@@ -258,6 +397,21 @@ pub fn bench(
         kv_type: parts.first().map_or(KvType::F16, |p| p.kv_type()).name(),
         kv_bytes: parts.iter().map(held).sum(),
         runs: options.runs.max(1),
+        batch: (!batch.is_empty()).then(|| BatchReport {
+            sequences: options.sequences,
+            decode_tokens_per_s: median(&mut batch),
+            of_one: median(&mut of_one),
+        }),
+        busy: (options.busy > 0).then(|| {
+            let [p, d, of_p, of_d] = busy.each_mut().map(|v| median(v));
+            BusyReport {
+                busy_threads: options.busy,
+                prefill_tokens_per_s: p,
+                decode_tokens_per_s: d,
+                prefill_of_quiet: of_p,
+                decode_of_quiet: of_d,
+            }
+        }),
         cpu: None,
         gpu: None,
     })

@@ -17,7 +17,8 @@ mod windows;
 
 pub use against::{AgainstReport, evaluate_against};
 pub use bench::{
-    BenchOptions, BenchReport, CpuReport, GpuReport, PhaseTime, bench, bench_cpu, bench_gpu,
+    BatchReport, BenchOptions, BenchReport, BusyReport, CpuReport, GpuReport, PhaseTime, bench,
+    bench_cpu, bench_gpu,
 };
 pub use calibrate::{CalibrateOptions, calibrate};
 pub use codecs::{Candidate, CodecFigures, CodecsOptions, CodecsReport, compare_codecs};

@@ -1,4 +1,4 @@
-//! Sessions that decode at the same time share passes, so that a device reads its weights once for all of them (on the processor: those of the head).
+//! Sessions that decode at the same time share passes, so that weights are read once for all of them.
 //!
 //! Nobody waits to be joined. Who finds the executor free runs at once, alone; who comes meanwhile lines up, and
 //! the first in line takes all that stand there through [`Executor::forward_batch`]. A sequence does not

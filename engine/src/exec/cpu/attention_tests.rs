@@ -24,7 +24,7 @@ fn tame(noise: &mut Noise, n: usize) -> Vec<f32> {
 #[test]
 fn pieces_in_floats_agree() {
     let mut noise = Noise::new(11);
-    for dim in [8, 20, 64, 96] {
+    for dim in [8, 20, 64, 80, 96] {
         for n in [1, 3, 4, 9, 70] {
             let keys: Vec<f16> = (noise.take(n * dim).into_iter())
                 .map(f16::from_f32)

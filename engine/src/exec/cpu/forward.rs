@@ -1,4 +1,4 @@
-//! One pass of a few rows through the layers.
+//! One pass of a few rows, of one sequence or of several, through the layers.
 
 use formats::model::KvType;
 
@@ -25,6 +25,8 @@ pub(super) struct Scratch {
     up: Vec<f32>,
     turns: Vec<(f32, f32)>,
     attention: attention::Scratch,
+    /// Rows of several sequences, one behind the other.
+    pub(super) batch: Vec<f32>,
 }
 
 /// A buffer of `n` values; what they hold does not matter, each is overwritten.
@@ -67,14 +69,21 @@ pub(super) struct Span<'a> {
     pub(super) blocks: &'a [LayerTensors],
 }
 
-/// Runs the layers of `span` over `rows` in place and advances `cache`, which covers just them;
-/// `seen` looks on.
+/// The next `n` rows of a pass are those of the sequence whose keys and values `cache` holds.
+pub(super) struct Part<'a> {
+    pub(super) cache: &'a mut KvCache,
+    pub(super) n: usize,
+}
+
+/// Runs the layers of `span` over `rows` in place and advances the caches of `parts`, which cover
+/// just them and to which the rows belong in order; `seen` looks on. All but attention sees rows
+/// only, so that weights are read once for all sequences.
 pub(super) fn run(
     exec: &CpuExecutor,
     span: Span<'_>,
     session: &Session<'_>,
     s: &mut Scratch,
-    cache: &mut KvCache,
+    parts: &mut [Part<'_>],
     rows: &mut [f32],
     seen: &mut impl Observer,
 ) {
@@ -82,10 +91,12 @@ pub(super) fn run(
     let (isa, math) = (exec.isa, exec.math());
     let (width, q_width, kv_width) = (hp.n_embd, hp.q_width(), hp.kv_width());
     let n = rows.len() / width;
-    let start = cache.len();
     s.turns.clear();
-    for p in start..start + n {
-        exec.rope.fill(p, &mut s.turns);
+    for part in &*parts {
+        let start = part.cache.len();
+        for p in start..start + part.n {
+            exec.rope.fill(p, &mut s.turns);
+        }
     }
     let pairs = s.turns.len() / n.max(1);
     let mut lap = exec.clock.lap();
@@ -120,49 +131,70 @@ pub(super) fn run(
         add_bias(v, w.attn_v_bias.as_deref());
         lap.mark(Phase::Qkv);
 
-        let Some(mut kv) = cache.layer_mut(l) else {
-            // The caller has checked.
-            return;
-        };
-        let thin = kv.shape().kv_type != KvType::F16;
-        let outs = [
-            (Out::new(q, q_width), q_width, true),
-            (Out::new(k, kv_width), kv_width, true),
-            (Out::new(v, kv_width), kv_width, false),
-        ];
-        session.ranges(n, 8, &|range| {
-            for r in range {
-                let turns = &s.turns[r * pairs..(r + 1) * pairs];
-                for (out, width, rope) in &outs {
-                    // SAFETY: row `r` belongs to this task alone.
-                    let x = unsafe { out.slice(r, 0, *width) };
-                    if *rope {
-                        exec.rope.rotate(x, hp.head_dim, turns);
-                    }
-                    if thin {
-                        hadamard::turn(x, hp.head_dim);
+        let mut at = 0;
+        for part in &mut *parts {
+            let start = part.cache.len();
+            let Some(mut kv) = part.cache.layer_mut(l) else {
+                // The caller has checked.
+                return;
+            };
+            let thin = kv.shape().kv_type != KvType::F16;
+            let own = |width: usize| at * width..(at + part.n) * width;
+            let (k, v) = (&mut k[own(kv_width)], &mut v[own(kv_width)]);
+            let outs = [
+                (Out::new(&mut q[own(q_width)], q_width), q_width, true),
+                (Out::new(k, kv_width), kv_width, true),
+                (Out::new(v, kv_width), kv_width, false),
+            ];
+            let turns = &s.turns[own(pairs)];
+            session.ranges(part.n, 8, &|range| {
+                for r in range {
+                    let turns = &turns[r * pairs..(r + 1) * pairs];
+                    for (out, width, rope) in &outs {
+                        // SAFETY: row `r` belongs to this task alone.
+                        let x = unsafe { out.slice(r, 0, *width) };
+                        if *rope {
+                            exec.rope.rotate(x, hp.head_dim, turns);
+                        }
+                        if thin {
+                            hadamard::turn(x, hp.head_dim);
+                        }
                     }
                 }
+            });
+            let both = k.chunks_exact(kv_width).zip(v.chunks_exact(kv_width));
+            for (r, (k, v)) in both.enumerate() {
+                kv.put(start + r, k, v);
             }
-        });
-        let both = k.chunks_exact(kv_width).zip(v.chunks_exact(kv_width));
-        for (r, (k, v)) in both.enumerate() {
-            kv.put(start + r, k, v);
+            at += part.n;
         }
         lap.mark(Phase::Rope);
+
         let mixed = s.mixed.reset(n, q_width);
-        let attention = Attention {
-            isa,
-            whole: thin && math.activations == Activations::Int8,
-            n,
-            start,
-            group: hp.n_head / hp.n_head_kv,
-            q,
-            kv,
-        };
-        attention.run(session, mixed, &mut s.attention);
-        if thin {
-            turn_back(session, &mut s.mixed, q_width, hp.head_dim);
+        let stride = mixed.len() / n.max(1);
+        let (mut q, mut mixed) = (&*q, mixed);
+        for part in &mut *parts {
+            let start = part.cache.len();
+            let Some(kv) = part.cache.layer_mut(l) else {
+                return;
+            };
+            let thin = kv.shape().kv_type != KvType::F16;
+            let (own, others) = q.split_at(part.n * q_width);
+            let (to, rest) = mixed.split_at_mut(part.n * stride);
+            (q, mixed) = (others, rest);
+            let attention = Attention {
+                isa,
+                whole: thin && math.activations == Activations::Int8,
+                n: part.n,
+                start,
+                group: hp.n_head / hp.n_head_kv,
+                q: own,
+                kv,
+            };
+            attention.run(session, to, &mut s.attention);
+            if thin {
+                turn_back(session, to, stride, q_width, hp.head_dim);
+            }
         }
         lap.mark(Phase::Attention);
         seen.input(layer, Site::AttnOutput, Rows::of(&s.mixed));
@@ -203,15 +235,27 @@ pub(super) fn run(
         matmul(session, math, &w.ffn_down, &mut s.gate, out, width);
         rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
         lap.mark(Phase::Down);
-        seen.hidden(layer + 1, start, Rows::packed(rows, width));
+        let mut rest = &*rows;
+        for part in &*parts {
+            let (own, others) = rest.split_at(part.n * width);
+            seen.hidden(layer + 1, part.cache.len(), Rows::packed(own, width));
+            rest = others;
+        }
     }
-    cache.advance(n);
+    for part in parts {
+        part.cache.advance(part.n);
+    }
 }
 
-/// Turns sums of values, which were turned before they were kept, back.
-fn turn_back(session: &Session<'_>, mixed: &mut ActBuf, width: usize, head_dim: usize) {
-    let stride = mixed.stride();
-    let rows = mixed.values_mut();
+/// Turns sums of values, which were turned before they were kept, back: `width` values of each row
+/// of `stride`.
+fn turn_back(
+    session: &Session<'_>,
+    rows: &mut [f32],
+    stride: usize,
+    width: usize,
+    head_dim: usize,
+) {
     let n = rows.len() / stride.max(1);
     let out = Out::new(rows, stride);
     session.ranges(n, 8, &|range| {

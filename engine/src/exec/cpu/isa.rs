@@ -39,6 +39,9 @@ enum Kind {
     /// With `sdot`.
     #[cfg(target_arch = "aarch64")]
     NeonDot,
+    /// With `sdot` and `smmla`.
+    #[cfg(target_arch = "aarch64")]
+    NeonMat,
 }
 
 impl Isa {
@@ -73,6 +76,9 @@ impl Isa {
             all.push(Self(Kind::Neon));
             if std::arch::is_aarch64_feature_detected!("dotprod") {
                 all.push(Self(Kind::NeonDot));
+                if std::arch::is_aarch64_feature_detected!("i8mm") {
+                    all.push(Self(Kind::NeonMat));
+                }
             }
         }
         all
@@ -87,7 +93,7 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::encode(x, out) },
             // Compiled with NEON already, as all is there.
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon | Kind::NeonDot => integer::encode(x, out),
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => integer::encode(x, out),
         }
     }
 
@@ -119,6 +125,9 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::NeonDot => unsafe { neon::products_dot(ty, weights, row_bytes, rows, x, out) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::NeonMat => unsafe { neon::products_mat(ty, weights, row_bytes, rows, x, out) },
         }
     }
 
@@ -144,7 +153,7 @@ impl Isa {
             },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe {
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
                 neon::matmul(ty, weights, row_bytes, rows, x, out);
             },
         }
@@ -159,7 +168,7 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::sum_squares(x) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::sum_squares(x) },
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe { neon::sum_squares(x) },
         }
     }
 
@@ -184,7 +193,7 @@ impl Isa {
             Kind::Avx512 => unsafe { avx512::scores_f16(q, keys, dim, scale, next, scores) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe {
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
                 neon::scores_f16(q, keys, dim, scale, next, scores)
             },
         }
@@ -209,7 +218,7 @@ impl Isa {
             Kind::Avx512 => unsafe { avx512::sums_f16(weights, values, dim, next, sums) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe {
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
                 neon::sums_f16(weights, values, dim, next, sums)
             },
         }
@@ -242,7 +251,9 @@ impl Isa {
             Kind::Neon => unsafe { neon::kv_scores(shape, keys, from, n, q, next, scores) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::NeonDot => unsafe { neon::kv_scores_dot(shape, keys, from, n, q, next, scores) },
+            Kind::NeonDot | Kind::NeonMat => unsafe {
+                neon::kv_scores_dot(shape, keys, from, n, q, next, scores)
+            },
         }
     }
 
@@ -258,7 +269,7 @@ impl Isa {
             Kind::Scalar => integer::soften(scores, n),
             // Compiled with NEON already, as all is there.
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon | Kind::NeonDot => integer::soften(scores, n),
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => integer::soften(scores, n),
         }
     }
 
@@ -290,7 +301,7 @@ impl Isa {
             },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe {
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
                 neon::kv_sums(shape, values, from, n, seen, weights, next, sums);
             },
         }
@@ -304,7 +315,7 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::join(so_far, out, weights, sums) },
             Kind::Scalar => scalar::join(so_far, out, weights, sums),
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon | Kind::NeonDot => scalar::join(so_far, out, weights, sums),
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => scalar::join(so_far, out, weights, sums),
         }
     }
 
@@ -317,7 +328,7 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::softmax(s) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::softmax(s) },
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe { neon::softmax(s) },
         }
     }
 
@@ -344,7 +355,7 @@ impl Isa {
             },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe {
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
                 neon::scores_f32(q, keys, stride, scale, scores);
             },
         }
@@ -373,7 +384,7 @@ impl Isa {
             },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe {
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
                 neon::add_weighted_f32(w, values, stride, out);
             },
         }
@@ -388,7 +399,7 @@ impl Isa {
             Kind::Avx2 | Kind::Avx512 => unsafe { avx2::swiglu(gate, up) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot => unsafe { neon::swiglu(gate, up) },
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe { neon::swiglu(gate, up) },
         }
     }
 }
@@ -405,6 +416,8 @@ impl fmt::Display for Isa {
             Kind::Neon => "neon",
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonMat => "neon-i8mm",
         })
     }
 }

@@ -38,11 +38,11 @@ pub use matmul::Activations;
 pub use observe::{Observer, Rows, Site};
 
 use self::clock::Clock;
-use self::forward::{Scratch, Span};
+use self::forward::{Part, Scratch, Span};
 use self::matmul::{Math, matmul};
 use self::pool::Pool;
 use super::rope::RopeTable;
-use super::{ExecError, Executor, embed, missing};
+use super::{ExecError, Executor, Sequence, embed, missing};
 use crate::cache::{KvCache, KvShape};
 use crate::model::{HParams, LayerTensors, ModelPart};
 
@@ -192,6 +192,21 @@ impl CpuExecutor {
         rows: &mut [f32],
         seen: &mut impl Observer,
     ) -> Result<(), ExecError> {
+        self.fits(cache, rows)?;
+        let width = self.part.hparams.n_embd;
+        self.with_scratch(|scratch| {
+            for rows in rows.chunks_mut(MAX_ROWS * width) {
+                let n = rows.len() / width;
+                let parts = &mut [Part { cache, n }];
+                let session = self.pool.session();
+                forward::run(self, span, &session, scratch, parts, rows, seen);
+            }
+        });
+        Ok(())
+    }
+
+    /// Whether `rows` are whole, and `cache` is this executor's and has room for them.
+    fn fits(&self, cache: &KvCache, rows: &[f32]) -> Result<(), ExecError> {
         let n = self.rows(rows.len())?;
         let shape = KvShape::of(&self.part.hparams, cache.kv_type());
         if cache.host_shape() != Some(shape) {
@@ -207,14 +222,38 @@ impl CpuExecutor {
                 more: n,
             });
         }
+        Ok(())
+    }
+
+    /// Runs the rows of `sequences`, no more than [`MAX_ROWS`], in one pass.
+    fn together(&self, sequences: &mut [Sequence<'_>]) {
+        if sequences.iter().all(|s| s.rows.is_empty()) {
+            return;
+        }
+        let span = Span {
+            first: self.part.layers.start,
+            blocks: &self.part.blocks,
+        };
         let width = self.part.hparams.n_embd;
         self.with_scratch(|scratch| {
-            for rows in rows.chunks_mut(MAX_ROWS * width) {
-                let session = self.pool.session();
-                forward::run(self, span, &session, scratch, cache, rows, seen);
+            let mut all = std::mem::take(&mut scratch.batch);
+            all.clear();
+            let mut parts = Vec::with_capacity(sequences.len());
+            for s in sequences.iter_mut().filter(|s| !s.rows.is_empty()) {
+                all.extend_from_slice(s.rows);
+                let n = s.rows.len() / width;
+                parts.push(Part { cache: s.cache, n });
             }
+            let session = self.pool.session();
+            forward::run(self, span, &session, scratch, &mut parts, &mut all, &mut ());
+            let mut rest = &all[..];
+            for s in sequences {
+                let (own, others) = rest.split_at(s.rows.len());
+                s.rows.copy_from_slice(own);
+                rest = others;
+            }
+            scratch.batch = all;
         });
-        Ok(())
     }
 
     /// Shows `seen` what the head would be multiplied with; the product itself is not made.
@@ -286,6 +325,30 @@ impl Executor for CpuExecutor {
 
     fn forward(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<(), ExecError> {
         self.forward_observed(cache, rows, &mut ())
+    }
+
+    fn forward_batch(&self, sequences: &mut [Sequence<'_>]) -> Result<(), ExecError> {
+        for s in &*sequences {
+            self.fits(s.cache, s.rows)?;
+        }
+        let most = MAX_ROWS * self.part.hparams.n_embd;
+        let mut rest = sequences;
+        while let Some(first) = rest.first() {
+            let (mut len, mut n) = (first.rows.len(), 1);
+            while let Some(next) = rest.get(n).map(|s| s.rows.len())
+                && len + next <= most
+            {
+                len += next;
+                n += 1;
+            }
+            let (group, others) = rest.split_at_mut(n);
+            match group {
+                [one] => self.forward(one.cache, one.rows)?,
+                _ => self.together(group),
+            }
+            rest = others;
+        }
+        Ok(())
     }
 
     fn logits(&self, rows: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError> {

@@ -1,65 +1,108 @@
 //! A small thread pool for kernels that take microseconds.
 //!
-//! Inside a [`Session`] the workers spin between jobs; outside they sleep. A job is a number of
-//! items; each thread claims items until none is left, so a worker that the system has taken off
-//! its core delays nobody. What is computed never depends on who computes it: an item is a range
-//! of output values, and no sum crosses items.
+//! Inside a [`Session`] the workers spin between jobs, and a little longer, since the next session
+//! often follows at once; then they sleep. A job is a number of
+//! items. Each thread begins with a stretch of them that is its own, so that what it reads lies in
+//! order, and who is done takes from the end of what others have left: a worker that the system has
+//! taken off its core delays nobody for longer than one item. What is computed never depends on who
+//! computes it: an item is a range of output values, and no sum crosses items.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Items a job may have; callers with more work make larger items.
 const MAX_ITEMS: usize = u16::MAX as usize;
 /// Empty looks at the job word before a waiting thread lets others run.
 const SPINS: u32 = 500;
+/// How long a worker looks out for the next session before it sleeps: about what waking it costs.
+const LINGER: Duration = Duration::from_micros(50);
 
 /// Borrowed for the length of one `run`; the lifetime is lengthened to let workers see it.
 type Job = &'static (dyn Fn(usize) + Sync);
 
-struct Shared {
-    /// Epoch (32 bits), items (16), next item (16): one word, so that a claim is one exchange and
-    /// a thread that was away cannot claim from a job that is over.
-    word: AtomicU64,
-    job: UnsafeCell<Option<Job>>,
-    done: AtomicUsize,
-    panicked: AtomicBool,
-    hot: AtomicBool,
-    stop: AtomicBool,
-    sleep: Mutex<()>,
-    wake: Condvar,
-}
+/// Items of a job that are one thread's unless others take them: epoch (32 bits), next item (16),
+/// end (16) in one word, so that a claim is one exchange and a thread that was away cannot claim
+/// from a job that is over. On lines of its own, since its owner writes it all the time.
+#[repr(align(128))]
+struct Stretch(AtomicU64);
 
-// SAFETY: `job` is written only by the one thread that holds the session, while no item is
-// claimable (every item of the job before is done); it is read only after a successful claim,
-// which the writer's release store of `word` precedes.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// Claims an item of the current job.
-    fn claim(&self) -> Option<usize> {
-        let mut word = self.word.load(Ordering::Acquire);
+impl Stretch {
+    /// Claims an item: the first that is left, or for others than the owner the last.
+    fn claim(&self, own: bool) -> Option<usize> {
+        let mut word = self.0.load(Ordering::Acquire);
         loop {
-            let (items, next) = ((word >> 16) & 0xffff, word & 0xffff);
-            if next >= items {
+            let (next, end) = ((word >> 16) & 0xffff, word & 0xffff);
+            if next >= end {
                 return None;
             }
-            match self.word.compare_exchange_weak(
-                word,
-                word + 1,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => return Some(next as usize),
+            let (item, left) = if own {
+                (next, word + (1 << 16))
+            } else {
+                (end - 1, word - 1)
+            };
+            match self
+                .0
+                .compare_exchange_weak(word, left, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return Some(item as usize),
                 Err(now) => word = now,
             }
         }
     }
 
-    fn work(&self) {
-        while let Some(item) = self.claim() {
+    /// Items left.
+    fn left(&self) -> u64 {
+        let word = self.0.load(Ordering::Relaxed);
+        (word & 0xffff).saturating_sub((word >> 16) & 0xffff)
+    }
+}
+
+struct Shared {
+    /// Of each thread.
+    stretches: Vec<Stretch>,
+    job: UnsafeCell<Option<Job>>,
+    done: AtomicUsize,
+    panicked: AtomicBool,
+    hot: AtomicBool,
+    stop: AtomicBool,
+    /// Workers that sleep.
+    sleep: Mutex<usize>,
+    wake: Condvar,
+}
+
+// SAFETY: `job` is written only by the one thread that holds the session, while no item is
+// claimable (every item of the job before is done); it is read only after a successful claim,
+// which the writer's release stores of the stretches precede.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// Claims an item of the current job for thread `own`.
+    fn claim(&self, own: usize) -> Option<usize> {
+        if let Some(item) = self.stretches[own].claim(true) {
+            return Some(item);
+        }
+        // Whoever has most left is slowest. Another thread may be quicker to take that item: then
+        // there may still be others.
+        loop {
+            let slowest = self.stretches.iter().max_by_key(|s| s.left())?;
+            if slowest.left() == 0 {
+                return None;
+            }
+            if let Some(item) = slowest.claim(false) {
+                return Some(item);
+            }
+        }
+    }
+
+    /// Works as thread `own` until no item is left; says whether there was one.
+    fn work(&self, own: usize) -> bool {
+        let mut any = false;
+        while let Some(item) = self.claim(own) {
+            any = true;
             // SAFETY: the claim succeeded, so the job of this epoch is published and stays valid
             // until its last item is counted in `done`.
             let job = unsafe { *self.job.get() };
@@ -70,26 +113,39 @@ impl Shared {
             }
             self.done.fetch_add(1, Ordering::Release);
         }
+        any
     }
 
-    fn worker(&self) {
+    fn worker(&self, own: usize) {
         let mut idle = 0;
         while !self.stop.load(Ordering::Relaxed) {
-            self.work();
+            if self.work(own) {
+                idle = 0;
+            }
             if self.hot.load(Ordering::Acquire) {
                 relax(&mut idle);
                 continue;
             }
             idle = 0;
-            let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-            drop(
-                self.wake
-                    .wait_while(guard, |()| {
-                        !self.hot.load(Ordering::Acquire) && !self.stop.load(Ordering::Relaxed)
-                    })
-                    .unwrap_or_else(PoisonError::into_inner),
-            );
+            let since = Instant::now();
+            while !self.awake() && since.elapsed() < LINGER {
+                std::hint::spin_loop();
+            }
+            let mut asleep = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            *asleep += 1;
+            while !self.awake() {
+                asleep = self
+                    .wake
+                    .wait(asleep)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            *asleep -= 1;
         }
+    }
+
+    /// Whether workers have to stay awake.
+    fn awake(&self) -> bool {
+        self.hot.load(Ordering::Acquire) || self.stop.load(Ordering::Relaxed)
     }
 }
 
@@ -113,13 +169,15 @@ impl Pool {
     /// A pool that computes with `threads` threads, the caller's among them (at least one).
     pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            word: AtomicU64::new(0),
+            stretches: (0..threads.max(1))
+                .map(|_| Stretch(AtomicU64::new(0)))
+                .collect(),
             job: UnsafeCell::new(None),
             done: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             hot: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            sleep: Mutex::new(()),
+            sleep: Mutex::new(0),
             wake: Condvar::new(),
         });
         let mut pool = Self {
@@ -131,7 +189,7 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             let worker = std::thread::Builder::new()
                 .name(format!("kernel-{i}"))
-                .spawn(move || shared.worker())?;
+                .spawn(move || shared.worker(i))?;
             pool.workers.push(worker);
         }
         Ok(pool)
@@ -153,8 +211,10 @@ impl Pool {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             self.shared.hot.store(true, Ordering::Release);
-            drop(sleep);
-            self.shared.wake.notify_all();
+            if *sleep > 0 {
+                drop(sleep);
+                self.shared.wake.notify_all();
+            }
         }
         Session {
             pool: self,
@@ -205,11 +265,14 @@ impl Session<'_> {
         // SAFETY: this thread holds the session and every item of the last job is done, so
         // nobody reads the cell.
         unsafe { *shared.job.get() = Some(job) };
-        let epoch = (shared.word.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
-        shared
-            .word
-            .store(epoch << 32 | (items as u64) << 16, Ordering::Release);
-        shared.work();
+        let epoch = (shared.stretches[0].0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        let threads = shared.stretches.len();
+        for (t, stretch) in shared.stretches.iter().enumerate() {
+            let (next, end) = (t * items / threads, (t + 1) * items / threads);
+            let word = epoch << 32 | (next as u64) << 16 | end as u64;
+            stretch.0.store(word, Ordering::Release);
+        }
+        shared.work(0);
         let mut idle = 0;
         while shared.done.load(Ordering::Acquire) < items {
             relax(&mut idle);
@@ -271,6 +334,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A thread that stays away leaves all but the item it is at to the others.
+    #[test]
+    fn what_a_slow_thread_has_left_is_taken() {
+        let pool = Pool::new(2).unwrap();
+        let s = pool.session();
+        let (slow, done) = (AtomicUsize::new(usize::MAX), AtomicUsize::new(0));
+        let taken = AtomicUsize::new(0);
+        s.run(40, &|i| {
+            let first = slow.compare_exchange(usize::MAX, i, Ordering::Relaxed, Ordering::Relaxed);
+            if first.is_ok() {
+                // All others are somebody else's.
+                let start = std::time::Instant::now();
+                while done.load(Ordering::Acquire) < 39 && start.elapsed().as_secs() < 20 {
+                    std::thread::yield_now();
+                }
+                taken.store(done.load(Ordering::Acquire), Ordering::Relaxed);
+            }
+            done.fetch_add(1, Ordering::Release);
+        });
+        assert_eq!((taken.into_inner(), done.into_inner()), (39, 40));
     }
 
     #[test]

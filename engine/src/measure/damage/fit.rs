@@ -202,7 +202,10 @@ fn relevant(known: &[(Cell, f64)], kind: usize) -> Vec<(Cell, f64)> {
     if known.len() <= MOST {
         return known.to_vec();
     }
-    let own: Vec<_> = known.iter().filter(|(c, _)| c.kind == kind).collect();
+    let mut own: Vec<_> = known.iter().filter(|(c, _)| c.kind == kind).collect();
+    if own.is_empty() {
+        own = known.iter().collect();
+    }
     let step = own.len().div_ceil(MOST).max(1);
     own.into_iter().step_by(step).copied().collect()
 }

@@ -204,7 +204,7 @@ unsafe fn sums_of<const H: usize, const W: usize>(
     }
 }
 
-/// [`scalar::sums_f16`], `8·W` dimensions at a time where they are whole, else 32.
+/// [`scalar::sums_f16`], `8·W` dimensions at a time where they are whole, else 32, else 8.
 ///
 /// # Safety
 /// AVX2, FMA, F16C.
@@ -220,6 +220,9 @@ pub(in super::super) unsafe fn sums_by<const W: usize>(
         if W > 4 {
             // SAFETY: by the contract.
             unsafe { sums_by::<4>(weights, values, dim, next, sums) }
+        } else if W > 1 {
+            // SAFETY: by the contract.
+            unsafe { sums_by::<1>(weights, values, dim, next, sums) }
         } else {
             scalar::sums_f16(weights, values, dim, sums);
         }

@@ -299,9 +299,15 @@ impl Vector for V {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
+    unsafe fn prefetch<const FAR: bool>(p: *const u8) {
         // SAFETY: by the contract.
-        unsafe { _mm_prefetch::<_MM_HINT_T2>(p.cast()) }
+        unsafe {
+            if FAR {
+                _mm_prefetch::<_MM_HINT_T2>(p.cast());
+            } else {
+                _mm_prefetch::<_MM_HINT_T0>(p.cast());
+            }
+        }
     }
 }
 

@@ -75,7 +75,7 @@ unsafe fn scores_of<V: Vector, const FOUR: bool>(
     for (p, bytes) in head.chunks_exact(page.bytes()).enumerate() {
         for line in (0..page.bytes()).step_by(64) {
             // SAFETY: by the contract; a prefetch may go anywhere.
-            unsafe { V::prefetch(next.wrapping_add(p * page.bytes() + line)) };
+            unsafe { V::prefetch::<true>(next.wrapping_add(p * page.bytes() + line)) };
         }
         for part in 0..KV_PAGE / V::LANES {
             let out = scores.wrapping_add(p * KV_PAGE + part * V::LANES);
@@ -227,7 +227,7 @@ unsafe fn add<V: Vector, const FOUR: bool, const R: usize>(
                 // Each block asks for its part of a page.
                 let part = page.bytes() / page.blocks;
                 for line in (0..part).step_by(64) {
-                    V::prefetch(next.wrapping_add(p * page.bytes() + b * part + line));
+                    V::prefetch::<true>(next.wrapping_add(p * page.bytes() + b * part + line));
                 }
             }
             let codes = bytes.as_ptr().add(page.codes_at(b));

@@ -88,6 +88,17 @@ unsafe fn signed<V: Vector>(factor: V::F, words: &[V; 4], g: usize) -> V::F {
     }
 }
 
+/// Six bits in each byte, raised by 32: without that, signed, and four times as large, since they then
+/// fill the byte.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn lowered<V: Vector>(six: V) -> V {
+    // SAFETY: by the contract.
+    unsafe { six.xor(V::bytes(32)).shl(2) }
+}
+
 /// The head of Q4_K and Q5_K: 16 bytes, d, dmin, and eight scales and minima of 6 bits.
 ///
 /// # Safety
@@ -284,15 +295,16 @@ impl<V: Vector> Blocks<V> for Q3K {
             let high = c.shr(16).or(e.shl(16));
             let (four, two) = (V::bytes(15), V::bytes(48));
             // Scales `j` of 0..4, 4..8 (low nibbles), 8..12, 12..16 (high nibbles), upper two
-            // bits at 0, 2, 4, 6. All are raised by 32: the sign bit of six, flipped.
+            // bits at 0, 2, 4, 6.
             let scales = [
-                low.and(four).or(high.shl(4).and(two)),
-                mid.and(four).or(high.shl(2).and(two)),
-                low.shr(4).and(four).or(high.and(two)),
-                mid.shr(4).and(four).or(high.shr(2).and(two)),
+                lowered(low.and(four).or(high.shl(4).and(two))),
+                lowered(mid.and(four).or(high.shl(2).and(two))),
+                lowered(low.shr(4).and(four).or(high.and(two))),
+                lowered(mid.shr(4).and(four).or(high.shr(2).and(two))),
             ];
             Scales {
-                d: e.shr(16).half(),
+                // Exact: a quarter of a half is a float.
+                d: V::mul(e.shr(16).half(), V::splat(0.25)),
                 dmin: V::splat(0.0),
                 sizes: scales,
                 mins: scales,
@@ -319,12 +331,7 @@ impl<V: Vector> Blocks<V> for Q3K {
     #[inline(always)]
     unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
-        unsafe {
-            // Six bits and a sign: flipping bit 5 and extending it takes 32 off.
-            let byte = h.sizes[g / 4].shr(8 * (g % 4)).and(V::lanes(63));
-            let s = byte.xor(V::lanes(32)).shl(26).sar(26);
-            (V::mul(h.d, s.float()), V::splat(0.0))
-        }
+        unsafe { (signed(h.d, &h.sizes, g), V::splat(0.0)) }
     }
 }
 

@@ -13,6 +13,10 @@ use super::{BLOCK, CodeBlock, Codes, block32, super256};
 
 /// Blocks of 32 that are looked at together: a super-block.
 pub(super) const PANEL: usize = 8;
+/// Bytes of weights that memory is asked for in advance, or one tile: what is read while it answers.
+const FAR: usize = 16 << 10;
+/// Activation rows up to which a panel stays in the first cache until it is used.
+const NEAR_ROWS: usize = 16;
 /// Activation rows that share a buffer of sums.
 const MAX_ROWS: usize = 128;
 
@@ -63,8 +67,53 @@ pub(super) trait Blocks<V: Vector> {
     unsafe fn scales(head: &Self::Head, g: usize) -> (V::F, V::F);
 }
 
-/// One step of the chain that `super` describes: `acc` plus the product of a group, whose words
-/// `w` are those from `at` on of a block, and activations `x`.
+/// What the sum of a group's products begins with: what its weights' offset takes off.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn begin<V: Vector, T: Blocks<V>>(x: &CodeBlock, part: usize) -> V {
+    // SAFETY: by the contract.
+    unsafe {
+        if T::OFFSET == 0 || (V::SIGNED && T::MAX == 255) {
+            V::lanes(0)
+        } else {
+            V::lanes(x.minus[part]).shl(T::OFFSET.trailing_zeros() as usize)
+        }
+    }
+}
+
+/// One step of the chain that `super` describes: `acc` plus `i`, the products of a group, scaled.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn add<V: Vector, T: Blocks<V>>(
+    x: &CodeBlock,
+    part: usize,
+    i: V,
+    (scale, min): (V::F, V::F),
+    acc: V::F,
+) -> V::F {
+    // SAFETY: by the contract.
+    unsafe {
+        let acc = V::fma(V::mul(scale, V::splat(x.scale)), i.float(), acc);
+        if T::MIN {
+            V::fma(min, V::splat(x.sum[part]), acc)
+        } else {
+            acc
+        }
+    }
+}
+
+/// The part of a block that `N` words from `at` on are: all, the first or the last half.
+#[inline(always)]
+fn part<const N: usize>(at: usize) -> usize {
+    if N == 8 { 0 } else { 1 + at / 4 }
+}
+
+/// `acc` plus the product of a group, whose words `w` are those from `at` on of a block, and
+/// activations `x`.
 ///
 /// # Safety
 /// `V`'s instruction set.
@@ -73,18 +122,13 @@ unsafe fn step<V: Vector, T: Blocks<V>, const N: usize>(
     x: &CodeBlock,
     w: &[V; N],
     at: usize,
-    (scale, min): (V::F, V::F),
+    scales: (V::F, V::F),
     acc: V::F,
 ) -> V::F {
-    // All, the first or the last half.
-    let part = if N == 8 { 0 } else { 1 + at / 4 };
+    let part = part::<N>(at);
     // SAFETY: by the contract.
     unsafe {
-        let init = if T::OFFSET == 0 || (V::SIGNED && T::MAX == 255) {
-            V::lanes(0)
-        } else {
-            V::lanes(x.minus[part]).shl(T::OFFSET.trailing_zeros() as usize)
-        };
+        let init = begin::<V, T>(x, part);
         let codes = x.codes.as_ptr().add(4 * at);
         let i = if T::MAX == 255 {
             V::dot::<N, 255>(init, w, codes)
@@ -95,17 +139,83 @@ unsafe fn step<V: Vector, T: Blocks<V>, const N: usize>(
         } else {
             V::dot::<N, 15>(init, w, codes)
         };
-        let acc = V::fma(V::mul(scale, V::splat(x.scale)), i.float(), acc);
-        if T::MIN {
-            V::fma(min, V::splat(x.sum[part]), acc)
+        add::<V, T>(x, part, i, scales, acc)
+    }
+}
+
+/// [`step`] for two activation rows.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn step_pair<V: Vector, T: Blocks<V>, const N: usize>(
+    x: &[CodeBlock; 2],
+    w: &[V; N],
+    at: usize,
+    scales: (V::F, V::F),
+    acc: [V::F; 2],
+) -> [V::F; 2] {
+    let part = part::<N>(at);
+    // SAFETY: by the contract.
+    unsafe {
+        let init = [begin::<V, T>(&x[0], part), begin::<V, T>(&x[1], part)];
+        let codes = [
+            x[0].codes.as_ptr().add(4 * at),
+            x[1].codes.as_ptr().add(4 * at),
+        ];
+        let [i, j] = if T::MAX == 255 {
+            V::dot_pair::<N, 255>(init, w, codes)
+        } else if T::MAX > 31 {
+            V::dot_pair::<N, 63>(init, w, codes)
+        } else if T::MAX > 15 {
+            V::dot_pair::<N, 31>(init, w, codes)
         } else {
-            acc
+            V::dot_pair::<N, 15>(init, w, codes)
+        };
+        [
+            add::<V, T>(&x[0], part, i, scales, acc[0]),
+            add::<V, T>(&x[1], part, j, scales, acc[1]),
+        ]
+    }
+}
+
+/// Adds to the sums of all activation rows `codes` the product of a group.
+///
+/// # Safety
+/// `V`'s instruction set; `sums` holds `V::LANES` floats for each of `codes`.
+#[inline(always)]
+unsafe fn steps<V: Vector, T: Blocks<V>, const N: usize>(
+    codes: &[CodeBlock],
+    w: &[V; N],
+    at: usize,
+    scales: (V::F, V::F),
+    sums: *mut f32,
+) {
+    let (pairs, rest) = if V::PAIRS {
+        codes.as_chunks::<2>()
+    } else {
+        (&[][..], codes)
+    };
+    // SAFETY: by the contract.
+    unsafe {
+        for (t, x) in pairs.iter().enumerate() {
+            let (p, q) = (sums.add(2 * t * V::LANES), sums.add((2 * t + 1) * V::LANES));
+            let [a, b] = step_pair::<V, T, N>(x, w, at, scales, [V::get(p), V::get(q)]);
+            V::put(p, a);
+            V::put(q, b);
+        }
+        let sums = sums.add(2 * pairs.len() * V::LANES);
+        for (t, x) in rest.iter().enumerate() {
+            let p = sums.add(t * V::LANES);
+            V::put(p, step::<V, T, N>(x, w, at, scales, V::get(p)));
         }
     }
 }
 
 /// Adds to `sums` the products of the weight rows at `rows` and activation rows `acts`, which are
-/// `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next.
+/// `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next. They are asked for
+/// twice: whole tiles in order, [`FAR`] bytes before they are used, and each row's part of a panel into
+/// the first cache, which has no room for a tile, while the panel before is computed.
 ///
 /// # Safety
 /// `V`'s instruction set; whole weight rows of as many blocks as `x` has; `sums` holds
@@ -121,17 +231,22 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
     let blocks = x.per_row();
     let panels = blocks.div_ceil(PANEL);
     let panel_bytes = PANEL * BLOCK / T::LEN * T::BYTES;
-    let share = (ahead / panels.max(1)).next_multiple_of(64);
+    let lines = (ahead / panels.max(1)).div_ceil(64);
+    let share = 64 * lines;
+    let far = ahead * (FAR / ahead.max(1)).max(1);
+    let near = acts.len() <= NEAR_ROWS;
     // SAFETY: by the contract.
     let mut acc = unsafe { V::get(sums) };
     for k in 0..panels {
         let n = PANEL.min(blocks - k * PANEL);
         // SAFETY: panel `k` is part of the rows; a prefetch may go anywhere.
         unsafe {
-            let next = rows.first.wrapping_add(ahead + k * share);
-            for line in (0..share).step_by(64) {
-                V::prefetch(next.wrapping_add(line));
-            }
+            let next = rows.first.wrapping_add(far + k * share);
+            let soon = rows.on(if k + 1 < panels {
+                (k + 1) * panel_bytes
+            } else {
+                ahead
+            });
             let p = rows.on(k * panel_bytes);
             let head = T::head(&p, n);
             for u in 0..n.div_ceil(T::UNIT) {
@@ -139,16 +254,25 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
                 for r in 0..T::UNIT {
                     let q = T::quants(&raw, u, r);
                     let b = u * T::UNIT + r;
+                    // A few at a time: more than the processor can have under way would make the
+                    // reads wait.
+                    for line in b * lines / n..(b + 1) * lines / n {
+                        V::prefetch::<true>(next.wrapping_add(64 * line));
+                    }
+                    if near {
+                        for j in b * V::LANES / n..(b + 1) * V::LANES / n {
+                            for at in (0..panel_bytes + 63).step_by(64) {
+                                V::prefetch::<false>(soon.at(j, at));
+                            }
+                        }
+                    }
                     let codes = &x.of(k * PANEL + b)[acts.clone()];
                     if T::GROUP == 32 {
                         let s = T::scales(&head, b);
                         if ONE {
                             acc = step::<V, T, 8>(&codes[0], &q, 0, s, acc);
                         } else {
-                            for (t, x) in codes.iter().enumerate() {
-                                let p = sums.add(t * V::LANES);
-                                V::put(p, step::<V, T, 8>(x, &q, 0, s, V::get(p)));
-                            }
+                            steps::<V, T, 8>(codes, &q, 0, s, sums);
                         }
                     } else {
                         let (first, last) = (T::scales(&head, 2 * b), T::scales(&head, 2 * b + 1));
@@ -156,6 +280,9 @@ unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
                         if ONE {
                             acc = step::<V, T, 4>(&codes[0], &w, 0, first, acc);
                             acc = step::<V, T, 4>(&codes[0], &v, 4, last, acc);
+                        } else if V::PAIRS {
+                            steps::<V, T, 4>(codes, &w, 0, first, sums);
+                            steps::<V, T, 4>(codes, &v, 4, last, sums);
                         } else {
                             for (t, x) in codes.iter().enumerate() {
                                 let p = sums.add(t * V::LANES);

@@ -1,5 +1,8 @@
 //! What a kernel needs of a vector: lanes are rows of weights.
 
+// Pieces without a target feature of their own must be inlined into entry points that have it.
+#![allow(clippy::inline_always)]
+
 /// Places in as many weight rows as a vector has lanes.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Rows {
@@ -38,6 +41,8 @@ pub(in super::super) trait Vector: Copy {
     const LANES: usize;
     /// Whether weights of 8 bits are multiplied as signed ones: their codes less 128.
     const SIGNED: bool;
+    /// Whether two activation rows at once cost less than one after the other.
+    const PAIRS: bool = false;
 
     /// 16 bytes at `at` in each row, as their four 32-bit words.
     ///
@@ -167,6 +172,25 @@ pub(in super::super) trait Vector: Copy {
     /// The instruction set; `2·LANES` bytes readable.
     unsafe fn halves(p: *const u8) -> Self::F;
 
+    /// [`dot`](Self::dot) for two activation rows.
+    ///
+    /// # Safety
+    /// As there, for both.
+    #[inline(always)]
+    unsafe fn dot_pair<const N: usize, const MAX: u8>(
+        init: [Self; 2],
+        w: &[Self; N],
+        x: [*const i8; 2],
+    ) -> [Self; 2] {
+        // SAFETY: by the contract.
+        unsafe {
+            [
+                Self::dot::<N, MAX>(init[0], w, x[0]),
+                Self::dot::<N, MAX>(init[1], w, x[1]),
+            ]
+        }
+    }
+
     /// As floats.
     ///
     /// # Safety
@@ -221,10 +245,10 @@ pub(in super::super) trait Vector: Copy {
     /// The instruction set.
     unsafe fn neg(a: Self::F) -> Self::F;
 
-    /// Asks for the line at `p`, which may be any address, to come nearer than memory; not into
-    /// the first cache, which it would fill before its time.
+    /// Asks for the line at `p`, which may be any address, to come into the first cache, or where
+    /// `FAR` nearer than memory but not so near that it would push out what is in use.
     ///
     /// # Safety
     /// The instruction set.
-    unsafe fn prefetch(p: *const u8);
+    unsafe fn prefetch<const FAR: bool>(p: *const u8);
 }

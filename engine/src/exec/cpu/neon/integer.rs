@@ -1,7 +1,6 @@
 //! Products in whole numbers, eight weight rows at a time.
 
 use std::arch::aarch64::*;
-use std::arch::asm;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -9,94 +8,23 @@ use formats::blocks::BlockType;
 
 use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
 use super::super::matmul::Out;
+use super::dot::{Dot, Sdot, Smmla, Widening};
 use super::{Eight, prefetch};
 use crate::cache::KvShape;
 
-/// How four weights meet four codes.
-trait Dot: Copy {
-    /// `init` plus the products of `words` (of four rows each) and the codes at `x`. Weights are
-    /// signed and at most `MAX` in size; for `MAX` 255, at most 128.
-    ///
-    /// # Safety
-    /// The instruction set; `words.len()`, a multiple of four, times four codes readable at `x`.
-    unsafe fn dot<const N: usize, const MAX: u8>(
-        init: int32x4_t,
-        words: &[int8x16_t; N],
-        x: *const i8,
-    ) -> int32x4_t;
-}
-
-/// `sdot`.
-#[derive(Clone, Copy)]
-struct Sdot;
-
-impl Dot for Sdot {
-    #[inline(always)]
-    unsafe fn dot<const N: usize, const MAX: u8>(
-        init: int32x4_t,
-        words: &[int8x16_t; N],
-        x: *const i8,
-    ) -> int32x4_t {
-        let mut acc = init;
-        // The intrinsic (`vdotq_laneq_s32`) is not stable yet.
-        macro_rules! sdot {
-            ($w:expr, $x:expr, $lane:literal) => {
-                asm!(
-                    concat!("sdot {acc:v}.4s, {w:v}.16b, {x:v}.4b[", $lane, "]"),
-                    acc = inout(vreg) acc,
-                    w = in(vreg) $w,
-                    x = in(vreg) $x,
-                    options(pure, nomem, nostack, preserves_flags),
-                )
-            };
-        }
-        for (i, w) in words.as_chunks::<4>().0.iter().enumerate() {
-            // SAFETY: `sdot` and the codes by the contract.
-            unsafe {
-                let x = vld1q_s8(x.add(16 * i));
-                sdot!(w[0], x, "0");
-                sdot!(w[1], x, "1");
-                sdot!(w[2], x, "2");
-                sdot!(w[3], x, "3");
-            }
-        }
-        acc
-    }
-}
-
-/// Widening multiplication, for processors without `sdot`.
-#[derive(Clone, Copy)]
-struct Widening;
-
-impl Dot for Widening {
-    #[inline(always)]
-    unsafe fn dot<const N: usize, const MAX: u8>(
-        init: int32x4_t,
-        words: &[int8x16_t; N],
-        x: *const i8,
-    ) -> int32x4_t {
-        // Products that fit into 16 bits together: 127 · MAX · run < 2^15.
-        let run = match MAX {
-            0..=31 => 8,
-            32..=63 => 4,
-            _ => 2,
-        };
-        // SAFETY: by the contract.
-        unsafe {
-            // Halves of the sums of rows 0 and 1, and of rows 2 and 3.
-            let (mut first, mut last) = (vdupq_n_s32(0), vdupq_n_s32(0));
-            for (j, words) in words.chunks(run).enumerate() {
-                let (mut low, mut high) = (vdupq_n_s16(0), vdupq_n_s16(0));
-                for (k, w) in words.iter().enumerate() {
-                    let four = x.add(4 * (j * run + k)).cast::<i32>().read_unaligned();
-                    let x = vreinterpretq_s8_s32(vdupq_n_s32(four));
-                    low = vmlal_s8(low, vget_low_s8(*w), vget_low_s8(x));
-                    high = vmlal_high_s8(high, *w, x);
-                }
-                first = vpadalq_s16(first, low);
-                last = vpadalq_s16(last, high);
-            }
-            vaddq_s32(init, vpaddq_s32(first, last))
+/// Weights as signed bytes; those below 64 are as they are.
+///
+/// # Safety
+/// NEON.
+#[inline(always)]
+unsafe fn as_signed<const MAX: u8>(v: uint32x4_t) -> int8x16_t {
+    // SAFETY: by the contract.
+    unsafe {
+        let v = vreinterpretq_s8_u32(v);
+        if MAX == 255 {
+            veorq_s8(v, vdupq_n_s8(-128))
+        } else {
+            v
         }
     }
 }
@@ -165,6 +93,7 @@ impl<D: Dot> Vector for V<D> {
     type F = Eight;
     const LANES: usize = 8;
     const SIGNED: bool = true;
+    const PAIRS: bool = D::PAIRS;
 
     #[inline(always)]
     unsafe fn words(rows: &Rows, at: usize) -> [Self; 4] {
@@ -276,21 +205,38 @@ impl<D: Dot> Vector for V<D> {
 
     #[inline(always)]
     unsafe fn dot<const N: usize, const MAX: u8>(init: Self, w: &[Self; N], x: *const i8) -> Self {
-        // SAFETY: by the contract. Weights below 64 are signed bytes as they are.
+        // SAFETY: by the contract.
         unsafe {
-            let signed = |v: uint32x4_t| {
-                let v = vreinterpretq_s8_u32(v);
-                if MAX == 255 {
-                    veorq_s8(v, vdupq_n_s8(-128))
-                } else {
-                    v
-                }
-            };
-            let (low, high) = (w.map(|w| signed(w.0)), w.map(|w| signed(w.1)));
+            let (low, high) = (
+                w.map(|w| as_signed::<MAX>(w.0)),
+                w.map(|w| as_signed::<MAX>(w.1)),
+            );
             let sum = |init, words| {
                 vreinterpretq_u32_s32(D::dot::<N, MAX>(vreinterpretq_s32_u32(init), words, x))
             };
             Self::new(sum(init.0, &low), sum(init.1, &high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pair<const N: usize, const MAX: u8>(
+        init: [Self; 2],
+        w: &[Self; N],
+        x: [*const i8; 2],
+    ) -> [Self; 2] {
+        // SAFETY: by the contract.
+        unsafe {
+            let (low, high) = (
+                w.map(|w| as_signed::<MAX>(w.0)),
+                w.map(|w| as_signed::<MAX>(w.1)),
+            );
+            let sum = |init: [uint32x4_t; 2], words| {
+                let init = init.map(|v| vreinterpretq_s32_u32(v));
+                D::pair::<N, MAX>(init, words, x).map(|v| vreinterpretq_u32_s32(v))
+            };
+            let [a, b] = sum(init.map(|v| v.0), &low);
+            let [c, d] = sum(init.map(|v| v.1), &high);
+            [Self::new(a, c), Self::new(b, d)]
         }
     }
 
@@ -418,8 +364,8 @@ impl<D: Dot> Vector for V<D> {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        prefetch::<true>(p);
+    unsafe fn prefetch<const FAR: bool>(p: *const u8) {
+        prefetch::<FAR>(p);
     }
 }
 
@@ -511,4 +457,21 @@ pub(crate) unsafe fn kv_sums(
 ) {
     // SAFETY: by the contract.
     unsafe { integer::kv_sums::<V<Widening>>(shape, head, from, n, seen, weights, next, sums) }
+}
+
+/// See [`integer::products`].
+///
+/// # Safety
+/// NEON with `dotprod` and `i8mm`, and the contract of [`integer::products`].
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(crate) unsafe fn products_mat(
+    ty: BlockType,
+    weights: &[u8],
+    row_bytes: usize,
+    rows: Range<usize>,
+    x: &Codes,
+    out: Out,
+) {
+    // SAFETY: by the contract.
+    unsafe { integer::products::<V<Smmla>>(ty, weights, row_bytes, rows, x, out) }
 }

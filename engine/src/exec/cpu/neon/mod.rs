@@ -12,6 +12,7 @@
 
 mod attention;
 mod block32;
+mod dot;
 mod float;
 mod grouped;
 mod integer;
@@ -22,7 +23,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 pub(crate) use attention::{add_weighted_f32, scores_f16, scores_f32, softmax, sums_f16};
-pub(crate) use integer::{kv_scores, kv_scores_dot, kv_sums, products, products_dot};
+pub(crate) use integer::{kv_scores, kv_scores_dot, kv_sums, products, products_dot, products_mat};
 pub(crate) use matmul::matmul;
 
 use super::lanes::{LANES, exp};
