@@ -98,8 +98,8 @@ fn encode(t: &Tensor, ty: BlockType, even: bool, threads: usize) -> Option<Tenso
 }
 
 /// Weights that are encoded to see what errors types make, all together, and rows of a matrix.
-const SAMPLED: usize = 1 << 25;
-const SAMPLED_ROWS: [usize; 2] = [4, 64];
+const SAMPLED: usize = 1 << 23;
+const SAMPLED_ROWS: [usize; 2] = [2, 64];
 
 /// The logarithm of the squared relative error that each job makes in its matrix, over some rows.
 pub(super) fn errors(model: &Undisturbed<'_>, jobs: &[Job]) -> Vec<f64> {
