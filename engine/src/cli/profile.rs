@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use formats::blocks::BlockType;
-use formats::gguf::metadata_bytes;
 use formats::measured::Profile;
-use formats::model::{KvType, Load};
+use formats::model::KvType;
 
 use super::args::Bench;
 use super::device::Place;
@@ -16,7 +15,7 @@ use super::measure::{executors, parts};
 use super::{note, print_json, print_line, write_whole};
 use crate::exec::gpu::copy_gb_per_s;
 use crate::exec::{ExecError, Executor};
-use crate::measure::profile::{ProfileOptions, memory_bytes, profile as measure, resident_bytes};
+use crate::measure::profile::{ProfileOptions, memory_bytes, profile as measure, runtime_bytes};
 use crate::model::ModelPart;
 use crate::role::{RunError, open_model};
 use crate::text::Tokenizer;
@@ -34,15 +33,21 @@ pub(super) fn profile(args: &Bench, out: &Path) -> Result<(), RunError> {
     }
     let place = Place::open(&args.compute)?;
     let model = args.model.model.as_deref();
+    let make = |p: ModelPart| place.executor(p);
+    // Before there is a model whose memory would count.
+    let runtime_bytes = runtime_bytes(&make)
+        .inspect_err(|e| note(&format!("memory of the program is not measured: {e}")))
+        .ok()
+        .flatten()
+        .unwrap_or(formats::model::RUNTIME_BYTES);
     // Once without a clock: the file is in the system's cache then, as the figure supposes.
-    let first = load(model, &place)?;
-    let again = load(model, &place)?;
+    load(model, &place)?;
+    let load_gb_per_s = load(model, &place)?;
     let part = parts(open_model(model)?);
     let Some(front) = part.first() else {
         return Err(RunError::Request("a model without parts".into()));
     };
     let types = types(&part);
-    let make = |p: ModelPart| place.executor(p);
     let gpu = place.gpu();
     let copy = gpu
         .map(|g| copy_gb_per_s(g).map_err(|e| RunError::Exec(ExecError::Gpu(e))))
@@ -61,8 +66,8 @@ pub(super) fn profile(args: &Bench, out: &Path) -> Result<(), RunError> {
             place.threads() as u32
         },
         seconds: SECONDS,
-        load_gb_per_s: again.gb_per_s,
-        runtime_bytes: first.resident_bytes,
+        load_gb_per_s,
+        runtime_bytes,
         memory_bytes: match gpu {
             Some(g) => g.report().memory_bytes,
             None => memory_bytes(),
@@ -104,15 +109,9 @@ fn types(parts: &[ModelPart]) -> Vec<BlockType> {
     types.into_iter().map(|(ty, _)| ty).collect()
 }
 
-/// What loading a model took.
-struct Loaded {
-    gb_per_s: f64,
-    /// Memory of the process when all is ready and no weight was read.
-    resident_bytes: u64,
-}
-
-/// Loads the model, as a role would, and runs a token twice: the first brings the weights.
-fn load(path: Option<&Path>, place: &Place) -> Result<Loaded, RunError> {
+/// Loads the model, as a role would, and runs a token twice: the first brings the weights. 10⁹
+/// bytes of them a second.
+fn load(path: Option<&Path>, place: &Place) -> Result<f64, RunError> {
     let start = Instant::now();
     let model = open_model(path)?;
     let tokenizer = Tokenizer::from_metadata(model.metadata())?;
@@ -122,46 +121,14 @@ fn load(path: Option<&Path>, place: &Place) -> Result<Loaded, RunError> {
             edge.part.weight_bytes() + cloud.part.weight_bytes()
         }
     };
-    let tables = tables(&model);
     let execs = executors(model, place)?;
-    // What follows from the model is counted apart.
-    let resident_bytes =
-        resident_bytes().map_or(formats::model::RUNTIME_BYTES, |r| r.saturating_sub(tables));
     token(&execs)?;
     let first = start.elapsed().as_secs_f64();
     let second = Instant::now();
     token(&execs)?;
     let load = (first - second.elapsed().as_secs_f64()).max(1e-6);
     drop(tokenizer);
-    Ok(Loaded {
-        gb_per_s: bytes as f64 / load / 1e9,
-        resident_bytes,
-    })
-}
-
-/// Bytes that a model's metadata and tokenizer take, with the pages of its header, as
-/// [`formats::model::Load`] counts them.
-fn tables(model: &crate::role::OpenedModel) -> u64 {
-    use crate::role::OpenedModel::{Pair, Whole};
-    let (hparams, headers) = match model {
-        Whole { part, .. } => (&part.hparams, 1),
-        Pair { edge, .. } => (&edge.part.hparams, 2),
-    };
-    let header = headers * metadata_bytes(model.metadata()) as u64;
-    let load = Load {
-        hparams,
-        layers: 0..hparams.n_layer,
-        file_bytes: header,
-        metadata_bytes: header,
-        tokenizer: true,
-        n_ctx: 0,
-        kv_type: KvType::F16,
-        sessions: 0,
-        rows: 0,
-        threads: 0,
-        runtime_bytes: 0,
-    };
-    load.memory().total()
+    Ok(bytes as f64 / load / 1e9)
 }
 
 /// Runs one token through all parts.

@@ -33,5 +33,7 @@ pub use end_texts::END_TEXTS;
 pub use error::ModelFault;
 pub use hparams::{HParams, Rope, RopeStyle};
 pub use kv::{KV_BLOCK, KV_PAGE, KvType, UnknownKvType};
-pub use memory::{CHUNK_ROWS, Load, Memory, RUNTIME_BYTES, Scores, TOKENIZER_BYTES_PER_TOKEN};
+pub use memory::{
+    CHUNK_ROWS, Load, Memory, RUNTIME_BYTES, Scores, TOKENIZER_BYTES, TOKENIZER_BYTES_PER_TOKEN,
+};
 pub use tensors::{LAYER_BIASES, Place, TensorSpec, check_tensors};

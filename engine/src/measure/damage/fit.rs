@@ -6,6 +6,8 @@
 //! or the mean of a Gaussian process; Rasmussen and Williams 2006, chapter 2): figures of the same
 //! kind, the same type and of near layers are alike, each as far as stated here.
 
+use std::collections::HashMap;
+
 use formats::blocks::BlockType;
 use formats::imatrix::KINDS;
 use formats::measured::{CodecPoint, TypeDamage};
@@ -154,13 +156,22 @@ pub(super) fn spread(n: usize) -> Vec<usize> {
     out
 }
 
-/// All types of `allowed[layer][kind]`: in the first round one matrix of each layer in one type,
+/// All types of `allowed[layer][kind]`: one of each kind in the first and the last layer, then in the first round one matrix of each layer in one type,
 /// always another kind and another type, until all have had their turn.
 pub(super) fn order(allowed: &[Vec<Vec<BlockType>>]) -> Vec<Job> {
     let kinds = KINDS.len();
     let most = allowed.iter().flatten().map(Vec::len).max().unwrap_or(0);
     let layers = spread(allowed.len());
-    let mut out = Vec::new();
+    let mut out: Vec<Job> = Vec::new();
+    // The first layer and the last are like no other.
+    for &layer in layers.iter().take(2) {
+        for (kind, types) in allowed[layer].iter().enumerate() {
+            if let Some(&ty) = types.get(kind % types.len().max(1)) {
+                out.push(Job { layer, kind, ty });
+            }
+        }
+    }
+    let ends = out.clone();
     for turn in 0..kinds * most {
         for (at, &layer) in layers.iter().enumerate() {
             let kind = (turn + at) % kinds;
@@ -170,11 +181,19 @@ pub(super) fn order(allowed: &[Vec<Vec<BlockType>>]) -> Vec<Job> {
             let round = turn / kinds;
             if round < types.len() {
                 let ty = types[(round + at / kinds + kind) % types.len()];
-                out.push(Job { layer, kind, ty });
+                let job = Job { layer, kind, ty };
+                if !ends.contains(&job) {
+                    out.push(job);
+                }
             }
         }
     }
     out
+}
+
+/// The logarithm of the squared error that is expected of a type: each bit halves errors.
+pub(super) fn by_bits(ty: BlockType) -> f64 {
+    -2.0 * std::f64::consts::LN_2 * ty.bits_per_weight()
 }
 
 /// Cuts of a model of `n_layer` layers and places in [`CODECS`]: all codecs in the middle, then at
@@ -210,36 +229,44 @@ fn relevant(known: &[(Cell, f64)], kind: usize) -> Vec<(Cell, f64)> {
     own.into_iter().step_by(step).copied().collect()
 }
 
-/// Adds to `damages` what is missing of `jobs`, and puts them in order.
-pub(super) fn types(jobs: &[Job], damages: &mut Vec<TypeDamage>) {
+/// Adds to `damages` what is missing of `jobs`, and puts them in order. `errors` are the logarithms
+/// of the squared errors of the jobs, with which divergences go.
+pub(super) fn types(jobs: &[Job], errors: &[f64], damages: &mut Vec<TypeDamage>) {
     let kind_of = |d: &TypeDamage| KINDS.iter().position(|k| *k == d.kind);
-    let cell = |place, kind, ty: BlockType| Cell {
-        place,
-        kind,
-        variant: ty.id() as usize,
-        // Each bit halves errors, and the divergence grows with their squares.
-        trend: -2.0 * std::f64::consts::LN_2 * ty.bits_per_weight(),
-    };
-    let known: Vec<(Cell, f64)> = damages
+    let type_of = |d: &TypeDamage| d.block_type.parse::<BlockType>().map(BlockType::id).ok();
+    let key = |j: &Job| (j.layer, j.kind, j.ty.id());
+    let measured: HashMap<(usize, usize, u32), f64> = damages
         .iter()
-        .filter_map(|d| {
-            let ty = d.block_type.parse().ok()?;
-            Some((cell(d.layer as usize, kind_of(d)?, ty), d.kl))
+        .filter_map(|d| Some(((d.layer as usize, kind_of(d)?, type_of(d)?), d.kl)))
+        .collect();
+    let cells: Vec<(Job, Cell)> = jobs
+        .iter()
+        .zip(errors)
+        .map(|(job, error)| {
+            let cell = Cell {
+                place: job.layer,
+                kind: job.kind,
+                variant: job.ty.id() as usize,
+                trend: *error,
+            };
+            (*job, cell)
         })
         .collect();
+    let known: Vec<(Cell, f64)> = cells
+        .iter()
+        .filter_map(|(job, cell)| Some((*cell, *measured.get(&key(job))?)))
+        .collect();
     for (kind, name) in KINDS.iter().enumerate() {
-        let missing: Vec<(Job, Cell)> = jobs
+        let missing: Vec<&(Job, Cell)> = cells
             .iter()
-            .filter(|j| j.kind == kind)
-            .map(|j| (*j, cell(j.layer, kind, j.ty)))
-            .filter(|(_, c)| known.iter().all(|(k, _)| k != c))
+            .filter(|(job, _)| job.kind == kind && !measured.contains_key(&key(job)))
             .collect();
-        let cells: Vec<Cell> = missing.iter().map(|m| m.1).collect();
-        if cells.is_empty() {
+        if missing.is_empty() {
             continue;
         }
-        let found = OF_TYPES.estimates(&relevant(&known, kind), &cells);
-        for ((job, _), kl) in missing.iter().zip(found) {
+        let of: Vec<Cell> = missing.iter().map(|m| m.1).collect();
+        let found = OF_TYPES.estimates(&relevant(&known, kind), &of);
+        for ((job, _), kl) in missing.into_iter().zip(found) {
             damages.push(TypeDamage {
                 layer: job.layer as u32,
                 kind: (*name).to_owned(),
@@ -249,7 +276,6 @@ pub(super) fn types(jobs: &[Job], damages: &mut Vec<TypeDamage>) {
             });
         }
     }
-    let type_of = |d: &TypeDamage| d.block_type.parse::<BlockType>().map(BlockType::id).ok();
     damages.sort_by_key(|d| (d.layer, kind_of(d), type_of(d)));
 }
 
@@ -295,6 +321,10 @@ pub(super) fn codecs(n_layer: usize, points: &mut Vec<CodecPoint>) {
 mod tests {
     use super::*;
 
+    fn bits_of(jobs: &[Job]) -> Vec<f64> {
+        jobs.iter().map(|j| by_bits(j.ty)).collect()
+    }
+
     #[test]
     fn gaps_are_halved() {
         assert_eq!(spread(9), [0, 8, 4, 2, 6, 1, 3, 5, 7]);
@@ -315,11 +345,12 @@ mod tests {
         let jobs = order(&allowed);
         assert_eq!(jobs.len(), 20 * 15);
         let set = |f: &dyn Fn(&Job) -> usize, n: usize| {
-            let all: std::collections::BTreeSet<usize> = jobs[..n].iter().map(f).collect();
+            let all: std::collections::BTreeSet<usize> = jobs[14..14 + n].iter().map(f).collect();
             all.len()
         };
-        // The first twenty: twenty layers, all kinds, all types.
-        assert_eq!(set(&|j| j.layer, 20), 20);
+        assert!(jobs[..14].iter().all(|j| j.layer == 0 || j.layer == 19));
+        // Of the next twenty nearly each is of another layer, and all kinds and types are among them.
+        assert!(set(&|j| j.layer, 20) >= 18);
         assert_eq!(set(&|j| j.kind, 20), 7);
         assert!(set(&|j| j.ty.id() as usize, 20) >= 2);
         for (i, a) in jobs.iter().enumerate() {
@@ -363,7 +394,7 @@ mod tests {
             fitted: false,
         };
         let mut damages = vec![damage(4, 0.16), damage(0, 0.01)];
-        types(&jobs, &mut damages);
+        types(&jobs, &bits_of(&jobs), &mut damages);
         let layers: Vec<u32> = damages.iter().map(|d| d.layer).collect();
         assert_eq!(layers, [0, 1, 2, 3, 4]);
         assert!((damages[2].kl - 0.04).abs() < 1e-12, "{damages:?}");
@@ -373,13 +404,13 @@ mod tests {
         // A type that was not measured anywhere: a bit more is a quarter.
         let jobs = [job(0, BlockType::Q3_K), job(0, BlockType::Q4_K)];
         let mut damages = vec![damage(0, 0.01)];
-        types(&jobs, &mut damages);
+        types(&jobs, &bits_of(&jobs), &mut damages);
         let bits = BlockType::Q4_K.bits_per_weight() - BlockType::Q3_K.bits_per_weight();
         assert!((damages[1].kl / 0.01 - 0.25_f64.powf(bits)).abs() < 1e-6);
         // What was measured stays.
         assert!(!damages[0].fitted && damages[0].kl == 0.01);
         let mut nothing = Vec::new();
-        types(&jobs, &mut nothing);
+        types(&jobs, &bits_of(&jobs), &mut nothing);
         assert!(nothing.is_empty());
     }
 
@@ -428,7 +459,7 @@ mod tests {
             fitted: false,
         };
         let mut damages: Vec<_> = jobs[..jobs.len() / 7].iter().map(damage).collect();
-        super::types(&jobs, &mut damages);
+        super::types(&jobs, &bits_of(&jobs), &mut damages);
         assert_eq!(damages.len(), jobs.len());
         let all: f64 = jobs.iter().map(value).sum();
         let sum: f64 = damages.iter().map(|d| d.kl).sum();

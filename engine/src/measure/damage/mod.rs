@@ -160,7 +160,11 @@ pub fn damage(
             model.tokens()
         )));
     }
-    fit::types(&jobs, &mut damages);
+    if damages.len() < jobs.len() {
+        fit::types(&jobs, &types::errors(&model, &jobs), &mut damages);
+    } else {
+        fit::types(&jobs, &[], &mut damages);
+    }
     fit::codecs(n_layer, &mut points);
     let mut together = Vec::new();
     for group in &groups {

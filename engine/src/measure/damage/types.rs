@@ -97,6 +97,50 @@ fn encode(t: &Tensor, ty: BlockType, even: bool, threads: usize) -> Option<Tenso
     Some(Tensor::owned(&t.name, ty, t.rows, t.cols, bytes))
 }
 
+/// Weights that are encoded to see what errors types make, all together, and rows of a matrix.
+const SAMPLED: usize = 1 << 23;
+const SAMPLED_ROWS: [usize; 2] = [2, 64];
+
+/// The logarithm of the squared relative error that each job makes in its matrix, over some rows.
+pub(super) fn errors(model: &Undisturbed<'_>, jobs: &[Job]) -> Vec<f64> {
+    let tensors: Vec<(BlockType, bool, Option<&Tensor>)> = jobs
+        .iter()
+        .map(|j| {
+            let tensor = model.layers[j.layer].1.matrices().nth(j.kind);
+            (j.ty, KINDS[j.kind] == EVEN, tensor)
+        })
+        .collect();
+    let columns: usize = tensors.iter().filter_map(|t| Some(t.2?.cols)).sum();
+    let rows = (SAMPLED / columns.max(1)).clamp(SAMPLED_ROWS[0], SAMPLED_ROWS[1]);
+    each(
+        tensors.into_iter(),
+        model.threads(),
+        |(ty, even, tensor)| {
+            let found = tensor.and_then(|t| error(t, ty, rows, even));
+            found.unwrap_or_else(|| fit::by_bits(ty))
+        },
+    )
+}
+
+fn error(t: &Tensor, ty: BlockType, n: usize, even: bool) -> Option<f64> {
+    // Nothing is more exact than this, as far as divergences go.
+    const LEAST: f64 = 1e-7;
+    let mut bytes = vec![0; ty.row_bytes(t.cols)?];
+    let (mut row, mut back) = (vec![0.0_f32; t.cols], vec![0.0_f32; t.cols]);
+    let (mut off, mut all) = (0.0_f64, 0.0_f64);
+    for from in t.data().chunks(t.row_bytes()).step_by((t.rows / n).max(1)) {
+        dequantize_row(t.block_type, from, &mut row).ok()?;
+        let weighing = (!even).then(|| by_size(&row));
+        quantize_row(ty, &row, weighing.as_deref(), Effort::Normal, &mut bytes).ok()?;
+        dequantize_row(ty, &bytes, &mut back).ok()?;
+        for (x, y) in row.iter().zip(&back) {
+            off += f64::from(x - y).powi(2);
+            all += f64::from(*x).powi(2);
+        }
+    }
+    (all > 0.0).then(|| (off / all).max(LEAST).ln())
+}
+
 /// What an error in each weight costs where nothing is known: 4·rms + |x| (docs/importance.md).
 fn by_size(row: &[f32]) -> Vec<f32> {
     let mean = row.iter().map(|x| x * x).sum::<f32>() / row.len().max(1) as f32;

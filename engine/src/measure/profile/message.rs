@@ -1,117 +1,163 @@
 //! What a message and its answer cost beyond the wire: a server and an edge of this program in
-//! one process, over loopback, with an executor that computes nothing between them.
+//! one process, over loopback. Both run a layer of next to nothing, and sleep as long as the other
+//! side of a real run computes, so that threads and processor have to be woken as they have there.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use formats::blocks::BlockType;
 use formats::pair::{Contract, PairId};
 use formats::wire::Codec;
 
-use super::synthetic::{Noise, hollow};
-use crate::cache::{KvCache, KvShape};
+use super::passes::median_ns;
+use super::synthetic::{Noise, hollow, part};
+use crate::cache::KvCache;
 use crate::exec::{ExecError, Executor};
-use crate::link::{EdgeLink, EdgeOptions, Server, ServerOptions};
-use crate::model::HParams;
+use crate::link::{Address, EdgeLink, EdgeOptions, Server, ServerOptions};
+use crate::model::{HParams, ModelPart};
 use crate::role::{Back as _, CloudBackend, RemoteBack, RunError, SessionOptions};
 
+/// Makes an executor.
+type Make<'a> = &'a dyn Fn(ModelPart) -> Result<Arc<dyn Executor>, RunError>;
+
 /// Messages before the time counts, and those of which it does.
-const FIRST: u32 = 20;
-const TIMES: u32 = 101;
-/// The edge computes as long between two of them, so that threads go to sleep as they do in a run.
-const PAUSE: Duration = Duration::from_millis(2);
+const FIRST: u32 = 10;
+const TIMES: u32 = 61;
+/// How long the other side computes, or a message is on its way.
+const PAUSE: Duration = Duration::from_millis(5);
 
-/// Layers that change nothing, and a head of one token.
-struct Still(HParams);
+/// An executor that answers late.
+struct Late {
+    exec: Arc<dyn Executor>,
+    /// Nanoseconds that the last answer was late.
+    slept: Arc<AtomicU64>,
+}
 
-impl Executor for Still {
+impl Executor for Late {
     fn hparams(&self) -> &HParams {
-        &self.0
+        self.exec.hparams()
     }
 
     fn layers(&self) -> Range<usize> {
-        1..self.0.n_layer
+        self.exec.layers()
     }
 
     fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {
-        let bytes = self.cache_bytes(n_ctx);
-        let shape = KvShape::of(&self.0, self.kv_type());
-        KvCache::new(1, n_ctx, shape).ok_or(ExecError::CacheTooLarge { n_ctx, bytes })
+        self.exec.new_cache(n_ctx)
     }
 
-    fn embed(&self, _: &[u32], _: &mut Vec<f32>) -> Result<(), ExecError> {
-        Ok(())
+    fn embed(&self, ids: &[u32], rows: &mut Vec<f32>) -> Result<(), ExecError> {
+        self.exec.embed(ids, rows)
     }
 
     fn forward(&self, cache: &mut KvCache, rows: &mut [f32]) -> Result<(), ExecError> {
-        cache.advance(rows.len() / self.0.n_embd.max(1));
-        Ok(())
+        self.exec.forward(cache, rows)
     }
 
-    fn logits(&self, _: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError> {
-        logits.clear();
-        logits.push(1.0);
+    fn logits(&self, rows: &[f32], logits: &mut Vec<f32>) -> Result<(), ExecError> {
+        self.exec.logits(rows, logits)?;
+        let start = Instant::now();
+        std::thread::sleep(PAUSE);
+        let slept = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.slept.store(slept, Ordering::Release);
         Ok(())
     }
 }
 
-/// Median nanoseconds from a row of `width` values that is ready to the token that answers it,
-/// less encoding and what the server says that it computed.
+/// Median nanoseconds of a token beyond what both sides' passes take when they run without pause:
+/// waking threads, gRPC, sockets.
 ///
 /// # Errors
-/// When there is no loopback to listen on.
-pub(super) fn message_ns(width: usize) -> Result<f64, RunError> {
-    let shape = HParams {
-        n_embd: width,
-        n_vocab: 1,
-        ..hollow(2)
-    };
+/// When there is no loopback to listen on, or the device refuses.
+pub(super) fn message_ns(make: Make<'_>) -> Result<f64, RunError> {
+    let shape = hollow(1);
+    let width = shape.n_embd;
+    let layer = || make(part(&shape, BlockType::F32, 1, 32)?);
+    let n_ctx = (FIRST + TIMES) as usize;
     let contract = Contract {
         pair_id: PairId([0; 16]),
         split: 1,
         n_layer: 2,
         width: width as u32,
     };
-    let n_ctx = (FIRST + TIMES) as usize;
-    let address = "127.0.0.1:0"
-        .parse()
-        .map_err(|e| RunError::Request(format!("an address of this machine: {e}")))?;
-    let server = Server::bind(&address, ServerOptions::default())?;
-    let backend = Arc::new(CloudBackend::new(Arc::new(Still(shape)), contract, n_ctx));
-    let server = server.spawn(backend)?;
-    let address = (server.local_addr().to_string().parse())
-        .map_err(|e| RunError::Request(format!("an address of this machine: {e}")))?;
-    let link = EdgeLink::connect(EdgeOptions::new(address))?;
+    let (front, back) = (layer()?, layer()?);
+    let fresh = Noise(13).values(width);
+    // What both compute when nothing is asleep.
+    let mut row = fresh.clone();
+    let (mut cache, mut logits) = (front.new_cache(n_ctx)?, Vec::new());
+    let warm_ns = median_ns(|| {
+        for _ in 0..32 {
+            cache.truncate(0);
+            row.copy_from_slice(&fresh);
+            front.forward(&mut cache, &mut row)?;
+        }
+        Ok(())
+    })? / 32.0;
+    let head_ns = median_ns(|| Ok(back.logits(&fresh, &mut logits)?))?;
+
+    let address = |text: String| -> Result<Address, RunError> {
+        text.parse()
+            .map_err(|e| RunError::Request(format!("an address of this machine: {e}")))
+    };
+    let server = Server::bind(
+        &address("127.0.0.1:0".to_owned())?,
+        ServerOptions::default(),
+    )?;
+    let slept = Arc::new(AtomicU64::new(0));
+    let late = Late {
+        exec: back,
+        slept: Arc::clone(&slept),
+    };
+    let server = server.spawn(Arc::new(CloudBackend::new(Arc::new(late), contract, n_ctx)))?;
+    let link = EdgeLink::connect(EdgeOptions::new(address(server.local_addr().to_string())?))?;
     let options = SessionOptions::default();
     let mut back = RemoteBack::open(link, contract, &Codec::Int8, None, n_ctx, options)?;
-    let row = Noise(13).values(width);
     let mut times = Vec::new();
+    cache.truncate(0);
     for position in 0..FIRST + TIMES {
-        let busy = Instant::now();
-        while busy.elapsed() < PAUSE {
-            std::hint::spin_loop();
-        }
-        let sent = Instant::now();
+        let start = Instant::now();
+        row.copy_from_slice(&fresh);
+        front.forward(&mut cache, &mut row)?;
+        let edge = start.elapsed();
+        // The frame is on its way.
+        std::thread::sleep(PAUSE);
+        let start = Instant::now();
         let encoding = back.rows(position, &row, true)?;
-        let token = back.token()?;
-        let rest = sent.elapsed().saturating_sub(encoding);
+        back.token()?;
+        let away = start.elapsed().saturating_sub(encoding);
+        let away = away.saturating_sub(Duration::from_nanos(slept.load(Ordering::Acquire)));
         if position >= FIRST {
-            times.push(rest.saturating_sub(token.cloud).as_nanos() as f64);
+            times.push((edge + away).as_nanos() as f64 - 2.0 * warm_ns - head_ns);
         }
     }
     back.close()?;
     server.stop()?;
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(times[times.len() / 2].max(0.0))
+}
+
+/// Resident bytes of a process in which both ends of a link have run, and no model.
+///
+/// # Errors
+/// As [`super::profile`]'s.
+pub fn runtime_bytes(make: Make<'_>) -> Result<Option<u64>, RunError> {
+    message_ns(make)?;
+    Ok(super::resident_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::cpu::{CpuExecutor, Isa};
 
     #[test]
     fn a_message_takes_some_time() {
-        let ns = message_ns(64).unwrap();
+        let make = |p: ModelPart| -> Result<Arc<dyn Executor>, RunError> {
+            Ok(Arc::new(CpuExecutor::new(p, 2, Isa::detect()).unwrap()))
+        };
+        let ns = message_ns(&make).unwrap();
         assert!((1e3..1e9).contains(&ns), "{ns}");
     }
 }

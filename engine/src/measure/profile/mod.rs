@@ -39,6 +39,7 @@ use crate::model::{HParams, ModelPart};
 use crate::role::RunError;
 
 pub use self::machine::{memory_bytes, resident_bytes};
+pub use self::message::runtime_bytes;
 
 /// What a profile is made from.
 pub struct ProfileOptions<'a> {
@@ -130,7 +131,7 @@ pub fn profile(
     let width = options.hparams.n_embd;
     let codecs = rows::codecs(width)?;
     progress("a message and its answer");
-    let message_ns = message::message_ns(width)
+    let message_ns = message::message_ns(options.make)
         .map_err(|e| notes.push(format!("a message over loopback was not measured: {e}")))
         .ok();
     let memory_gb_per_s = match options.memory_gb_per_s {
