@@ -202,7 +202,9 @@ fn decode_batch(parts: &[Arc<dyn Executor>], sequences: usize, n: usize) -> Resu
             part.forward_batch(&mut batch)?;
         }
         all.clear();
-        rows.iter().for_each(|r| all.extend_from_slice(r));
+        for rows in &rows {
+            all.extend_from_slice(rows);
+        }
         back.logits(&all, &mut logits)?;
         let vocab = (logits.len() / sequences).max(1);
         for (id, logits) in ids.iter_mut().zip(logits.chunks(vocab)) {
