@@ -211,7 +211,9 @@ fn decode_batch(parts: &[Arc<dyn Executor>], options: BenchOptions) -> Result<f6
             part.forward_batch(&mut batch)?;
         }
         all.clear();
-        rows.iter().for_each(|r| all.extend_from_slice(r));
+        for rows in &rows {
+            all.extend_from_slice(rows);
+        }
         back.logits(&all, &mut logits)?;
         let vocab = (logits.len() / sequences).max(1);
         for (id, logits) in ids.iter_mut().zip(logits.chunks(vocab)) {
