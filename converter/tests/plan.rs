@@ -525,9 +525,10 @@ fn absurd_and_contradictory_limits_have_clear_answers() {
         // What is named is enough, as it stands.
         let changes = json["infeasible"]["changes"].as_array().unwrap();
         let changes: Vec<&str> = changes.iter().map(|c| c.as_str().unwrap()).collect();
-        let each: Vec<String> = match json["infeasible"]["binding"].is_null() {
-            true => vec![changes.join(" ")],
-            false => changes.iter().map(|c| (*c).to_owned()).collect(),
+        let each: Vec<String> = if json["infeasible"]["binding"].is_null() {
+            vec![changes.join(" ")]
+        } else {
+            changes.iter().map(|c| (*c).to_owned()).collect()
         };
         for change in each.iter().filter(|c| !c.is_empty()) {
             let typed: Vec<&str> = change.split_whitespace().collect();
@@ -552,7 +553,7 @@ fn absurd_and_contradictory_limits_have_clear_answers() {
     assert!(!run.stdout.contains("--uplink"), "{}", run.stdout);
     let json = run.json();
     let changes = json["infeasible"]["changes"].as_array().unwrap();
-    let wider = (changes.iter().filter_map(|c| c.as_str()))
+    let wider = (changes.iter().filter_map(Json::as_str))
         .find_map(|c| c.strip_prefix("--radio-bandwidth "))
         .unwrap();
     let fast = ["--radio-bandwidth", wider, "--deadline", "30ms"];
