@@ -315,8 +315,8 @@ mod tests {
             (3, KvType::Q4_0),
         ] {
             let load = Load {
-                sessions,
                 kv_type,
+                sessions,
                 ..load(&hp, 0)
             };
             let limit = 2 << 30;
