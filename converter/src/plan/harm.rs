@@ -152,18 +152,17 @@ impl Harm {
                 known,
                 additivity,
                 prior,
-            } => match of_type(known, layer, kind, ty) {
-                Some((kl, own)) => {
+            } => {
+                if let Some((kl, own)) = of_type(known, layer, kind, ty) {
                     if !own {
                         lacks.types.insert(ty);
                     }
                     additivity * kl
-                }
-                None => {
+                } else {
                     lacks.layers.insert(layer);
                     prior * share(kind) * typical(ty)
                 }
-            },
+            }
             Basis::Errors(layers) => {
                 let nats = layers
                     .get(layer as usize)

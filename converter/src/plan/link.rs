@@ -17,6 +17,7 @@ pub struct Link {
 
 impl Link {
     /// The same over another radio.
+    #[must_use]
     pub fn with_radio(&self, radio: Radio) -> Self {
         Self {
             uplink_bits_per_s: radio.outage_bits_per_s(),

@@ -440,7 +440,9 @@ fn filled(parts: &[Arc<dyn Executor>], options: BenchOptions) -> Result<Caches, 
     };
     let all = (caches.iter_mut()).all(|c| c.pretend(options.depth, &mut fill));
     if !all {
-        caches.iter_mut().for_each(|c| c.truncate(0));
+        for cache in &mut caches {
+            cache.truncate(0);
+        }
         prompt(parts, &mut caches, options.depth)?;
     }
     Ok(caches)

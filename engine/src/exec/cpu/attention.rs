@@ -349,7 +349,9 @@ impl Attention<'_> {
             }
             for pair in 0..some.rows * group {
                 let inverse = 1.0 / so_far[2 * pair + 1];
-                place(pair).iter_mut().for_each(|v| *v *= inverse);
+                for v in place(pair).iter_mut() {
+                    *v *= inverse;
+                }
             }
         });
     }
@@ -422,7 +424,9 @@ impl Attention<'_> {
                     }
                 }
                 let inverse = 1.0 / so_far[1];
-                out.iter_mut().for_each(|v| *v *= inverse);
+                for v in out.iter_mut() {
+                    *v *= inverse;
+                }
             }
         }
     }

@@ -292,12 +292,12 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
             Kind::Avx2 => unsafe {
-                avx2::kv_sums(shape, values, from, n, seen, weights, next, sums)
+                avx2::kv_sums(shape, values, from, n, seen, weights, next, sums);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Kind::Avx512 => unsafe {
-                avx512::kv_sums(shape, values, from, n, seen, weights, next, sums)
+                avx512::kv_sums(shape, values, from, n, seen, weights, next, sums);
             },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.

@@ -341,7 +341,9 @@ mod tests {
         use BlockType::{IQ4_NL, Q2_K, Q3_K};
         // Layers of the same types, one matrix has another number of them.
         let mut allowed = vec![vec![vec![Q2_K, Q3_K]; KINDS.len()]; 20];
-        allowed.iter_mut().for_each(|l| l[6].push(IQ4_NL));
+        for layer in &mut allowed {
+            layer[6].push(IQ4_NL);
+        }
         let jobs = order(&allowed);
         assert_eq!(jobs.len(), 20 * 15);
         let set = |f: &dyn Fn(&Job) -> usize, n: usize| {

@@ -170,15 +170,14 @@ pub fn damage(
     for group in &groups {
         let key = group.key();
         let held: Option<f64> = journal.get(&key);
-        let kl = match held {
-            Some(kl) => kl,
-            None => {
-                let Some(kl) = group.measure(&mut model, &jobs, &|| late(1.0))? else {
-                    continue;
-                };
-                journal.put(&key, &kl)?;
-                kl
-            }
+        let kl = if let Some(kl) = held {
+            kl
+        } else {
+            let Some(kl) = group.measure(&mut model, &jobs, &|| late(1.0))? else {
+                continue;
+            };
+            journal.put(&key, &kl)?;
+            kl
         };
         together.push((group.sum(&jobs, &damages), kl));
         count.one();

@@ -92,7 +92,7 @@ pub(in super::super) fn soften(s: &mut [f32], n: usize) -> [f32; 2] {
 /// positions by their step.
 pub(in super::super) struct Factors {
     seen: usize,
-    factors: [f32; SPAN],
+    each: [f32; SPAN],
     /// What a code stands for.
     pub(in super::super) step: f32,
 }
@@ -100,7 +100,7 @@ pub(in super::super) struct Factors {
 impl Factors {
     pub(in super::super) const NONE: Self = Self {
         seen: 0,
-        factors: [0.0; SPAN],
+        each: [0.0; SPAN],
         step: 0.0,
     };
 
@@ -113,7 +113,7 @@ impl Factors {
         }
         self.seen = n;
         let whole = n.next_multiple_of(LANES);
-        let own = &mut self.factors;
+        let own = &mut self.each;
         own[..whole].copy_from_slice(&scales[..whole]);
         own[n..].fill(0.0);
         let mut most = [0.0_f32; LANES];
@@ -144,7 +144,7 @@ impl Factors {
     pub(in super::super) fn codes(&self, e: &[f32], codes: &mut Codes16) {
         let whole = self.seen.next_multiple_of(LANES);
         let e = e[..whole].as_chunks::<LANES>().0;
-        let f = self.factors.as_chunks::<LANES>().0;
+        let f = self.each.as_chunks::<LANES>().0;
         let out = codes.0.as_chunks_mut::<LANES>().0;
         for ((c, e), f) in out.iter_mut().zip(e).zip(f) {
             for l in 0..LANES {
