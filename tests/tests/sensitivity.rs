@@ -347,7 +347,7 @@ fn when_the_time_is_over_no_other_figure_is_begun() {
     let said = none.unwrap_err().to_string();
     assert!(said.contains("--seconds"), "{said}");
     // The first takes as long as there is time.
-    let time = Duration::from_secs(1);
+    let time = Duration::from_secs(3);
     let mut figures = 0;
     let mut slow = |done: usize, _: usize| {
         figures = done;

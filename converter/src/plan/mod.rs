@@ -170,7 +170,7 @@ pub fn plan(
         );
     }
     let edges = flags.edges.map_or(1, u64::from);
-    let kv_types = kv_types(source, flags, &mut assumptions)?;
+    let kv_types = kv_types(source, flags, &profiles, &mut assumptions)?;
     let tables = Tables::new(
         source,
         importance,
@@ -311,6 +311,7 @@ fn run_with(row: &answer::Row) -> [Vec<String>; 2] {
 fn kv_types(
     source: &Source,
     flags: &PlanFlags,
+    profiles: &[Profile; 2],
     assumptions: &mut Vec<String>,
 ) -> Result<Vec<KvType>, PlanError> {
     let head_dim = source.hparams().head_dim;
@@ -322,6 +323,17 @@ fn kv_types(
         return Err(PlanError::Usage(format!(
             "--kv-type {t}: heads of {head_dim} values are no whole blocks of 32; use f16"
         )));
+    }
+    // Of a card, which keeps f16, no profile has threads.
+    if profiles.iter().any(|p| p.threads == 0) {
+        if choice == KvChoice::Auto {
+            types.retain(|t| *t == KvType::F16);
+        } else if types.iter().any(|t| *t != KvType::F16) {
+            assumptions.push(
+                "--kv-type needs processors on both hosts, and a profile here is that of a graphics card: times are the card's; give --edge-profile and --cloud-profile of `splitrun bench --device cpu --profile`"
+                    .into(),
+            );
+        }
     }
     if types.iter().any(|t| *t != KvType::F16) {
         assumptions.push(
@@ -434,6 +446,8 @@ fn limits(
         Some(_) => Objective::Speed,
         None => Objective::Context,
     });
+    // A prompt that is asked for must fit.
+    let least = flags.prompt_tokens.map_or(1, u64::from);
     let context = match (flags.context.map(u64::from), objective) {
         (Some(n), _) if n > trained => {
             return Err(PlanError::Usage(format!(
@@ -441,9 +455,9 @@ fn limits(
             )));
         }
         (Some(n), _) => n,
-        (None, Objective::Context) => 1,
+        (None, Objective::Context) => least.min(trained),
         (None, _) => {
-            let n = trained.min(CONTEXT);
+            let n = trained.min(CONTEXT.max(least));
             assumptions.push(format!("--context {n} (by default)"));
             n
         }
@@ -471,7 +485,7 @@ fn limits(
             max_kl: Some(flags.max_kl.unwrap_or(MAX_KL)),
             context,
             longest: trained,
-            least: flags.prompt_tokens.map_or(1, u64::from),
+            least,
         },
         objective,
     ))

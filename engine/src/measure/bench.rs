@@ -188,6 +188,13 @@ fn decode_batch(parts: &[Arc<dyn Executor>], options: BenchOptions) -> Result<f6
     let (Some(front), Some(back)) = (parts.first(), parts.last()) else {
         return Ok(0.0);
     };
+    let n_ctx = options.depth + n.max(options.prompt).max(1);
+    for part in parts {
+        let bytes = part.cache_bytes(n_ctx).saturating_mul(sequences);
+        if part.cache_memory().is_some_and(|there| bytes > there) {
+            return Err(ExecError::CacheTooLarge { n_ctx, bytes });
+        }
+    }
     let mut kv = (0..sequences)
         .map(|_| filled(parts, options))
         .collect::<Result<Vec<_>, _>>()?;

@@ -302,8 +302,21 @@ pub(super) fn codecs(n_layer: usize, points: &mut Vec<CodecPoint>) {
         let values: Vec<_> = known.iter().map(|(c, p)| (*c, value(p))).collect();
         OF_CODECS.estimates(&relevant(&values, 0), &missing)
     };
-    let (kl, bytes) = (of(&|p| p.kl), of(&|p| p.bytes_per_token));
-    let prompt = of(&|p| p.prompt_bytes_per_token.unwrap_or(p.bytes_per_token));
+    // A coding of fixed length has it at every cut.
+    let fixed = |variant: usize, value: &dyn Fn(&CodecPoint) -> f64| {
+        let mut own = known.iter().filter(|(c, _)| c.variant == variant);
+        let first = value(&own.next()?.1);
+        own.all(|(_, p)| (value(p) / first - 1.0).abs() < 1e-6)
+            .then_some(first)
+    };
+    let kl = of(&|p| p.kl);
+    let lengths = |value: &dyn Fn(&CodecPoint) -> f64| {
+        let fitted = of(value).into_iter().zip(&missing);
+        let each = fitted.map(|(v, c)| fixed(c.variant, value).unwrap_or(v));
+        each.collect::<Vec<f64>>()
+    };
+    let bytes = lengths(&|p| p.bytes_per_token);
+    let prompt = lengths(&|p| p.prompt_bytes_per_token.unwrap_or(p.bytes_per_token));
     for (((cell, kl), bytes_per_token), prompt) in missing.iter().zip(kl).zip(bytes).zip(prompt) {
         points.push(CodecPoint {
             cut: cell.place as u32,

@@ -112,6 +112,7 @@ pub fn damage(
     for (cut, spec) in cuts {
         let key = format!("codec/{cut}/{}", CODECS[spec]);
         let held: Option<CodecPoint> = journal.get(&key);
+        let held = held.filter(|p| p.cut as usize == cut && p.codec == CODECS[spec]);
         let enough = late(if points.is_empty() { 1.0 } else { CODECS_SHARE });
         if held.is_none() && enough {
             continue;
@@ -134,6 +135,7 @@ pub fn damage(
     for job in &jobs {
         let key = job.key();
         let held: Option<f64> = journal.get(&key);
+        let held = held.filter(|kl| (0.0..1e15).contains(kl));
         let kl = match held {
             Some(kl) => kl,
             None if late(if damages.is_empty() { 1.0 } else { share }) => continue,
@@ -170,6 +172,7 @@ pub fn damage(
     for group in &groups {
         let key = group.key();
         let held: Option<f64> = journal.get(&key);
+        let held = held.filter(|kl| (0.0..1e15).contains(kl));
         let kl = if let Some(kl) = held {
             kl
         } else {

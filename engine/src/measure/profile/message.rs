@@ -72,6 +72,18 @@ impl Executor for Late {
 /// # Errors
 /// When there is no loopback to listen on, or the device refuses.
 pub(super) fn message_ns(make: Make<'_>) -> Result<f64, RunError> {
+    let ns = exchange(make)?;
+    if ns > 0.0 {
+        return Ok(ns);
+    }
+    Err(RunError::Request(
+        "other work on this machine took longer than a message; measure again when it is quiet"
+            .into(),
+    ))
+}
+
+/// [`message_ns`], which other work on the machine may make less than nothing.
+fn exchange(make: Make<'_>) -> Result<f64, RunError> {
     let shape = hollow(1);
     let width = shape.n_embd;
     let layer = || make(part(&shape, BlockType::F32, 1, 32)?);
@@ -135,7 +147,7 @@ pub(super) fn message_ns(make: Make<'_>) -> Result<f64, RunError> {
     back.close()?;
     server.stop()?;
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2].max(0.0))
+    Ok(times[times.len() / 2])
 }
 
 /// Resident bytes of a process in which both ends of a link have run, and no model.
@@ -143,7 +155,7 @@ pub(super) fn message_ns(make: Make<'_>) -> Result<f64, RunError> {
 /// # Errors
 /// As [`super::profile`]'s.
 pub fn runtime_bytes(make: Make<'_>) -> Result<Option<u64>, RunError> {
-    message_ns(make)?;
+    exchange(make)?;
     Ok(super::resident_bytes())
 }
 
@@ -157,7 +169,8 @@ mod tests {
         let make = |p: ModelPart| -> Result<Arc<dyn Executor>, RunError> {
             Ok(Arc::new(CpuExecutor::new(p, 2, Isa::detect()).unwrap()))
         };
-        let ns = message_ns(&make).unwrap();
-        assert!((1e3..1e9).contains(&ns), "{ns}");
+        // What else the machine does can hide it.
+        let measured = || message_ns(&make).is_ok_and(|ns| (1e3..1e9).contains(&ns));
+        assert!((0..5).any(|_| measured()));
     }
 }
