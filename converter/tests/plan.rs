@@ -559,17 +559,25 @@ fn absurd_and_contradictory_limits_have_clear_answers() {
     let fast = ["--radio-bandwidth", wider, "--deadline", "30ms"];
     bench.run(&[&radio[..], &fast].concat()).ok();
     // A prompt that is wanted is not given up for a shorter context.
-    let small = [
-        "--edge-memory",
-        "1MiB",
-        "-c",
-        "512",
-        "--prompt-tokens",
-        "400",
-    ];
-    let json = plan(&bench, &small).json();
-    let changes = json["infeasible"]["changes"].to_string();
-    assert!(!changes.contains("--context 3"), "{changes}");
+    let within = |bytes: u64, more: &[&str]| {
+        let bytes = format!("{bytes}B");
+        plan(&bench, &[&["--edge-memory", &bytes][..], more].concat())
+    };
+    // The least memory of the edge that 300 positions fit into.
+    let (mut low, mut high) = (1 << 20, 1 << 30);
+    while high - low > 1 {
+        let middle = u64::midpoint(low, high);
+        if within(middle, &["-c", "300"]).code == 0 {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    let changes = |more: &[&str]| within(high, more).json()["infeasible"]["changes"].to_string();
+    let shorter = changes(&["-c", "512"]);
+    assert!(shorter.contains("--context 3"), "{shorter}");
+    let wanted = changes(&["-c", "512", "--prompt-tokens", "400"]);
+    assert!(!wanted.contains("--context 3"), "{wanted}");
     // The largest that flags take.
     let most = "plan m.gguf --json --uplink 1Gbit/s --edges 1000000 --rtt 86400s --cloud-memory 1024TiB --max-kl 100";
     let most: Vec<&str> = most.split(' ').collect();

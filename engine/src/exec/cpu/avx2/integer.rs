@@ -360,7 +360,7 @@ pub(crate) unsafe fn kv_scores(
 /// # Safety
 /// AVX2, FMA, F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-#[allow(clippy::too_many_arguments)] // a kernel\'s
+#[allow(clippy::too_many_arguments)] // a kernel's
 pub(crate) unsafe fn kv_sums(
     shape: KvShape,
     head: &[u8],

@@ -308,7 +308,7 @@ pub(crate) unsafe fn kv_scores(
 /// # Safety
 /// AVX-512 F, BW, DQ, VL and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-#[allow(clippy::too_many_arguments)] // a kernel\'s
+#[allow(clippy::too_many_arguments)] // a kernel's
 pub(crate) unsafe fn kv_sums(
     shape: KvShape,
     head: &[u8],

@@ -56,6 +56,8 @@ pub(in super::super) unsafe fn scores<V: Vector>(
         match shape.kv_type {
             KvType::Q8_0 => scores_of::<V, false>(page, head, q, next, scores.as_mut_ptr()),
             KvType::Q4_0 => scores_of::<V, true>(page, head, q, next, scores.as_mut_ptr()),
+            // Attention asks for codes only where the cache has them; another answer would be a
+            // wrong score that nobody sees.
             KvType::F16 => unreachable!("keys in f16 have no codes"),
         }
     }

@@ -444,7 +444,7 @@ pub(crate) unsafe fn kv_scores_dot(
 /// # Safety
 /// NEON.
 #[target_feature(enable = "neon")]
-#[allow(clippy::too_many_arguments)] // a kernel\'s
+#[allow(clippy::too_many_arguments)] // a kernel's
 pub(crate) unsafe fn kv_sums(
     shape: KvShape,
     head: &[u8],
