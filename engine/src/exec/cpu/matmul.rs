@@ -8,6 +8,7 @@ use super::lanes::LANES;
 use super::pool::Session;
 use super::scalar::{Grouping, grouping};
 use crate::model::Tensor;
+use formats::blocks::BlockType;
 
 /// Columns are padded to whole groups of the widest kind.
 const PAD: usize = 32;
@@ -66,13 +67,19 @@ impl ActBuf {
         &mut self.x
     }
 
-    /// The rows as codes of 8 bits, made when first asked for.
-    pub(super) fn codes(&mut self, session: &Session<'_>, isa: Isa) -> &Codes {
+    /// The rows as codes of 8 bits for weights of `types`, made when first asked for.
+    pub(super) fn codes(
+        &mut self,
+        session: &Session<'_>,
+        isa: Isa,
+        types: impl Iterator<Item = BlockType>,
+    ) -> &Codes {
         if !self.has_codes {
             self.codes
                 .fill(session, isa, &self.x, self.rows, self.stride);
             self.has_codes = true;
         }
+        types.for_each(|ty| self.codes.prepare(ty));
         &self.codes
     }
 
@@ -251,7 +258,7 @@ pub(super) fn matmuls(
     let isa = math.isa;
     let whole = |w: &Tensor| math.activations == Activations::Int8 && integer::covers(w.block_type);
     if products.iter().all(|(w, ..)| whole(w)) {
-        let codes = x.codes(session, isa);
+        let codes = x.codes(session, isa, products.iter().map(|(w, ..)| w.block_type));
         let rows = products.iter().map(|(w, ..)| w.rows).sum();
         let bytes = products.iter().map(|(w, ..)| w.row_bytes()).max();
         let grain = GRAIN.max(GRAIN_BYTES / bytes.unwrap_or(1).max(1));
@@ -278,7 +285,7 @@ pub(super) fn matmuls(
     for (w, out, stride) in products {
         let out = Out::new(out, *stride);
         if whole(w) {
-            let codes = x.codes(session, isa);
+            let codes = x.codes(session, isa, [w.block_type].into_iter());
             session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {
                 isa.products(w.block_type, w.data(), w.row_bytes(), rows, codes, out);
             });

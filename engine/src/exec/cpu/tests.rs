@@ -92,7 +92,7 @@ fn whole(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) ->
     let mut acts = activations(x, n);
     let pool = Pool::new(1).unwrap();
     let mut out = vec![0.0; n * rows];
-    let codes = acts.codes(&pool.session(), isa);
+    let codes = acts.codes(&pool.session(), isa, [ty].into_iter());
     isa.products(
         ty,
         w,

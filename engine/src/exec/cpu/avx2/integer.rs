@@ -1,6 +1,7 @@
 //! Products in whole numbers, eight weight rows at a time.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use formats::blocks::BlockType;
@@ -24,14 +25,82 @@ pub(in super::super) unsafe fn four(rows: &Rows, first: usize, at: usize) -> __m
     }
 }
 
+/// How eight lanes are multiplied.
+pub(in super::super) trait Dot: Copy {
+    /// See [`Vector::SIGNED`].
+    const SIGNED: bool;
+
+    /// See [`Vector::dot`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn dot<const N: usize, const MAX: u8>(
+        init: __m256i,
+        w: &[__m256i; N],
+        x: *const i8,
+    ) -> __m256i;
+}
+
+/// With pairs of products, summed in 16 bits as long as they fit there.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Pairs;
+
 /// Eight lanes.
 #[derive(Clone, Copy)]
-struct V(__m256i);
+pub(in super::super) struct V<D>(__m256i, PhantomData<D>);
 
-impl Vector for V {
+impl<D> V<D> {
+    #[inline(always)]
+    fn new(v: __m256i) -> Self {
+        Self(v, PhantomData)
+    }
+}
+
+impl Dot for Pairs {
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn dot<const N: usize, const MAX: u8>(
+        init: __m256i,
+        w: &[__m256i; N],
+        x: *const i8,
+    ) -> __m256i {
+        // Pairs of products that fit into 16 bits together: 127 · 2 · MAX · pairs < 2^15.
+        let run = match MAX {
+            0..=15 => 8,
+            16..=31 => 4,
+            32..=63 => 2,
+            _ => 1,
+        };
+        // SAFETY: by the contract.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut acc = init;
+            for (j, w) in w.chunks(run).enumerate() {
+                let mut sum = _mm256_setzero_si256();
+                for (k, w) in w.iter().enumerate() {
+                    let at = x.add(4 * (j * run + k));
+                    let x = _mm256_broadcastd_epi32(_mm_loadu_si32(at.cast()));
+                    let pairs = if MAX == 255 {
+                        // |w| ≤ 128 and |x| ≤ 127: a pair stays below 2^15.
+                        let w = _mm256_xor_si256(*w, _mm256_set1_epi8(-128));
+                        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                    } else {
+                        _mm256_maddubs_epi16(*w, x)
+                    };
+                    sum = _mm256_add_epi16(sum, pairs);
+                }
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sum, ones));
+            }
+            acc
+        }
+    }
+}
+
+impl<D: Dot> Vector for V<D> {
     type F = __m256;
     const LANES: usize = 8;
-    const SIGNED: bool = true;
+    const SIGNED: bool = D::SIGNED;
 
     #[inline(always)]
     unsafe fn words(rows: &Rows, at: usize) -> [Self; 4] {
@@ -48,10 +117,10 @@ impl Vector for V {
             let t2 = _mm256_unpacklo_epi32(z[2], z[3]);
             let t3 = _mm256_unpackhi_epi32(z[2], z[3]);
             [
-                Self(_mm256_unpacklo_epi64(t0, t2)),
-                Self(_mm256_unpackhi_epi64(t0, t2)),
-                Self(_mm256_unpacklo_epi64(t1, t3)),
-                Self(_mm256_unpackhi_epi64(t1, t3)),
+                Self::new(_mm256_unpacklo_epi64(t0, t2)),
+                Self::new(_mm256_unpackhi_epi64(t0, t2)),
+                Self::new(_mm256_unpacklo_epi64(t1, t3)),
+                Self::new(_mm256_unpackhi_epi64(t1, t3)),
             ]
         }
     }
@@ -61,7 +130,7 @@ impl Vector for V {
         // SAFETY: by the contract.
         unsafe {
             let (low, high) = (four(rows, 0, at), four(rows, 4, at));
-            Self(_mm256_inserti128_si256::<1>(
+            Self::new(_mm256_inserti128_si256::<1>(
                 _mm256_castsi128_si256(low),
                 high,
             ))
@@ -71,55 +140,55 @@ impl Vector for V {
     #[inline(always)]
     unsafe fn load(p: &[u32; 16]) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_loadu_si256(p.as_ptr().cast()) })
+        Self::new(unsafe { _mm256_loadu_si256(p.as_ptr().cast()) })
     }
 
     #[inline(always)]
     unsafe fn bytes(b: u8) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_set1_epi8(b as i8) })
+        Self::new(unsafe { _mm256_set1_epi8(b as i8) })
     }
 
     #[inline(always)]
     unsafe fn lanes(v: i32) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_set1_epi32(v) })
+        Self::new(unsafe { _mm256_set1_epi32(v) })
     }
 
     #[inline(always)]
     unsafe fn and(self, o: Self) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_and_si256(self.0, o.0) })
+        Self::new(unsafe { _mm256_and_si256(self.0, o.0) })
     }
 
     #[inline(always)]
     unsafe fn or(self, o: Self) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_or_si256(self.0, o.0) })
+        Self::new(unsafe { _mm256_or_si256(self.0, o.0) })
     }
 
     #[inline(always)]
     unsafe fn xor(self, o: Self) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_xor_si256(self.0, o.0) })
+        Self::new(unsafe { _mm256_xor_si256(self.0, o.0) })
     }
 
     #[inline(always)]
     unsafe fn shr(self, n: usize) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
+        Self::new(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
     }
 
     #[inline(always)]
     unsafe fn sar(self, n: usize) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_sra_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
+        Self::new(unsafe { _mm256_sra_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
     }
 
     #[inline(always)]
     unsafe fn shl(self, n: usize) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_sll_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
+        Self::new(unsafe { _mm256_sll_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
     }
 
     #[inline(always)]
@@ -139,7 +208,7 @@ impl Vector for V {
         // SAFETY: by the contract.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            Self(_mm256_shuffle_epi8(table, self.0))
+            Self::new(_mm256_shuffle_epi8(table, self.0))
         }
     }
 
@@ -158,59 +227,32 @@ impl Vector for V {
                 0x8040_2010_u32 as i32
             });
             let set = _mm256_cmpeq_epi8(_mm256_and_si256(bits, each), each);
-            Self(_mm256_and_si256(set, _mm256_set1_epi8(16)))
+            Self::new(_mm256_and_si256(set, _mm256_set1_epi8(16)))
         }
     }
 
     #[inline(always)]
     unsafe fn dot<const N: usize, const MAX: u8>(init: Self, w: &[Self; N], x: *const i8) -> Self {
-        // Pairs of products that fit into 16 bits together: 127 · 2 · MAX · pairs < 2^15.
-        let run = match MAX {
-            0..=15 => 8,
-            16..=31 => 4,
-            32..=63 => 2,
-            _ => 1,
-        };
         // SAFETY: by the contract.
-        unsafe {
-            let ones = _mm256_set1_epi16(1);
-            let mut acc = init.0;
-            for (j, w) in w.chunks(run).enumerate() {
-                let mut sum = _mm256_setzero_si256();
-                for (k, w) in w.iter().enumerate() {
-                    let at = x.add(4 * (j * run + k));
-                    let x = _mm256_broadcastd_epi32(_mm_loadu_si32(at.cast()));
-                    let pairs = if MAX == 255 {
-                        // |w| ≤ 128 and |x| ≤ 127: a pair stays below 2^15.
-                        let w = _mm256_xor_si256(w.0, _mm256_set1_epi8(-128));
-                        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                    } else {
-                        _mm256_maddubs_epi16(w.0, x)
-                    };
-                    sum = _mm256_add_epi16(sum, pairs);
-                }
-                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sum, ones));
-            }
-            Self(acc)
-        }
+        Self::new(unsafe { D::dot::<N, MAX>(init.0, &w.map(|w| w.0), x) })
     }
 
     #[inline(always)]
     unsafe fn at(p: *const u8) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_loadu_si256(p.cast()) })
+        Self::new(unsafe { _mm256_loadu_si256(p.cast()) })
     }
 
     #[inline(always)]
     unsafe fn widen(p: *const u8) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) })
+        Self::new(unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) })
     }
 
     #[inline(always)]
     unsafe fn sar16<const N: i32>(self) -> Self {
         // SAFETY: by the contract.
-        Self(unsafe { _mm256_sra_epi16(self.0, _mm_cvtsi32_si128(N)) })
+        Self::new(unsafe { _mm256_sra_epi16(self.0, _mm_cvtsi32_si128(N)) })
     }
 
     #[inline(always)]
@@ -218,7 +260,7 @@ impl Vector for V {
         // SAFETY: by the contract.
         unsafe {
             let n = _mm_cvtsi32_si128(N);
-            Self(_mm256_sra_epi16(_mm256_sll_epi16(self.0, n), n))
+            Self::new(_mm256_sra_epi16(_mm256_sll_epi16(self.0, n), n))
         }
     }
 
@@ -227,7 +269,24 @@ impl Vector for V {
         // SAFETY: by the contract.
         unsafe {
             let c = _mm256_set1_epi32(c.cast::<i32>().read_unaligned());
-            Self(_mm256_add_epi32(acc.0, _mm256_madd_epi16(v.0, c)))
+            Self::new(_mm256_add_epi32(acc.0, _mm256_madd_epi16(v.0, c)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn couple([w, v]: [Self; 2]) -> [Self; 2] {
+        // SAFETY: by the contract.
+        let both =
+            Self::new(unsafe { _mm256_blend_epi16::<0xaa>(w.0, _mm256_slli_epi32::<16>(v.0)) });
+        [both; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn weigh(i: Self, j: Self, weights: &[Self; 2]) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let [both, _] = Self::couple([i, j]);
+            Self::new(_mm256_madd_epi16(both.0, weights[0].0))
         }
     }
 
@@ -325,7 +384,7 @@ pub(crate) unsafe fn products(
     out: Out,
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::products::<V>(ty, weights, row_bytes, rows, x, out) }
+    unsafe { integer::products::<V<Pairs>>(ty, weights, row_bytes, rows, x, out) }
 }
 
 /// [`integer::encode`], compiled for AVX2.
@@ -352,7 +411,7 @@ pub(crate) unsafe fn kv_scores(
     scores: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, next, scores) }
+    unsafe { integer::kv_scores::<V<Pairs>>(shape, head, from, n, q, next, scores) }
 }
 
 /// See [`integer::kv_sums`].
@@ -372,7 +431,7 @@ pub(crate) unsafe fn kv_sums(
     sums: &mut [f32],
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, next, sums) }
+    unsafe { integer::kv_sums::<V<Pairs>>(shape, head, from, n, seen, weights, next, sums) }
 }
 
 /// See [`integer::soften`].

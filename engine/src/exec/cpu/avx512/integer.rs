@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use formats::blocks::BlockType;
 
-use super::super::avx2::four;
+use super::super::avx2::{self, Dot, four};
 use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
 use super::super::matmul::Out;
 use crate::cache::KvShape;
@@ -196,6 +196,30 @@ impl Vector for V {
     }
 
     #[inline(always)]
+    unsafe fn couple([w, v]: [Self; 2]) -> [Self; 2] {
+        // SAFETY: by the contract.
+        let both = unsafe {
+            // Both have all bits of the lower half where the mask has them: (w & mask) | high.
+            let (mask, high) = (_mm512_set1_epi32(0xffff), _mm512_slli_epi32::<16>(v.0));
+            Self(_mm512_ternarylogic_epi32::<0xf8>(high, w.0, mask))
+        };
+        [both; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn weigh(i: Self, j: Self, weights: &[Self; 2]) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let [both, _] = Self::couple([i, j]);
+            Self(_mm512_dpwssd_epi32(
+                _mm512_setzero_si512(),
+                both.0,
+                weights[0].0,
+            ))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn halves(p: *const u8) -> __m512 {
         // SAFETY: by the contract.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
@@ -268,6 +292,31 @@ impl Vector for V {
     }
 }
 
+/// Eight lanes, multiplied by the instruction that sixteen have.
+#[derive(Clone, Copy)]
+struct Vnni;
+
+impl Dot for Vnni {
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn dot<const N: usize, const MAX: u8>(
+        init: __m256i,
+        w: &[__m256i; N],
+        x: *const i8,
+    ) -> __m256i {
+        // SAFETY: by the contract.
+        unsafe {
+            let mut acc = init;
+            for j in 0..N {
+                let x = _mm256_broadcastd_epi32(_mm_loadu_si32(x.add(4 * j).cast()));
+                acc = _mm256_dpbusd_epi32(acc, w[j], x);
+            }
+            acc
+        }
+    }
+}
+
 /// See [`integer::products`].
 ///
 /// # Safety
@@ -282,7 +331,15 @@ pub(crate) unsafe fn products(
     out: Out,
 ) {
     // SAFETY: by the contract.
-    unsafe { integer::products::<V>(ty, weights, row_bytes, rows, x, out) }
+    unsafe {
+        if false && x.rows() == 1 {
+            // Rows are read and transposed faster by eight, and for one activation row that is most of
+            // the work.
+            integer::products::<avx2::V<Vnni>>(ty, weights, row_bytes, rows, x, out);
+        } else {
+            integer::products::<V>(ty, weights, row_bytes, rows, x, out);
+        }
+    }
 }
 
 /// See [`integer::kv_scores`].

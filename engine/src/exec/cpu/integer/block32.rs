@@ -5,6 +5,7 @@
 
 use formats::blocks::{BlockMxfp4, Grouped as _, IQ4_NL_LEVELS, MXFP4_LEVELS};
 
+use super::chain::Whole;
 use super::tile::{Blocks, PANEL};
 use super::vector::{Rows, Vector};
 
@@ -70,7 +71,6 @@ macro_rules! block32 {
         impl<V: Vector> Blocks<V> for $name {
             const BYTES: usize = $bytes;
             const LEN: usize = 32;
-            const GROUP: usize = 32;
             const MIN: bool = $min;
             const MAX: u8 = $max;
             const OFFSET: u32 = $offset;
@@ -95,7 +95,9 @@ macro_rules! block32 {
                 // SAFETY: by the contract.
                 unsafe { $quants }
             }
+        }
 
+        impl<V: Vector> Whole<V> for $name {
             #[inline(always)]
             unsafe fn scales(head: &Rows, g: usize) -> (V::F, V::F) {
                 // SAFETY: a block is larger than four bytes.
@@ -172,7 +174,6 @@ pub(super) struct Mxfp4;
 impl<V: Vector> Blocks<V> for Mxfp4 {
     const BYTES: usize = size_of::<BlockMxfp4>();
     const LEN: usize = 32;
-    const GROUP: usize = 32;
     const MIN: bool = false;
     const MAX: u8 = 31;
     const OFFSET: u32 = 16;
@@ -205,7 +206,9 @@ impl<V: Vector> Blocks<V> for Mxfp4 {
         // SAFETY: by the contract.
         unsafe { levels(nibbles(raw), &MXFP4_RAISED) }
     }
+}
 
+impl<V: Vector> Whole<V> for Mxfp4 {
     #[inline(always)]
     unsafe fn scales(head: &Words, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.

@@ -11,6 +11,16 @@
 //! acc = m·(d·Σc) + acc              (d·Σc rounded, then fused)
 //! ```
 //!
+//! Of groups of 16 two share a block's step, and their scales are whole numbers `z` times the
+//! super-block's `u`. Weighed as whole numbers they cost less:
+//!
+//! ```text
+//! t   = z·i + z'·i'                 (exact: whole numbers below 2^24)
+//! sum = d·t + sum                   (fused; from 0 on over the blocks of a super-block)
+//! acc = m·(d·Σc) + acc              (for either group, as above)
+//! acc = u·sum + acc                 (fused; at the end of the super-block)
+//! ```
+//!
 //! So the lanes of a vector are rows of weights, nothing is ever folded, and every instruction set
 //! gives the same bits whatever its width: scalar code follows the same chain. A row's codes depend
 //! on that row alone, so batches, chunks and threads change nothing.
@@ -20,6 +30,8 @@
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod block32;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod chain;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod kv;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -80,6 +92,16 @@ pub(super) fn covers(ty: BlockType) -> bool {
     }
 }
 
+/// What is taken off the quants of type `ty`, a power of two, or 0; of types of groups of 16 alone. In
+/// blocks of one group it is one sum in eight products, and no trip to memory pays.
+fn offset(ty: BlockType) -> u32 {
+    match ty {
+        BlockType::Q3_K => 4,
+        BlockType::Q6_K => 32,
+        _ => 0,
+    }
+}
+
 /// 32 activations of one row as codes: one line of the cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
@@ -132,11 +154,16 @@ impl Blocks {
     }
 }
 
+/// What the offset of quants takes off a block: of the first 16, of the last 16.
+type Begin = [i32; 2];
+
 /// Activation rows as codes, block after block, in a block row after row.
 #[derive(Debug, Default)]
 pub(super) struct Codes {
     rows: usize,
     blocks: Vec<CodeBlock>,
+    /// For quants whose offset is 2 to this power: in the order of `blocks`.
+    begins: [Vec<Begin>; 8],
 }
 
 impl Codes {
@@ -150,6 +177,7 @@ impl Codes {
         stride: usize,
     ) {
         self.rows = rows;
+        self.begins.iter_mut().for_each(Vec::clear);
         let out = CodeBlock::shared(&mut self.blocks, rows * (stride / BLOCK));
         session.ranges(rows, 8, &|range| {
             for r in range {
@@ -159,6 +187,42 @@ impl Codes {
                 });
             }
         });
+    }
+
+    /// Prepares for products with weights of type `ty`.
+    pub(super) fn prepare(&mut self, ty: BlockType) {
+        // One row does not repay the way to memory.
+        let Some(power) = offset(ty).checked_ilog2().filter(|_| self.rows > 1) else {
+            return;
+        };
+        let begins = &mut self.begins[power as usize];
+        if begins.is_empty() {
+            let of = |b: &CodeBlock| {
+                let [_, first, last] = b.minus.map(|m| m << power);
+                [first, last]
+            };
+            begins.extend(self.blocks.iter().map(of));
+        }
+    }
+
+    /// Whether all is there that products with weights of type `ty` need.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn is_prepared(&self, ty: BlockType) -> bool {
+        let power = offset(ty).checked_ilog2().filter(|_| self.rows > 1);
+        power.is_none_or(|p| self.begins[p as usize].len() == self.blocks.len())
+    }
+
+    /// What sums of block `b` of all rows begin with, for weights whose offset is `offset`; nothing if
+    /// that is 0, there is one row, or nobody has [prepared](Self::prepare) for it.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    #[inline]
+    fn begins(&self, offset: u32, b: usize) -> &[Begin] {
+        let Some(power) = offset.checked_ilog2() else {
+            return &[];
+        };
+        let all = self.begins.get(power as usize);
+        all.and_then(|all| all.get(b * self.rows..(b + 1) * self.rows))
+            .unwrap_or_default()
     }
 
     /// Activation rows.

@@ -8,6 +8,7 @@
 use formats::blocks::{BlockIq4Xs, IQ4_NL_LEVELS};
 
 use super::block32::{levels, nibbles};
+use super::chain::{Halved, Whole};
 use super::tile::Blocks;
 use super::vector::{Rows, Vector};
 
@@ -62,6 +63,26 @@ unsafe fn fields<V: Vector>(a: (&[V; 8], i32, u8), b: (&[V; 8], i32, u8)) -> [V;
     }
 }
 
+/// Byte `g` of `words`, unsigned.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn low_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
+    // SAFETY: by the contract.
+    unsafe { words[g / 4].shr(8 * (g % 4)).and(V::lanes(255)) }
+}
+
+/// Byte `g` of `words`, signed.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn high_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
+    // SAFETY: by the contract.
+    unsafe { words[g / 4].shl(24 - 8 * (g % 4)).sar(24) }
+}
+
 /// `factor` times byte `g` of `words`, unsigned.
 ///
 /// # Safety
@@ -69,23 +90,7 @@ unsafe fn fields<V: Vector>(a: (&[V; 8], i32, u8), b: (&[V; 8], i32, u8)) -> [V;
 #[inline(always)]
 unsafe fn unsigned<V: Vector>(factor: V::F, words: &[V; 4], g: usize) -> V::F {
     // SAFETY: by the contract.
-    unsafe {
-        let byte = words[g / 4].shr(8 * (g % 4)).and(V::lanes(255));
-        V::mul(factor, byte.float())
-    }
-}
-
-/// `factor` times byte `g` of `words`, signed.
-///
-/// # Safety
-/// `V`'s instruction set.
-#[inline(always)]
-unsafe fn signed<V: Vector>(factor: V::F, words: &[V; 4], g: usize) -> V::F {
-    // SAFETY: by the contract.
-    unsafe {
-        let byte = words[g / 4].shl(24 - 8 * (g % 4)).sar(24);
-        V::mul(factor, byte.float())
-    }
+    unsafe { V::mul(factor, low_byte(words, g).float()) }
 }
 
 /// Six bits in each byte, raised by 32: without that, signed, and four times as large, since they then
@@ -133,7 +138,6 @@ pub(super) struct Q4K;
 impl<V: Vector> Blocks<V> for Q4K {
     const BYTES: usize = 144;
     const LEN: usize = 256;
-    const GROUP: usize = 32;
     const MIN: bool = true;
     const MAX: u8 = 15;
     const OFFSET: u32 = 0;
@@ -158,7 +162,9 @@ impl<V: Vector> Blocks<V> for Q4K {
         // SAFETY: by the contract.
         unsafe { field(raw, -4 * r as i32, 15) }
     }
+}
 
+impl<V: Vector> Whole<V> for Q4K {
     #[inline(always)]
     unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
@@ -172,7 +178,6 @@ impl<V: Vector> Blocks<V> for Q4K {
 impl<V: Vector> Blocks<V> for Q5K {
     const BYTES: usize = 176;
     const LEN: usize = 256;
-    const GROUP: usize = 32;
     const MIN: bool = true;
     const MAX: u8 = 31;
     const OFFSET: u32 = 0;
@@ -201,7 +206,9 @@ impl<V: Vector> Blocks<V> for Q5K {
             fields((&raw[0], -4 * r, 15), (&raw[1], 4 - 2 * u - r, 16))
         }
     }
+}
 
+impl<V: Vector> Whole<V> for Q5K {
     #[inline(always)]
     unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
@@ -218,7 +225,6 @@ pub(super) struct Q2K;
 impl<V: Vector> Blocks<V> for Q2K {
     const BYTES: usize = 84;
     const LEN: usize = 256;
-    const GROUP: usize = 16;
     const MIN: bool = true;
     const MAX: u8 = 3;
     const OFFSET: u32 = 0;
@@ -258,14 +264,24 @@ impl<V: Vector> Blocks<V> for Q2K {
         // SAFETY: by the contract.
         unsafe { field(raw, -2 * r as i32, 3) }
     }
+}
+
+impl<V: Vector> Halved<V> for Q2K {
+    #[inline(always)]
+    unsafe fn unit(h: &Scales<V>) -> V::F {
+        h.d
+    }
 
     #[inline(always)]
-    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
+    unsafe fn size(h: &Scales<V>, g: usize) -> V {
         // SAFETY: by the contract.
-        unsafe {
-            let min = unsigned(h.dmin, &h.mins, g);
-            (unsigned(h.d, &h.sizes, g), V::neg(min))
-        }
+        unsafe { low_byte(&h.sizes, g) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(h: &Scales<V>, g: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::neg(unsigned(h.dmin, &h.mins, g)) }
     }
 }
 
@@ -275,7 +291,6 @@ pub(super) struct Q3K;
 impl<V: Vector> Blocks<V> for Q3K {
     const BYTES: usize = 110;
     const LEN: usize = 256;
-    const GROUP: usize = 16;
     const MIN: bool = false;
     const MAX: u8 = 7;
     const OFFSET: u32 = 4;
@@ -327,11 +342,24 @@ impl<V: Vector> Blocks<V> for Q3K {
             fields((low, -2 * (r % 4), 3), (&raw[0], 2 - r, 4))
         }
     }
+}
+
+impl<V: Vector> Halved<V> for Q3K {
+    #[inline(always)]
+    unsafe fn unit(h: &Scales<V>) -> V::F {
+        h.d
+    }
 
     #[inline(always)]
-    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
+    unsafe fn size(h: &Scales<V>, g: usize) -> V {
         // SAFETY: by the contract.
-        unsafe { (signed(h.d, &h.sizes, g), V::splat(0.0)) }
+        unsafe { high_byte(&h.sizes, g) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(_: &Scales<V>, _: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::splat(0.0) }
     }
 }
 
@@ -341,7 +369,6 @@ pub(super) struct Q6K;
 impl<V: Vector> Blocks<V> for Q6K {
     const BYTES: usize = 210;
     const LEN: usize = 256;
-    const GROUP: usize = 16;
     const MIN: bool = false;
     const MAX: u8 = 63;
     const OFFSET: u32 = 32;
@@ -385,11 +412,24 @@ impl<V: Vector> Blocks<V> for Q6K {
             fields((low, -4 * (r / 2), 15), (&raw[2], 4 - 2 * r, 48))
         }
     }
+}
+
+impl<V: Vector> Halved<V> for Q6K {
+    #[inline(always)]
+    unsafe fn unit(h: &Scales<V>) -> V::F {
+        h.d
+    }
 
     #[inline(always)]
-    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
+    unsafe fn size(h: &Scales<V>, g: usize) -> V {
         // SAFETY: by the contract.
-        unsafe { (signed(h.d, &h.sizes, g), V::splat(0.0)) }
+        unsafe { high_byte(&h.sizes, g) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(_: &Scales<V>, _: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::splat(0.0) }
     }
 }
 
@@ -409,7 +449,6 @@ const IQ4_XS_RAISED: [u8; 16] = {
 impl<V: Vector> Blocks<V> for Iq4Xs {
     const BYTES: usize = size_of::<BlockIq4Xs>();
     const LEN: usize = 256;
-    const GROUP: usize = 32;
     const MIN: bool = false;
     const MAX: u8 = 255;
     const OFFSET: u32 = 128;
@@ -443,7 +482,9 @@ impl<V: Vector> Blocks<V> for Iq4Xs {
         // SAFETY: by the contract.
         unsafe { levels(nibbles(raw), &IQ4_XS_RAISED) }
     }
+}
 
+impl<V: Vector> Whole<V> for Iq4Xs {
     #[inline(always)]
     unsafe fn scales(h: &[[u32; 16]; 8], g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.

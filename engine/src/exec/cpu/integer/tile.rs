@@ -8,8 +8,9 @@ use std::ops::Range;
 use formats::blocks::BlockType;
 
 use super::super::matmul::Out;
+use super::chain::{Acts, Chain, Halves, Sums, Wholes};
 use super::vector::{Rows, Vector};
-use super::{BLOCK, CodeBlock, Codes, block32, super256};
+use super::{BLOCK, Codes, block32, super256};
 
 /// Blocks of 32 that are looked at together: a super-block.
 pub(super) const PANEL: usize = 8;
@@ -27,8 +28,6 @@ pub(super) trait Blocks<V: Vector> {
     const BYTES: usize;
     /// Weights of a block.
     const LEN: usize;
-    /// Weights of a group: 16 or 32.
-    const GROUP: usize;
     /// Whether groups have a minimum.
     const MIN: bool;
     /// The largest quant as stored, unsigned.
@@ -59,157 +58,86 @@ pub(super) trait Blocks<V: Vector> {
     /// # Safety
     /// `V`'s instruction set.
     unsafe fn quants(raw: &Self::Raw, u: usize, r: usize) -> [V; 8];
-
-    /// Scales and minima (if there are any) of group `g` of the panel.
-    ///
-    /// # Safety
-    /// `V`'s instruction set; what `head` read is readable still.
-    unsafe fn scales(head: &Self::Head, g: usize) -> (V::F, V::F);
 }
 
-/// What the sum of a group's products begins with: what its weights' offset takes off.
-///
-/// # Safety
-/// `V`'s instruction set.
-#[inline(always)]
-unsafe fn begin<V: Vector, T: Blocks<V>>(x: &CodeBlock, part: usize) -> V {
-    // SAFETY: by the contract.
-    unsafe {
-        if T::OFFSET == 0 || (V::SIGNED && T::MAX == 255) {
-            V::lanes(0)
-        } else {
-            V::lanes(x.minus[part]).shl(T::OFFSET.trailing_zeros() as usize)
+/// Weights that memory is asked for while a panel is computed.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// What will be read next: the first place, bytes, and bytes that are asked for with one block.
+    far: (*const u8, usize, usize),
+    /// The panel that comes next, and its bytes, if it is to be in the first cache.
+    near: (Rows, usize),
+}
+
+impl Ahead {
+    /// Asks for what comes with block `b`.
+    #[inline(always)]
+    unsafe fn ask<V: Vector>(&self, b: usize) {
+        let (far, share, burst) = self.far;
+        let (near, bytes) = self.near;
+        // SAFETY: `V`'s instruction set by the contract; a prefetch may go anywhere.
+        unsafe {
+            for line in (b * burst..share.min((b + 1) * burst)).step_by(64) {
+                V::prefetch::<true>(far.wrapping_add(line));
+            }
+            if bytes > 0 {
+                for j in b * V::LANES / PANEL..(b + 1) * V::LANES / PANEL {
+                    for at in (0..bytes + 63).step_by(64) {
+                        V::prefetch::<false>(near.at(j, at));
+                    }
+                }
+            }
         }
     }
 }
 
-/// One step of the chain that `super` describes: `acc` plus `i`, the products of a group, scaled.
+/// Adds to `sums`, or to `one`, the products of a panel at `p`: `n` blocks of 32, and those of `x` from
+/// block `from` on, rows `acts`.
 ///
 /// # Safety
-/// `V`'s instruction set.
+/// `V`'s instruction set; the panel is readable in each row; `x` has the blocks and rows, and `sums` are of
+/// as many rows.
 #[inline(always)]
-unsafe fn add<V: Vector, T: Blocks<V>>(
-    x: &CodeBlock,
-    part: usize,
-    i: V,
-    (scale, min): (V::F, V::F),
-    acc: V::F,
-) -> V::F {
-    // SAFETY: by the contract.
-    unsafe {
-        let acc = V::fma(V::mul(scale, V::splat(x.scale)), i.float(), acc);
-        if T::MIN {
-            V::fma(min, V::splat(x.sum[part]), acc)
-        } else {
-            acc
-        }
-    }
-}
-
-/// The part of a block that `N` words from `at` on are: all, the first or the last half.
-#[inline(always)]
-fn part<const N: usize>(at: usize) -> usize {
-    if N == 8 { 0 } else { 1 + at / 4 }
-}
-
-/// `acc` plus the product of a group, whose words `w` are those from `at` on of a block, and
-/// activations `x`.
-///
-/// # Safety
-/// `V`'s instruction set.
-#[inline(always)]
-unsafe fn step<V: Vector, T: Blocks<V>, const N: usize>(
-    x: &CodeBlock,
-    w: &[V; N],
-    at: usize,
-    scales: (V::F, V::F),
-    acc: V::F,
-) -> V::F {
-    let part = part::<N>(at);
-    // SAFETY: by the contract.
-    unsafe {
-        let init = begin::<V, T>(x, part);
-        let codes = x.codes.as_ptr().add(4 * at);
-        let i = if T::MAX == 255 {
-            V::dot::<N, 255>(init, w, codes)
-        } else if T::MAX > 31 {
-            V::dot::<N, 63>(init, w, codes)
-        } else if T::MAX > 15 {
-            V::dot::<N, 31>(init, w, codes)
-        } else {
-            V::dot::<N, 15>(init, w, codes)
-        };
-        add::<V, T>(x, part, i, scales, acc)
-    }
-}
-
-/// [`step`] for two activation rows.
-///
-/// # Safety
-/// `V`'s instruction set.
-#[inline(always)]
-unsafe fn step_pair<V: Vector, T: Blocks<V>, const N: usize>(
-    x: &[CodeBlock; 2],
-    w: &[V; N],
-    at: usize,
-    scales: (V::F, V::F),
-    acc: [V::F; 2],
+#[allow(clippy::too_many_arguments)] // a kernel's
+unsafe fn panel<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
+    p: &Rows,
+    n: usize,
+    ahead: &Ahead,
+    x: &Codes,
+    from: usize,
+    acts: &Range<usize>,
+    sums: Sums,
+    mut one: [V::F; 2],
 ) -> [V::F; 2] {
-    let part = part::<N>(at);
     // SAFETY: by the contract.
     unsafe {
-        let init = [begin::<V, T>(&x[0], part), begin::<V, T>(&x[1], part)];
-        let codes = [
-            x[0].codes.as_ptr().add(4 * at),
-            x[1].codes.as_ptr().add(4 * at),
-        ];
-        let [i, j] = if T::MAX == 255 {
-            V::dot_pair::<N, 255>(init, w, codes)
-        } else if T::MAX > 31 {
-            V::dot_pair::<N, 63>(init, w, codes)
-        } else if T::MAX > 15 {
-            V::dot_pair::<N, 31>(init, w, codes)
-        } else {
-            V::dot_pair::<N, 15>(init, w, codes)
-        };
-        [
-            add::<V, T>(&x[0], part, i, scales, acc[0]),
-            add::<V, T>(&x[1], part, j, scales, acc[1]),
-        ]
-    }
-}
-
-/// Adds to the sums of all activation rows `codes` the product of a group.
-///
-/// # Safety
-/// `V`'s instruction set; `sums` holds `V::LANES` floats for each of `codes`.
-#[inline(always)]
-unsafe fn steps<V: Vector, T: Blocks<V>, const N: usize>(
-    codes: &[CodeBlock],
-    w: &[V; N],
-    at: usize,
-    scales: (V::F, V::F),
-    sums: *mut f32,
-) {
-    let (pairs, rest) = if V::PAIRS {
-        codes.as_chunks::<2>()
-    } else {
-        (&[][..], codes)
-    };
-    // SAFETY: by the contract.
-    unsafe {
-        for (t, x) in pairs.iter().enumerate() {
-            let (p, q) = (sums.add(2 * t * V::LANES), sums.add((2 * t + 1) * V::LANES));
-            let [a, b] = step_pair::<V, T, N>(x, w, at, scales, [V::get(p), V::get(q)]);
-            V::put(p, a);
-            V::put(q, b);
+        let head = T::head(p, n);
+        for u in 0..n.div_ceil(T::UNIT) {
+            let raw = T::raw(p, u);
+            for r in 0..T::UNIT {
+                let q = T::quants(&raw, u, r);
+                let b = u * T::UNIT + r;
+                ahead.ask::<V>(b);
+                let codes = x.of(from + b).get_unchecked(acts.clone());
+                if ONE {
+                    one = C::one(&head, b, &q, &codes[0], one);
+                } else {
+                    let begins = x.begins(T::OFFSET, from + b);
+                    let begins = begins.get(acts.clone()).unwrap_or_default();
+                    C::many(&head, b, &q, Acts { codes, begins }, sums);
+                }
+            }
         }
-        let sums = sums.add(2 * pairs.len() * V::LANES);
-        for (t, x) in rest.iter().enumerate() {
-            let p = sums.add(t * V::LANES);
-            V::put(p, step::<V, T, N>(x, w, at, scales, V::get(p)));
+        if ONE {
+            return C::end(&head, one);
+        }
+        if C::ENDS {
+            for t in 0..acts.len() {
+                sums.put::<V>(t, C::end(&head, sums.get::<V>(t)));
+            }
         }
     }
+    one
 }
 
 /// Adds to `sums` the products of the weight rows at `rows` and activation rows `acts`, which are
@@ -221,89 +149,59 @@ unsafe fn steps<V: Vector, T: Blocks<V>, const N: usize>(
 /// `V`'s instruction set; whole weight rows of as many blocks as `x` has; `sums` holds
 /// `V::LANES` floats for each activation row.
 #[inline(always)]
-unsafe fn tile<V: Vector, T: Blocks<V>, const ONE: bool>(
+unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
     rows: Rows,
     ahead: usize,
     x: &Codes,
     acts: Range<usize>,
-    sums: *mut f32,
+    sums: Sums,
 ) {
     let blocks = x.per_row();
+    assert!(acts.end <= x.rows());
     let panels = blocks.div_ceil(PANEL);
     let panel_bytes = PANEL * BLOCK / T::LEN * T::BYTES;
-    let lines = (ahead / panels.max(1)).div_ceil(64);
-    let share = 64 * lines;
+    let share = (ahead / panels.max(1)).next_multiple_of(64);
+    // A few lines with each block: more than the processor can have under way would make the reads
+    // wait. (And nothing is divided in between, which would take longer than the products.)
+    let burst = share.div_ceil(PANEL).next_multiple_of(64);
     let far = ahead * (FAR / ahead.max(1)).max(1);
-    let near = acts.len() <= NEAR_ROWS;
+    let near = if acts.len() <= NEAR_ROWS {
+        panel_bytes
+    } else {
+        0
+    };
     // SAFETY: by the contract.
-    let mut acc = unsafe { V::get(sums) };
+    let mut one = unsafe { sums.get::<V>(0) };
     for k in 0..panels {
-        let n = PANEL.min(blocks - k * PANEL);
-        // SAFETY: panel `k` is part of the rows; a prefetch may go anywhere.
+        let soon = rows.on(if k + 1 < panels {
+            (k + 1) * panel_bytes
+        } else {
+            ahead
+        });
+        let ahead = Ahead {
+            far: (rows.first.wrapping_add(far + k * share), share, burst),
+            near: (soon, near),
+        };
+        let (p, from) = (rows.on(k * panel_bytes), k * PANEL);
+        // SAFETY: panel `k` is part of the rows.
         unsafe {
-            let next = rows.first.wrapping_add(far + k * share);
-            let soon = rows.on(if k + 1 < panels {
-                (k + 1) * panel_bytes
+            // Twice, so that one of them has a constant number of rounds.
+            one = if blocks - from >= PANEL {
+                panel::<V, T, C, ONE>(&p, PANEL, &ahead, x, from, &acts, sums, one)
             } else {
-                ahead
-            });
-            let p = rows.on(k * panel_bytes);
-            let head = T::head(&p, n);
-            for u in 0..n.div_ceil(T::UNIT) {
-                let raw = T::raw(&p, u);
-                for r in 0..T::UNIT {
-                    let q = T::quants(&raw, u, r);
-                    let b = u * T::UNIT + r;
-                    // A few at a time: more than the processor can have under way would make the
-                    // reads wait.
-                    for line in b * lines / n..(b + 1) * lines / n {
-                        V::prefetch::<true>(next.wrapping_add(64 * line));
-                    }
-                    if near {
-                        for j in b * V::LANES / n..(b + 1) * V::LANES / n {
-                            for at in (0..panel_bytes + 63).step_by(64) {
-                                V::prefetch::<false>(soon.at(j, at));
-                            }
-                        }
-                    }
-                    let codes = &x.of(k * PANEL + b)[acts.clone()];
-                    if T::GROUP == 32 {
-                        let s = T::scales(&head, b);
-                        if ONE {
-                            acc = step::<V, T, 8>(&codes[0], &q, 0, s, acc);
-                        } else {
-                            steps::<V, T, 8>(codes, &q, 0, s, sums);
-                        }
-                    } else {
-                        let (first, last) = (T::scales(&head, 2 * b), T::scales(&head, 2 * b + 1));
-                        let (w, v) = ([q[0], q[1], q[2], q[3]], [q[4], q[5], q[6], q[7]]);
-                        if ONE {
-                            acc = step::<V, T, 4>(&codes[0], &w, 0, first, acc);
-                            acc = step::<V, T, 4>(&codes[0], &v, 4, last, acc);
-                        } else if V::PAIRS {
-                            steps::<V, T, 4>(codes, &w, 0, first, sums);
-                            steps::<V, T, 4>(codes, &v, 4, last, sums);
-                        } else {
-                            for (t, x) in codes.iter().enumerate() {
-                                let p = sums.add(t * V::LANES);
-                                let acc = step::<V, T, 4>(x, &w, 0, first, V::get(p));
-                                V::put(p, step::<V, T, 4>(x, &v, 4, last, acc));
-                            }
-                        }
-                    }
-                }
-            }
+                panel::<V, T, C, ONE>(&p, blocks - from, &ahead, x, from, &acts, sums, one)
+            };
         }
     }
     if ONE {
         // SAFETY: by the contract.
-        unsafe { V::put(sums, acc) };
+        unsafe { sums.put::<V>(0, one) };
     }
 }
 
-/// Room for the sums of a tile.
+/// Room for the sums of a tile, or for those of its super-blocks.
 #[repr(align(64))]
-struct Sums([f32; 16 * MAX_ROWS]);
+struct Room([f32; 16 * MAX_ROWS]);
 
 /// All products of weight rows `rows` of type `T`.
 ///
@@ -311,14 +209,14 @@ struct Sums([f32; 16 * MAX_ROWS]);
 /// `V`'s instruction set; `weights` holds `rows.end` rows of whole blocks, as many as `x` has;
 /// columns `rows` of `out` are this task's.
 #[inline(always)]
-unsafe fn tiles<V: Vector, T: Blocks<V>>(
+unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
     weights: &[u8],
     row_bytes: usize,
     rows: Range<usize>,
     x: &Codes,
     out: Out,
 ) {
-    let mut sums = Sums([0.0; 16 * MAX_ROWS]);
+    let (mut sums, mut inner) = (Room([0.0; 16 * MAX_ROWS]), Room([0.0; 16 * MAX_ROWS]));
     let mut last = Vec::new();
     for first in (0..x.rows()).step_by(MAX_ROWS) {
         let acts = first..x.rows().min(first + MAX_ROWS);
@@ -341,11 +239,15 @@ unsafe fn tiles<V: Vector, T: Blocks<V>>(
             used.fill(0.0);
             // SAFETY: the rows are there by the contract.
             unsafe {
-                let (ahead, sums) = (n * row_bytes, used.as_mut_ptr());
+                let ahead = n * row_bytes;
+                let sums = Sums {
+                    acc: used.as_mut_ptr(),
+                    inner: inner.0.as_mut_ptr(),
+                };
                 if acts.len() == 1 {
-                    tile::<V, T, true>(p, ahead, x, acts.clone(), sums);
+                    tile::<V, T, C, true>(p, ahead, x, acts.clone(), sums);
                 } else {
-                    tile::<V, T, false>(p, ahead, x, acts.clone(), sums);
+                    tile::<V, T, C, false>(p, ahead, x, acts.clone(), sums);
                 }
             }
             for (t, sums) in acts.clone().zip(used.chunks_exact(V::LANES)) {
@@ -374,26 +276,27 @@ pub(in super::super) unsafe fn products<V: Vector>(
 ) {
     assert!(weights.len() >= rows.end * row_bytes);
     assert_eq!(ty.row_bytes(x.per_row() * BLOCK), Some(row_bytes));
+    assert!(x.is_prepared(ty), "{ty}: nobody prepared for its offset");
     macro_rules! tiles {
-        ($t:ty) => {
+        ($t:ty, $chain:ty) => {
             // SAFETY: by the contract and the assertions.
-            unsafe { tiles::<V, $t>(weights, row_bytes, rows, x, out) }
+            unsafe { tiles::<V, $t, $chain>(weights, row_bytes, rows, x, out) }
         };
     }
     match ty {
-        BlockType::Q4_0 => tiles!(block32::Q4_0),
-        BlockType::Q4_1 => tiles!(block32::Q4_1),
-        BlockType::Q5_0 => tiles!(block32::Q5_0),
-        BlockType::Q5_1 => tiles!(block32::Q5_1),
-        BlockType::Q8_0 => tiles!(block32::Q8_0),
-        BlockType::IQ4_NL => tiles!(block32::Iq4Nl),
-        BlockType::MXFP4 => tiles!(block32::Mxfp4),
-        BlockType::IQ4_XS => tiles!(super256::Iq4Xs),
-        BlockType::Q2_K => tiles!(super256::Q2K),
-        BlockType::Q3_K => tiles!(super256::Q3K),
-        BlockType::Q4_K => tiles!(super256::Q4K),
-        BlockType::Q5_K => tiles!(super256::Q5K),
-        BlockType::Q6_K => tiles!(super256::Q6K),
+        BlockType::Q4_0 => tiles!(block32::Q4_0, Wholes),
+        BlockType::Q4_1 => tiles!(block32::Q4_1, Wholes),
+        BlockType::Q5_0 => tiles!(block32::Q5_0, Wholes),
+        BlockType::Q5_1 => tiles!(block32::Q5_1, Wholes),
+        BlockType::Q8_0 => tiles!(block32::Q8_0, Wholes),
+        BlockType::IQ4_NL => tiles!(block32::Iq4Nl, Wholes),
+        BlockType::MXFP4 => tiles!(block32::Mxfp4, Wholes),
+        BlockType::IQ4_XS => tiles!(super256::Iq4Xs, Wholes),
+        BlockType::Q2_K => tiles!(super256::Q2K, Halves),
+        BlockType::Q3_K => tiles!(super256::Q3K, Halves),
+        BlockType::Q4_K => tiles!(super256::Q4K, Wholes),
+        BlockType::Q5_K => tiles!(super256::Q5K, Wholes),
+        BlockType::Q6_K => tiles!(super256::Q6K, Halves),
         // By the contract: who asks has asked `covers`, and a wrong product would go unseen.
         _ => unreachable!("{ty} has no product in whole numbers"),
     }

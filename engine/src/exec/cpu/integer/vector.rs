@@ -166,6 +166,19 @@ pub(in super::super) trait Vector: Copy {
     /// The instruction set; two numbers readable.
     unsafe fn pairs(acc: Self, v: Self, c: *const i16) -> Self;
 
+    /// Two weights a lane, whole numbers of 16 bits, as [`weigh`](Self::weigh) wants them.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn couple(weights: [Self; 2]) -> [Self; 2];
+
+    /// `i·w + j·v` in each lane, all of them whole numbers of 16 bits; `w` and `v` by
+    /// [`couple`](Self::couple).
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn weigh(i: Self, j: Self, weights: &[Self; 2]) -> Self;
+
     /// Half floats from memory.
     ///
     /// # Safety

@@ -298,6 +298,23 @@ impl<D: Dot> Vector for V<D> {
     }
 
     #[inline(always)]
+    unsafe fn couple(weights: [Self; 2]) -> [Self; 2] {
+        weights
+    }
+
+    #[inline(always)]
+    unsafe fn weigh(i: Self, j: Self, weights: &[Self; 2]) -> Self {
+        // SAFETY: by the contract.
+        unsafe {
+            let [w, v] = weights;
+            Self::new(
+                vmlaq_u32(vmulq_u32(i.0, w.0), j.0, v.0),
+                vmlaq_u32(vmulq_u32(i.1, w.1), j.1, v.1),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn halves(p: *const u8) -> Eight {
         // SAFETY: by the contract.
         unsafe { Eight::load_f16(p) }

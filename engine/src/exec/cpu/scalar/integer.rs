@@ -5,7 +5,7 @@ use std::ops::Range;
 use formats::blocks::BlockType;
 
 use super::super::integer::{BLOCK, Codes};
-use super::{Grouping, PANEL, Panel, grouping, unpack};
+use super::{Grouping, PANEL, Panel, grouping, super256, unpack};
 
 /// Weight rows `rows` times all activation rows: `out(r, i)` receives row `i` of the weights times
 /// row `r` of the activations.
@@ -31,23 +31,36 @@ pub(crate) fn products(
         for k0 in (0..cols).step_by(PANEL) {
             let n = PANEL.min(cols - k0);
             unpack(ty, row, k0, n, &mut panel);
-            for g in 0..n / group {
-                let q = &panel.q[g * group..(g + 1) * group];
-                let at = k0 + g * group;
-                // All of a block, its first or its last half.
-                let part = if group == BLOCK {
-                    0
-                } else {
-                    1 + at % BLOCK / 16
-                };
-                for (acc, x) in acc.iter_mut().zip(x.of(at / BLOCK)) {
-                    let codes = &x.codes[at % BLOCK..][..group];
-                    let pairs = q.iter().zip(codes);
-                    let i: i32 = pairs.map(|(q, c)| *q as i32 * i32::from(*c)).sum();
-                    *acc = (panel.scale[g] * x.scale).mul_add(i as f32, *acc);
-                    if min {
-                        *acc = panel.min[g].mul_add(x.sum[part], *acc);
+            let sizes = (group < BLOCK).then(|| {
+                let at = k0 / ty.block_len() * ty.block_bytes();
+                super256::sizes(ty, &row[at..at + ty.block_bytes()])
+            });
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let mut sum = 0.0;
+                for b in 0..n / BLOCK {
+                    let x = &x.of(k0 / BLOCK + b)[r];
+                    let dot = |k: usize, n: usize| -> i32 {
+                        let pairs = panel.q[BLOCK * b + k..][..n].iter().zip(&x.codes[k..]);
+                        pairs.map(|(q, c)| *q as i32 * i32::from(*c)).sum()
+                    };
+                    let mins = &panel.min[b * BLOCK / group..];
+                    if let Some((_, z)) = &sizes {
+                        let t = z[2 * b] * dot(0, 16) + z[2 * b + 1] * dot(16, 16);
+                        if min {
+                            *acc = mins[0].mul_add(x.sum[1], *acc);
+                            *acc = mins[1].mul_add(x.sum[2], *acc);
+                        }
+                        sum = (t as f32).mul_add(x.scale, sum);
+                    } else {
+                        let i = dot(0, BLOCK);
+                        *acc = (panel.scale[b] * x.scale).mul_add(i as f32, *acc);
+                        if min {
+                            *acc = mins[0].mul_add(x.sum[0], *acc);
+                        }
                     }
+                }
+                if let Some((unit, _)) = sizes {
+                    *acc = unit.mul_add(sum, *acc);
                 }
             }
         }

@@ -5,7 +5,7 @@
 use formats::blocks::BlockType;
 use half::f16;
 
-use super::PANEL;
+use super::{PANEL, grouping};
 
 fn f16_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
@@ -30,6 +30,21 @@ pub(crate) fn scale_k3(j: usize, s: &[u8]) -> i32 {
     i32::from(low | high << 4) - 32
 }
 
+/// The scale of a super-block of groups of 16, and what it is multiplied with for each group.
+pub(super) fn sizes(ty: BlockType, b: &[u8]) -> (f32, [i32; 16]) {
+    match ty {
+        BlockType::Q2_K => (f16_at(b, 80), std::array::from_fn(|j| i32::from(b[j] & 15))),
+        BlockType::Q3_K => (
+            f16_at(b, 108),
+            std::array::from_fn(|j| scale_k3(j, &b[96..108])),
+        ),
+        _ => (
+            f16_at(b, 208),
+            std::array::from_fn(|j| i32::from(b[192 + j] as i8)),
+        ),
+    }
+}
+
 /// Quants, scales and (negated) minima of a super-block.
 pub(super) fn unpack(
     ty: BlockType,
@@ -38,12 +53,15 @@ pub(super) fn unpack(
     scale: &mut [f32; 16],
     min: &mut [f32; 16],
 ) {
+    if grouping(ty).group == 16 {
+        let (d, sizes) = sizes(ty, b);
+        *scale = sizes.map(|s| d * s as f32);
+    }
     match ty {
         BlockType::Q2_K => {
-            let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
-            for j in 0..16 {
-                scale[j] = d * f32::from(b[j] & 15);
-                min[j] = -(dmin * f32::from(b[j] >> 4));
+            let dmin = f16_at(b, 82);
+            for (j, m) in min.iter_mut().enumerate() {
+                *m = -(dmin * f32::from(b[j] >> 4));
             }
             for (i, q) in q.iter_mut().enumerate() {
                 let byte = b[16 + i / 128 * 32 + i % 32];
@@ -51,10 +69,6 @@ pub(super) fn unpack(
             }
         }
         BlockType::Q3_K => {
-            let d = f16_at(b, 108);
-            for (j, s) in scale.iter_mut().enumerate() {
-                *s = d * scale_k3(j, &b[96..108]) as f32;
-            }
             for (i, q) in q.iter_mut().enumerate() {
                 let low = b[32 + i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32)) & 3;
                 let high = b[i % 32] >> (i / 32) & 1;
@@ -82,10 +96,6 @@ pub(super) fn unpack(
             }
         }
         _ => {
-            let d = f16_at(b, 208);
-            for (j, s) in scale.iter_mut().enumerate() {
-                *s = d * f32::from(b[192 + j] as i8);
-            }
             for (i, q) in q.iter_mut().enumerate() {
                 let (half, r, c) = (i / 128, i % 128 / 32, i % 32);
                 let low = b[half * 64 + (r % 2) * 32 + c] >> (4 * (r / 2)) & 15;

@@ -1,0 +1,434 @@
+//! The chains of sums along K that `super` describes, for vectors: lanes are rows of weights.
+
+// As in `tile`.
+#![allow(clippy::inline_always)]
+
+use super::tile::Blocks;
+use super::vector::Vector;
+use super::{BLOCK, Begin, CodeBlock};
+
+/// Sums of a tile's products: `V::LANES` floats for each activation row, and as many again for the
+/// super-block that is under way.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    pub(super) acc: *mut f32,
+    pub(super) inner: *mut f32,
+}
+
+impl Sums {
+    /// Those of activation row `t`.
+    ///
+    /// # Safety
+    /// `V`'s instruction set; there is such a row.
+    #[inline(always)]
+    pub(super) unsafe fn get<V: Vector>(self, t: usize) -> [V::F; 2] {
+        let at = t * V::LANES;
+        // SAFETY: by the contract.
+        unsafe { [V::get(self.acc.add(at)), V::get(self.inner.add(at))] }
+    }
+
+    /// Those of activation row `t` from now on.
+    ///
+    /// # Safety
+    /// As [`get`](Self::get).
+    #[inline(always)]
+    pub(super) unsafe fn put<V: Vector>(self, t: usize, [acc, inner]: [V::F; 2]) {
+        let at = t * V::LANES;
+        // SAFETY: by the contract.
+        unsafe {
+            V::put(self.acc.add(at), acc);
+            V::put(self.inner.add(at), inner);
+        }
+    }
+}
+
+/// A block of activation rows, and what their sums begin with, if the weights have an offset.
+#[derive(Clone, Copy)]
+pub(super) struct Acts<'a> {
+    pub(super) codes: &'a [CodeBlock],
+    pub(super) begins: &'a [Begin],
+}
+
+impl Acts<'_> {
+    /// What the sum of row `t` begins with in the first half of the block (1) or the last (2).
+    ///
+    /// # Safety
+    /// `V`'s instruction set; there is such a row.
+    #[inline(always)]
+    unsafe fn begin<V: Vector, T: Blocks<V>>(&self, t: usize, part: usize) -> V {
+        // SAFETY: by the contract.
+        unsafe {
+            V::lanes(if takes::<V, T>() {
+                self.begins.get_unchecked(t)[part - 1]
+            } else {
+                0
+            })
+        }
+    }
+}
+
+/// Types whose groups are whole blocks of 32: scales, and minima if there are any.
+pub(super) trait Whole<V: Vector>: Blocks<V> {
+    /// Scale and minimum of block `b` of the panel.
+    ///
+    /// # Safety
+    /// `V`'s instruction set; what `head` read is readable still.
+    unsafe fn scales(head: &Self::Head, b: usize) -> (V::F, V::F);
+}
+
+/// Types of super-blocks whose groups are halves of a block of 32.
+pub(super) trait Halved<V: Vector>: Blocks<V> {
+    /// What all scales of a super-block are multiplied with.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    unsafe fn unit(head: &Self::Head) -> V::F;
+
+    /// The scale of group `g` of the panel, a whole number of 8 bits.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    unsafe fn size(head: &Self::Head, g: usize) -> V;
+
+    /// The minimum of group `g` of the panel, if groups have one.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    unsafe fn min(head: &Self::Head, g: usize) -> V::F;
+}
+
+/// How products of blocks are summed: `[acc, inner]` are the sums so far.
+pub(super) trait Chain<V: Vector, T: Blocks<V>> {
+    /// Whether [`end`](Self::end) does something.
+    const ENDS: bool;
+
+    /// The sums with block `b` of a panel, whose quants are `q`, and one activation row.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    unsafe fn one(head: &T::Head, b: usize, q: &[V; 8], x: &CodeBlock, s: [V::F; 2]) -> [V::F; 2];
+
+    /// [`one`](Self::one) for all activation rows.
+    ///
+    /// # Safety
+    /// As there; `sums` are of as many rows as `x`, and if the weights have an offset, so are its
+    /// `begins`.
+    unsafe fn many(head: &T::Head, b: usize, q: &[V; 8], x: Acts<'_>, sums: Sums);
+
+    /// The sums at the end of a panel.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    #[inline(always)]
+    unsafe fn end(_: &T::Head, s: [V::F; 2]) -> [V::F; 2] {
+        s
+    }
+}
+
+/// Whether sums begin with what the weights' offset takes off.
+#[inline(always)]
+const fn takes<V: Vector, T: Blocks<V>>() -> bool {
+    T::OFFSET > 0 && !(V::SIGNED && T::MAX == 255)
+}
+
+/// What the sum of a part of a block begins with.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn begin<V: Vector, T: Blocks<V>>(x: &CodeBlock, part: usize) -> V {
+    // SAFETY: by the contract.
+    unsafe {
+        if takes::<V, T>() {
+            V::lanes(x.minus[part]).shl(T::OFFSET.trailing_zeros() as usize)
+        } else {
+            V::lanes(0)
+        }
+    }
+}
+
+/// `init` plus the product of a group, whose words `w` are those from `at` on of a block, and
+/// activations `x`.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn dot<V: Vector, T: Blocks<V>, const N: usize>(
+    init: V,
+    x: &CodeBlock,
+    w: &[V; N],
+    at: usize,
+) -> V {
+    // SAFETY: by the contract.
+    unsafe {
+        let codes = x.codes.as_ptr().add(4 * at);
+        if T::MAX == 255 {
+            V::dot::<N, 255>(init, w, codes)
+        } else if T::MAX > 31 {
+            V::dot::<N, 63>(init, w, codes)
+        } else if T::MAX > 15 {
+            V::dot::<N, 31>(init, w, codes)
+        } else {
+            V::dot::<N, 15>(init, w, codes)
+        }
+    }
+}
+
+/// [`dot`] for two activation rows.
+///
+/// # Safety
+/// `V`'s instruction set.
+#[inline(always)]
+unsafe fn dot_pair<V: Vector, T: Blocks<V>, const N: usize>(
+    init: [V; 2],
+    x: &[CodeBlock],
+    w: &[V; N],
+    at: usize,
+) -> [V; 2] {
+    // SAFETY: by the contract.
+    unsafe {
+        let codes = [
+            x[0].codes.as_ptr().add(4 * at),
+            x[1].codes.as_ptr().add(4 * at),
+        ];
+        if T::MAX == 255 {
+            V::dot_pair::<N, 255>(init, w, codes)
+        } else if T::MAX > 31 {
+            V::dot_pair::<N, 63>(init, w, codes)
+        } else if T::MAX > 15 {
+            V::dot_pair::<N, 31>(init, w, codes)
+        } else {
+            V::dot_pair::<N, 15>(init, w, codes)
+        }
+    }
+}
+
+/// The two halves of a block's words.
+#[inline(always)]
+fn halves<V: Copy>(q: &[V; 8]) -> [[V; 4]; 2] {
+    [[q[0], q[1], q[2], q[3]], [q[4], q[5], q[6], q[7]]]
+}
+
+/// Of `n` activation rows those that are taken by two, where that is cheaper.
+#[inline(always)]
+fn by_two<V: Vector>(n: usize) -> usize {
+    if V::PAIRS { n / 2 * 2 } else { 0 }
+}
+
+/// Block after block, scaled one by one.
+pub(super) struct Wholes;
+
+impl Wholes {
+    /// `acc` plus `i`, the products of a block, scaled.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    #[inline(always)]
+    unsafe fn add<V: Vector, T: Blocks<V>>(
+        x: &CodeBlock,
+        i: V,
+        (scale, min): (V::F, V::F),
+        acc: V::F,
+    ) -> V::F {
+        // SAFETY: by the contract.
+        unsafe {
+            let acc = V::fma(V::mul(scale, V::splat(x.scale)), i.float(), acc);
+            if T::MIN {
+                V::fma(min, V::splat(x.sum[0]), acc)
+            } else {
+                acc
+            }
+        }
+    }
+
+    /// [`add`](Self::add) to the sum of row `t`.
+    ///
+    /// # Safety
+    /// As there; there is such a row.
+    #[inline(always)]
+    unsafe fn put<V: Vector, T: Blocks<V>>(
+        x: &CodeBlock,
+        i: V,
+        scales: (V::F, V::F),
+        sums: Sums,
+        t: usize,
+    ) {
+        // SAFETY: by the contract.
+        unsafe {
+            let p = sums.acc.add(t * V::LANES);
+            V::put(p, Self::add::<V, T>(x, i, scales, V::get(p)));
+        }
+    }
+}
+
+impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
+    const ENDS: bool = false;
+
+    #[inline(always)]
+    unsafe fn one(
+        head: &T::Head,
+        b: usize,
+        q: &[V; 8],
+        x: &CodeBlock,
+        [acc, inner]: [V::F; 2],
+    ) -> [V::F; 2] {
+        // SAFETY: by the contract.
+        unsafe {
+            let scales = T::scales(head, b);
+            let i = dot::<V, T, 8>(begin::<V, T>(x, 0), x, q, 0);
+            [Self::add::<V, T>(x, i, scales, acc), inner]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn many(head: &T::Head, b: usize, q: &[V; 8], x: Acts<'_>, sums: Sums) {
+        let pairs = by_two::<V>(x.codes.len());
+        // SAFETY: by the contract.
+        unsafe {
+            let scales = T::scales(head, b);
+            for t in (0..pairs).step_by(2) {
+                let codes = &x.codes[t..t + 2];
+                let init = [begin::<V, T>(&codes[0], 0), begin::<V, T>(&codes[1], 0)];
+                let [i, j] = dot_pair::<V, T, 8>(init, codes, q, 0);
+                Self::put::<V, T>(&codes[0], i, scales, sums, t);
+                Self::put::<V, T>(&codes[1], j, scales, sums, t + 1);
+            }
+            for (t, codes) in x.codes.iter().enumerate().skip(pairs) {
+                let i = dot::<V, T, 8>(begin::<V, T>(codes, 0), codes, q, 0);
+                Self::put::<V, T>(codes, i, scales, sums, t);
+            }
+        }
+    }
+}
+
+/// Super-blocks of halved blocks: the two groups of a block are weighed as whole numbers.
+pub(super) struct Halves;
+
+/// What two groups are weighed with, and their minima.
+struct Weights<V: Vector> {
+    sizes: [V; 2],
+    floats: [V::F; 2],
+    mins: [V::F; 2],
+}
+
+impl Halves {
+    /// Whether the products of a group fit into 16 bits, whatever has been taken off.
+    const fn small(max: u8) -> bool {
+        (max as i32) * 127 * (BLOCK as i32 / 2) < 1 << 15
+    }
+
+    /// # Safety
+    /// `V`'s instruction set.
+    #[inline(always)]
+    unsafe fn weights<V: Vector, T: Halved<V>>(head: &T::Head, b: usize) -> Weights<V> {
+        // SAFETY: by the contract.
+        unsafe {
+            let sizes = [T::size(head, 2 * b), T::size(head, 2 * b + 1)];
+            Weights {
+                sizes: V::couple(sizes),
+                floats: [sizes[0].float(), sizes[1].float()],
+                mins: [T::min(head, 2 * b), T::min(head, 2 * b + 1)],
+            }
+        }
+    }
+
+    /// The sums with a block, of whose groups the products are `i` and `j`.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    #[inline(always)]
+    unsafe fn add<V: Vector, T: Halved<V>>(
+        x: &CodeBlock,
+        [i, j]: [V; 2],
+        w: &Weights<V>,
+        [mut acc, inner]: [V::F; 2],
+    ) -> [V::F; 2] {
+        // SAFETY: by the contract.
+        unsafe {
+            // Below 2²⁴ either way, and so the same number.
+            let t = if Self::small(T::MAX) {
+                V::weigh(i, j, &w.sizes).float()
+            } else {
+                V::fma(j.float(), w.floats[1], V::mul(i.float(), w.floats[0]))
+            };
+            if T::MIN {
+                acc = V::fma(w.mins[0], V::splat(x.sum[1]), acc);
+                acc = V::fma(w.mins[1], V::splat(x.sum[2]), acc);
+            }
+            [acc, V::fma(t, V::splat(x.scale), inner)]
+        }
+    }
+
+    /// [`add`](Self::add) to the sums of row `t`.
+    ///
+    /// # Safety
+    /// As there; there is such a row.
+    #[inline(always)]
+    unsafe fn put<V: Vector, T: Halved<V>>(
+        x: &CodeBlock,
+        products: [V; 2],
+        w: &Weights<V>,
+        sums: Sums,
+        t: usize,
+    ) {
+        // SAFETY: by the contract.
+        unsafe {
+            if T::MIN {
+                let s = Self::add::<V, T>(x, products, w, sums.get::<V>(t));
+                sums.put::<V>(t, s);
+            } else {
+                let p = sums.inner.add(t * V::LANES);
+                let zero = V::splat(0.0);
+                let [_, inner] = Self::add::<V, T>(x, products, w, [zero, V::get(p)]);
+                V::put(p, inner);
+            }
+        }
+    }
+}
+
+impl<V: Vector, T: Halved<V>> Chain<V, T> for Halves {
+    const ENDS: bool = true;
+
+    #[inline(always)]
+    unsafe fn one(head: &T::Head, b: usize, q: &[V; 8], x: &CodeBlock, s: [V::F; 2]) -> [V::F; 2] {
+        let [first, last] = halves(q);
+        // SAFETY: by the contract.
+        unsafe {
+            let products = [
+                dot::<V, T, 4>(begin::<V, T>(x, 1), x, &first, 0),
+                dot::<V, T, 4>(begin::<V, T>(x, 2), x, &last, 4),
+            ];
+            Self::add::<V, T>(x, products, &Self::weights::<V, T>(head, b), s)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn many(head: &T::Head, b: usize, q: &[V; 8], x: Acts<'_>, sums: Sums) {
+        let pairs = by_two::<V>(x.codes.len());
+        let [first, last] = halves(q);
+        // SAFETY: by the contract.
+        unsafe {
+            let w = Self::weights::<V, T>(head, b);
+            for t in (0..pairs).step_by(2) {
+                let codes = &x.codes[t..t + 2];
+                let init = [x.begin::<V, T>(t, 1), x.begin::<V, T>(t + 1, 1)];
+                let [i, k] = dot_pair::<V, T, 4>(init, codes, &first, 0);
+                let init = [x.begin::<V, T>(t, 2), x.begin::<V, T>(t + 1, 2)];
+                let [j, l] = dot_pair::<V, T, 4>(init, codes, &last, 4);
+                Self::put::<V, T>(&codes[0], [i, j], &w, sums, t);
+                Self::put::<V, T>(&codes[1], [k, l], &w, sums, t + 1);
+            }
+            for (t, codes) in x.codes.iter().enumerate().skip(pairs) {
+                let i = dot::<V, T, 4>(x.begin::<V, T>(t, 1), codes, &first, 0);
+                let j = dot::<V, T, 4>(x.begin::<V, T>(t, 2), codes, &last, 4);
+                Self::put::<V, T>(codes, [i, j], &w, sums, t);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn end(head: &T::Head, [acc, inner]: [V::F; 2]) -> [V::F; 2] {
+        // SAFETY: by the contract.
+        unsafe { [V::fma(T::unit(head), inner, acc), V::splat(0.0)] }
+    }
+}
