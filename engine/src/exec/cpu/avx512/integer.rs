@@ -189,10 +189,7 @@ impl Vector for V {
     #[inline(always)]
     unsafe fn pairs(acc: Self, v: Self, c: *const i16) -> Self {
         // SAFETY: by the contract.
-        unsafe {
-            let c = _mm512_set1_epi32(c.cast::<i32>().read_unaligned());
-            Self(_mm512_dpwssd_epi32(acc.0, v.0, c))
-        }
+        Self(unsafe { add_pairs(acc.0, v.0, c) })
     }
 
     #[inline(always)]
@@ -290,6 +287,29 @@ impl Vector for V {
             }
         }
     }
+}
+
+/// `acc` plus both products of the 16-bit halves of each lane of `v` with the two numbers at `c`.
+///
+/// By name, since LLVM makes two instructions of the intrinsic to shorten chains of it; here are enough
+/// chains side by side, and what is short is multiplications at a time.
+///
+/// # Safety
+/// AVX-512 F and VNNI; two numbers readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn add_pairs(mut acc: __m512i, v: __m512i, c: *const i16) -> __m512i {
+    // SAFETY: by the contract; it reads the two numbers and changes `acc`.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {acc}, {v}, dword ptr [{c}]{{1to16}}",
+            acc = inout(zmm_reg) acc,
+            v = in(zmm_reg) v,
+            c = in(reg) c,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    acc
 }
 
 /// Eight lanes, multiplied by the instruction that sixteen have.
