@@ -324,11 +324,14 @@ unsafe fn tiles<V: Vector, T: Blocks<V>>(
         let acts = first..x.rows().min(first + MAX_ROWS);
         for i in rows.clone().step_by(V::LANES) {
             let n = V::LANES.min(rows.end - i);
-            let bytes = &weights[i * row_bytes..(i + n) * row_bytes];
-            let first = if n == V::LANES {
+            // Where the last rows do not fill the lanes, those before are multiplied once more.
+            let from = i.min(rows.end.saturating_sub(V::LANES));
+            let lanes = V::LANES.min(rows.end - from);
+            let bytes = &weights[from * row_bytes..(from + lanes) * row_bytes];
+            let first = if lanes == V::LANES {
                 bytes.as_ptr()
             } else {
-                // Lanes without a row of their own see zeros.
+                // A matrix of fewer rows than lanes: those without a row see zeros.
                 last.resize(V::LANES * row_bytes, 0);
                 last[..bytes.len()].copy_from_slice(bytes);
                 last.as_ptr()
@@ -341,7 +344,7 @@ unsafe fn tiles<V: Vector, T: Blocks<V>>(
             used.fill(0.0);
             // SAFETY: the rows are there by the contract.
             unsafe {
-                let (ahead, sums) = (n * row_bytes, used.as_mut_ptr());
+                let (ahead, sums) = (lanes * row_bytes, used.as_mut_ptr());
                 if acts.len() == 1 {
                     tile::<V, T, true>(p, ahead, x, acts.clone(), sums);
                 } else {
@@ -349,7 +352,7 @@ unsafe fn tiles<V: Vector, T: Blocks<V>>(
                 }
             }
             for (t, sums) in acts.clone().zip(used.chunks_exact(V::LANES)) {
-                for (j, v) in sums[..n].iter().enumerate() {
+                for (j, v) in sums[i - from..][..n].iter().enumerate() {
                     // SAFETY: by the contract.
                     unsafe { out.set(t, i + j, *v) };
                 }
