@@ -1,13 +1,8 @@
 //! Products in whole numbers, eight weight rows at a time.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use formats::blocks::BlockType;
-
-use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
-use super::super::matmul::Out;
-use crate::cache::KvShape;
+use super::super::integer::{self, CodeBlock, Rows, Vector};
 
 /// The words at `at` of rows `first..first + 4`. Inserted one by one: gathering them is slower.
 ///
@@ -311,22 +306,7 @@ impl Vector for V {
     }
 }
 
-/// See [`integer::products`].
-///
-/// # Safety
-/// AVX2, FMA, F16C, and the contract of [`integer::products`].
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn products(
-    ty: BlockType,
-    weights: &[u8],
-    row_bytes: usize,
-    rows: Range<usize>,
-    x: &Codes,
-    out: Out,
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::products::<V>(ty, weights, row_bytes, rows, x, out) }
-}
+integer::entries!("avx2,fma,f16c", V: products, kv_scores, kv_sums, soften);
 
 /// [`integer::encode`], compiled for AVX2.
 ///
@@ -335,51 +315,4 @@ pub(crate) unsafe fn products(
 #[target_feature(enable = "avx2")]
 pub(crate) unsafe fn encode(x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
     integer::encode(x, out);
-}
-
-/// See [`integer::kv_scores`].
-///
-/// # Safety
-/// AVX2, FMA, F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn kv_scores(
-    shape: KvShape,
-    head: &[u8],
-    from: usize,
-    n: usize,
-    q: &[CodeBlock],
-    next: *const u8,
-    scores: &mut [f32],
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, next, scores) }
-}
-
-/// See [`integer::kv_sums`].
-///
-/// # Safety
-/// AVX2, FMA, F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[allow(clippy::too_many_arguments)] // a kernel's
-pub(crate) unsafe fn kv_sums(
-    shape: KvShape,
-    head: &[u8],
-    from: usize,
-    n: usize,
-    seen: &dyn Fn(usize) -> usize,
-    weights: &[f32],
-    next: *const u8,
-    sums: &mut [f32],
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, next, sums) }
-}
-
-/// See [`integer::soften`].
-///
-/// # Safety
-/// AVX2, FMA, F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn soften(scores: &mut [f32], n: usize) -> [f32; 2] {
-    integer::soften(scores, n)
 }
