@@ -7,7 +7,7 @@ use fixtures::fetch::{LLAMA2_VOCAB, SMOLLM2, WIKI_64K};
 
 use crate::error::Failure;
 use crate::process::{self, Profile, Workspace, say};
-use crate::{demo, sources, vulkan};
+use crate::{arm, demo, sources, vulkan};
 
 /// How long one step may take: a machine that needs longer is stuck.
 const STEP: Duration = Duration::from_mins(30);
@@ -21,7 +21,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     let start = Instant::now();
     step("tools", || {
         tool(workspace, "fmt", "rustfmt")?;
-        tool(workspace, "clippy", "clippy")
+        tool(workspace, "clippy", "clippy")?;
+        arm::provide()
     })?;
     step("models and texts", || {
         for asset in [&SMOLLM2, &LLAMA2_VOCAB, &WIKI_64K] {
@@ -60,6 +61,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     step("demo", || {
         demo::run(workspace, demo::QUESTION, Profile::Tests)
     })?;
+    step("aarch64", || arm::run(workspace))?;
     eprintln!("\nall passed in {}", seconds(start));
     Ok(())
 }
@@ -106,6 +108,8 @@ fn tool(workspace: &Workspace, tool: &'static str, component: &'static str) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -113,5 +117,26 @@ mod tests {
         assert!(step("good", || Ok(())).is_ok());
         let failed = step("bad", || Err(Failure::Interrupted));
         assert!(matches!(failed, Err(Failure::Interrupted)));
+    }
+    /// Crates with other features are other crates: they would be compiled for xtask, and again
+    /// for all the rest.
+    #[test]
+    fn xtask_needs_nothing_that_the_workspace_does_not_build_as_well() {
+        let tree = |which: &[&str]| -> BTreeSet<String> {
+            let args = ["tree", "--locked", "--prefix", "none"];
+            let mut command = Workspace::find().cargo(&args);
+            command.args(["--format", "{p} [{f}]"]).args(which);
+            let text = process::output(command, QUICK).unwrap();
+            let lines = text.lines().map(|l| l.trim_end_matches(" (*)"));
+            lines.map(str::to_owned).collect()
+        };
+        let all = tree(&["--workspace", "-e", "normal,build,dev"]);
+        let own = tree(&["-p", "xtask", "-e", "normal,build"]);
+        assert!(own.len() > 50);
+        let other: Vec<_> = own.difference(&all).collect();
+        assert!(
+            other.is_empty(),
+            "these have more features elsewhere (see `cargo tree`), which xtask/Cargo.toml must name: {other:#?}"
+        );
     }
 }

@@ -25,6 +25,7 @@ pub struct KvCache {
 enum Store {
     Host(HostKv),
     /// In the memory of a device, whose executor alone can read them.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))] // nobody makes one then
     Device(Box<dyn DeviceKv>),
 }
 
@@ -52,6 +53,7 @@ impl KvCache {
     }
 
     /// An empty cache of `n_ctx` positions in the memory of a device.
+    #[cfg(feature = "gpu")]
     pub(crate) fn on_device(layers: usize, n_ctx: usize, kv: Box<dyn DeviceKv>) -> Self {
         Self::with(layers, n_ctx, Store::Device(kv))
     }
@@ -151,6 +153,7 @@ impl KvCache {
     }
 
     /// What a device keeps, if it is a `T`.
+    #[cfg(feature = "gpu")]
     pub(crate) fn device_mut<T: DeviceKv>(&mut self) -> Option<&mut T> {
         match &mut self.store {
             Store::Host(_) => None,

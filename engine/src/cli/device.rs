@@ -188,3 +188,32 @@ pub(super) fn observable(part: ModelPart, compute: &Compute) -> Result<Arc<CpuEx
     let place = Place::open(&compute)?;
     Ok(Arc::new(place.exact().cpu(part)?))
 }
+
+#[cfg(all(test, not(feature = "gpu")))]
+mod tests {
+    use clap::Parser as _;
+
+    use super::super::args::{Cli, Command};
+    use super::*;
+
+    fn place(device: &str) -> Result<Place, RunError> {
+        let cli = Cli::try_parse_from(["splitrun", "bench", "--device", device]).unwrap();
+        let Some(Command::Bench(bench)) = cli.command else {
+            panic!("bench was typed");
+        };
+        Place::open(&bench.compute)
+    }
+
+    /// A build without the feature `gpu` says so where a card is asked for, and else computes.
+    #[test]
+    fn without_its_executor_a_card_is_refused_and_auto_is_the_processor() {
+        let error = place("gpu").err().unwrap().to_string();
+        for part in ["without its GPU executor", "--device cpu", "feature `gpu`"] {
+            assert!(error.contains(part), "{part} is not in {error}");
+        }
+        for device in ["auto", "cpu"] {
+            assert!(place(device).unwrap().gpu().is_none());
+        }
+        assert!(Adapter::all().is_empty());
+    }
+}

@@ -13,7 +13,8 @@ use super::roles::note_codec;
 use super::{note, print_json, print_line};
 use crate::exec::cpu::{CpuExecutor, Isa};
 use crate::exec::gpu::{
-    Adapter, AdapterKind, Gpu, GpuExecutor, ShapeOptions, ShapeTime, Variants, bench_shapes,
+    Adapter, AdapterKind, Gpu, GpuError, GpuExecutor, ShapeOptions, ShapeTime, Variants,
+    bench_shapes,
 };
 use crate::exec::{ExecError, Executor};
 use crate::measure::{BenchOptions, EvalOptions, bench_cpu, bench_gpu, evaluate, evaluate_against};
@@ -402,7 +403,12 @@ pub(super) fn devices(args: &Devices) -> Result<(), RunError> {
             a.variants.join(", "),
         ))?;
     }
-    if adapters.iter().all(|a| a.kind == AdapterKind::Software) {
+    if cfg!(not(feature = "gpu")) {
+        print_line(&format!(
+            "--device auto computes on the CPU: {}",
+            GpuError::NotBuilt
+        ))?;
+    } else if adapters.iter().all(|a| a.kind == AdapterKind::Software) {
         print_line("--device auto computes on the CPU: there is no graphics card")?;
     }
     Ok(())

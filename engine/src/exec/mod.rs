@@ -5,6 +5,10 @@
 
 pub mod cpu;
 mod embed;
+#[cfg(feature = "gpu")]
+pub mod gpu;
+#[cfg(not(feature = "gpu"))]
+#[path = "no_gpu.rs"]
 pub mod gpu;
 #[cfg(test)]
 pub(crate) mod noise;

@@ -75,6 +75,7 @@ impl Tensor {
     }
 
     /// Lets the system drop the pages of rows `rows` of a mapped matrix.
+    #[cfg(feature = "gpu")] // who uploads it needs it no more
     pub(crate) fn release(&self, rows: Range<usize>) {
         if let Bytes::Mapped { set, file, range } = &self.bytes {
             let at = |row: usize| range.start + row.min(self.rows) * self.row_bytes();

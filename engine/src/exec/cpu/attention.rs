@@ -151,21 +151,22 @@ impl Attention<'_> {
         let per_row = group * per_head;
         let out = CodeBlock::shared(codes, heads * n * per_row);
         session.ranges(n, 8, &|range| {
-            let mut x = Vec::new();
+            let mut x = [0.0; KV_BLOCK];
             for r in range {
                 for (kv_head, q) in self.q[r * heads * group * head_dim..]
                     .chunks_exact(group * head_dim)
                     .take(heads)
                     .enumerate()
                 {
-                    x.clear();
-                    x.extend(q.iter().map(|q| q * scale));
                     let at = (kv_head * n + r) * per_row;
-                    self.isa.encode(&x, &mut |b, block| {
-                        // SAFETY: row `r` belongs to this task alone, and each row has its own
-                        // blocks.
-                        unsafe { out.set(at + b, block) }
-                    });
+                    for (b, q) in q.as_chunks::<KV_BLOCK>().0.iter().enumerate() {
+                        x.iter_mut().zip(q).for_each(|(x, q)| *x = q * scale);
+                        self.isa.encode(&x, &mut |_, block| {
+                            // SAFETY: row `r` belongs to this task alone, and each row has its
+                            // own blocks.
+                            unsafe { out.set(at + b, block) }
+                        });
+                    }
                 }
             }
         });

@@ -12,7 +12,7 @@ const PIECE: usize = 1 << 20;
 const RUNS: usize = 5;
 
 /// GB (10⁹ bytes) a second that `pool`'s threads read in order; `None` without the memory for it.
-pub(super) fn read_gb_per_s(pool: &Pool) -> Option<f64> {
+pub(super) fn read_gb_per_s<T>(pool: &Pool<T>) -> Option<f64> {
     let mut words: Vec<u64> = Vec::new();
     words.try_reserve_exact(BYTES / 8).ok()?;
     // Written, so that each page is its own.

@@ -120,7 +120,7 @@ pub(super) fn run(
             session,
             math,
             &mut s.normed,
-            &mut [
+            [
                 (&w.attn_q, &mut *q, q_width),
                 (&w.attn_k, &mut *k, kv_width),
                 (&w.attn_v, &mut *v, kv_width),
@@ -222,7 +222,7 @@ pub(super) fn run(
             session,
             math,
             &mut s.normed,
-            &mut [
+            [
                 (&w.ffn_gate, s.gate.values_mut(), stride),
                 (&w.ffn_up, &mut *up, stride),
             ],

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
+use formats::blocks::BlockType;
+
 use super::integer::{self, Codes};
 use super::isa::Isa;
 use super::lanes::LANES;
 use super::pool::Session;
 use super::scalar::{Grouping, grouping};
 use crate::model::Tensor;
-use formats::blocks::BlockType;
 
 /// Columns are padded to whole groups of the widest kind.
 const PAD: usize = 32;
@@ -229,17 +230,17 @@ pub(super) fn matmul(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    matmuls(session, math, x, &mut [(w, out, out_stride)]);
+    matmuls(session, math, x, [(w, out, out_stride)]);
 }
 
 /// [`matmul`] for matrices that share their input, in one job where that can be.
-pub(super) fn matmuls(
+pub(super) fn matmuls<const N: usize>(
     session: &Session<'_>,
     math: Math,
     x: &mut ActBuf,
-    products: &mut [Product<'_>],
+    products: [Product<'_>; N],
 ) {
-    for (w, out, stride) in &*products {
+    for (w, out, stride) in &products {
         // The kernels trust these sizes.
         assert!(
             x.cols == w.cols && w.rows <= *stride,
@@ -264,10 +265,7 @@ pub(super) fn matmuls(
         let grain = GRAIN.max(GRAIN_BYTES / bytes.unwrap_or(1).max(1));
         // Who is last makes the others wait for half an item.
         let per = session.share(rows, grain, 16);
-        let outs: Vec<(&Tensor, Out)> = products
-            .iter_mut()
-            .map(|(w, out, stride)| (*w, Out::new(out, *stride)))
-            .collect();
+        let outs = products.map(|(w, out, stride)| (w, Out::new(out, stride)));
         let items = outs.iter().map(|(w, _)| w.rows.div_ceil(per)).sum();
         session.run(items, &|mut item| {
             for (w, out) in &outs {
@@ -283,7 +281,7 @@ pub(super) fn matmuls(
         return;
     }
     for (w, out, stride) in products {
-        let out = Out::new(out, *stride);
+        let out = Out::new(out, stride);
         if whole(w) {
             let codes = x.codes(session, isa, [w.block_type].into_iter());
             session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {

@@ -28,8 +28,8 @@ mod scalar;
 mod tests;
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
+use arrayvec::ArrayVec;
 use formats::model::KvType;
 
 pub use clock::Phase;
@@ -56,11 +56,10 @@ pub struct CpuExecutor {
     isa: Isa,
     activations: Activations,
     kv_type: KvType,
-    pool: Pool,
+    /// Its threads, and the buffers of a pass, which the one that runs has.
+    pool: Pool<Scratch>,
     rope: RopeTable,
     clock: Clock,
-    /// Buffers of forward passes that are not running now.
-    scratch: Mutex<Vec<Scratch>>,
 }
 
 impl CpuExecutor {
@@ -75,10 +74,9 @@ impl CpuExecutor {
             isa,
             activations: Activations::F32,
             kv_type: KvType::F16,
-            pool: Pool::new(threads)?,
+            pool: Pool::with(threads, Scratch::default())?,
             rope,
             clock: Clock::default(),
-            scratch: Mutex::default(),
         })
     }
 
@@ -194,14 +192,13 @@ impl CpuExecutor {
     ) -> Result<(), ExecError> {
         self.fits(cache, rows)?;
         let width = self.part.hparams.n_embd;
-        self.with_scratch(|scratch| {
-            for rows in rows.chunks_mut(MAX_ROWS * width) {
-                let n = rows.len() / width;
-                let parts = &mut [Part { cache, n }];
-                let session = self.pool.session();
-                forward::run(self, span, &session, scratch, parts, rows, seen);
-            }
-        });
+        for rows in rows.chunks_mut(MAX_ROWS * width) {
+            let n = rows.len() / width;
+            let parts = &mut [Part { cache, n }];
+            let mut turn = self.pool.session();
+            let (session, scratch) = turn.parts();
+            forward::run(self, span, session, scratch, parts, rows, seen);
+        }
         Ok(())
     }
 
@@ -235,25 +232,26 @@ impl CpuExecutor {
             blocks: &self.part.blocks,
         };
         let width = self.part.hparams.n_embd;
-        self.with_scratch(|scratch| {
-            let mut all = std::mem::take(&mut scratch.batch);
-            all.clear();
-            let mut parts = Vec::with_capacity(sequences.len());
-            for s in sequences.iter_mut().filter(|s| !s.rows.is_empty()) {
-                all.extend_from_slice(s.rows);
-                let n = s.rows.len() / width;
-                parts.push(Part { cache: s.cache, n });
-            }
-            let session = self.pool.session();
-            forward::run(self, span, &session, scratch, &mut parts, &mut all, &mut ());
-            let mut rest = &all[..];
-            for s in sequences {
-                let (own, others) = rest.split_at(s.rows.len());
-                s.rows.copy_from_slice(own);
-                rest = others;
-            }
-            scratch.batch = all;
-        });
+        let mut turn = self.pool.session();
+        let (session, scratch) = turn.parts();
+        let mut all = std::mem::take(&mut scratch.batch);
+        all.clear();
+        // Each has a row at least.
+        let mut parts = ArrayVec::<_, MAX_ROWS>::new();
+        for s in sequences.iter_mut().filter(|s| !s.rows.is_empty()) {
+            all.extend_from_slice(s.rows);
+            let n = s.rows.len() / width;
+            parts.push(Part { cache: s.cache, n });
+        }
+        forward::run(self, span, session, scratch, &mut parts, &mut all, &mut ());
+        drop(parts);
+        let mut rest = &all[..];
+        for s in sequences {
+            let (own, others) = rest.split_at(s.rows.len());
+            s.rows.copy_from_slice(own);
+            rest = others;
+        }
+        scratch.batch = all;
     }
 
     /// Shows `seen` what the head would be multiplied with; the product itself is not made.
@@ -269,30 +267,14 @@ impl CpuExecutor {
         self.rows(rows.len())?;
         let hp = &self.part.hparams;
         let (width, eps) = (hp.n_embd, hp.rms_eps);
-        self.with_scratch(|scratch| {
-            for rows in rows.chunks(MAX_ROWS * width) {
-                let session = self.pool.session();
-                let x = &mut scratch.normed;
-                forward::norm(&session, self.isa, rows, width, norm, eps, x);
-                seen.input(hp.n_layer, Site::Head, Rows::of(x));
-            }
-        });
+        for rows in rows.chunks(MAX_ROWS * width) {
+            let mut turn = self.pool.session();
+            let (session, scratch) = turn.parts();
+            let x = &mut scratch.normed;
+            forward::norm(session, self.isa, rows, width, norm, eps, x);
+            seen.input(hp.n_layer, Site::Head, Rows::of(x));
+        }
         Ok(())
-    }
-
-    fn with_scratch<T>(&self, f: impl FnOnce(&mut Scratch) -> T) -> T {
-        let kept = self
-            .scratch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
-        let mut scratch = kept.unwrap_or_default();
-        let out = f(&mut scratch);
-        self.scratch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(scratch);
-        out
     }
 }
 
@@ -361,20 +343,19 @@ impl Executor for CpuExecutor {
         logits.clear();
         logits.resize(n * head.rows, 0.0);
         let (width, eps) = (self.part.hparams.n_embd, self.part.hparams.rms_eps);
-        self.with_scratch(|scratch| {
-            let pieces = rows
-                .chunks(MAX_ROWS * width)
-                .zip(logits.chunks_mut(MAX_ROWS * head.rows));
-            for (rows, logits) in pieces {
-                let session = self.pool.session();
-                let x = &mut scratch.normed;
-                let mut lap = self.clock.lap();
-                forward::norm(&session, self.isa, rows, width, norm, eps, x);
-                lap.mark(Phase::Norm);
-                matmul(&session, self.math(), head, x, logits, head.rows);
-                lap.mark(Phase::Head);
-            }
-        });
+        let pieces = rows
+            .chunks(MAX_ROWS * width)
+            .zip(logits.chunks_mut(MAX_ROWS * head.rows));
+        for (rows, logits) in pieces {
+            let mut turn = self.pool.session();
+            let (session, scratch) = turn.parts();
+            let x = &mut scratch.normed;
+            let mut lap = self.clock.lap();
+            forward::norm(session, self.isa, rows, width, norm, eps, x);
+            lap.mark(Phase::Norm);
+            matmul(session, self.math(), head, x, logits, head.rows);
+            lap.mark(Phase::Head);
+        }
         Ok(())
     }
 }

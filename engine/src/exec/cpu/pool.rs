@@ -8,6 +8,7 @@
 //! computes it: an item is a range of output values, and no sum crosses items.
 
 use std::cell::UnsafeCell;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -69,8 +70,9 @@ struct Shared {
     panicked: AtomicBool,
     hot: AtomicBool,
     stop: AtomicBool,
-    /// Workers that sleep.
-    sleep: Mutex<usize>,
+    /// Workers that sleep, or are about to. Who changes it holds `sleep`.
+    asleep: AtomicUsize,
+    sleep: Mutex<()>,
     wake: Condvar,
 }
 
@@ -131,21 +133,23 @@ impl Shared {
             while !self.awake() && since.elapsed() < LINGER {
                 std::hint::spin_loop();
             }
-            let mut asleep = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-            *asleep += 1;
+            let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            // In one order with the session's store of `hot` and its look at this: one of the two
+            // sees the other, so nobody sleeps through a session.
+            self.asleep.fetch_add(1, Ordering::SeqCst);
             while !self.awake() {
-                asleep = self
+                guard = self
                     .wake
-                    .wait(asleep)
+                    .wait(guard)
                     .unwrap_or_else(PoisonError::into_inner);
             }
-            *asleep -= 1;
+            self.asleep.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
     /// Whether workers have to stay awake.
     fn awake(&self) -> bool {
-        self.hot.load(Ordering::Acquire) || self.stop.load(Ordering::Relaxed)
+        self.hot.load(Ordering::SeqCst) || self.stop.load(Ordering::Relaxed)
     }
 }
 
@@ -158,16 +162,17 @@ fn relax(idle: &mut u32) {
     }
 }
 
-/// Worker threads of one executor.
-pub(crate) struct Pool {
+/// Worker threads of one executor, and what belongs to whoever has the session.
+pub(crate) struct Pool<T = ()> {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    session: Mutex<()>,
+    session: Mutex<T>,
 }
 
-impl Pool {
-    /// A pool that computes with `threads` threads, the caller's among them (at least one).
-    pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
+impl<T> Pool<T> {
+    /// A pool that computes with `threads` threads, the caller's among them (at least one); whoever
+    /// has its session has `own`.
+    pub(crate) fn with(threads: usize, own: T) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             stretches: (0..threads.max(1))
                 .map(|_| Stretch(AtomicU64::new(0)))
@@ -177,13 +182,14 @@ impl Pool {
             panicked: AtomicBool::new(false),
             hot: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            sleep: Mutex::new(0),
+            asleep: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
             wake: Condvar::new(),
         });
         let mut pool = Self {
             shared,
             workers: Vec::new(),
-            session: Mutex::new(()),
+            session: Mutex::new(own),
         };
         for i in 1..threads {
             let shared = Arc::clone(&pool.shared);
@@ -201,29 +207,27 @@ impl Pool {
     }
 
     /// Wakes the workers and keeps them awake until the session is dropped. One at a time: a
-    /// second caller waits.
-    pub(crate) fn session(&self) -> Session<'_> {
-        let guard = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+    /// second caller waits. While sessions follow each other closely this is the only lock, and
+    /// nobody but such a caller asks for it.
+    pub(crate) fn session(&self) -> Turn<'_, T> {
+        let own = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
         if !self.workers.is_empty() {
-            let sleep = self
-                .shared
-                .sleep
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            self.shared.hot.store(true, Ordering::Release);
-            if *sleep > 0 {
-                drop(sleep);
-                self.shared.wake.notify_all();
+            shared.hot.store(true, Ordering::SeqCst);
+            if shared.asleep.load(Ordering::SeqCst) > 0 {
+                // Who has counted itself but does not wait yet holds this.
+                drop(shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+                shared.wake.notify_all();
             }
         }
-        Session {
-            pool: self,
-            _guard: guard,
+        Turn {
+            session: Session { shared },
+            own,
         }
     }
 }
 
-impl Drop for Pool {
+impl<T> Drop for Pool<T> {
     fn drop(&mut self) {
         let sleep = self
             .shared
@@ -240,25 +244,46 @@ impl Drop for Pool {
     }
 }
 
+/// A session, and what belongs to whoever has it.
+pub(crate) struct Turn<'a, T> {
+    // Ends before the next may begin.
+    session: Session<'a>,
+    own: MutexGuard<'a, T>,
+}
+
+impl<'a, T> Turn<'a, T> {
+    /// Both.
+    pub(crate) fn parts(&mut self) -> (&Session<'a>, &mut T) {
+        (&self.session, &mut self.own)
+    }
+}
+
+impl<'a, T> Deref for Turn<'a, T> {
+    type Target = Session<'a>;
+
+    fn deref(&self) -> &Session<'a> {
+        &self.session
+    }
+}
+
 /// The right to run jobs.
 pub(crate) struct Session<'a> {
-    pool: &'a Pool,
-    _guard: MutexGuard<'a, ()>,
+    shared: &'a Shared,
 }
 
 impl Session<'_> {
     /// Threads that compute.
     pub(crate) fn threads(&self) -> usize {
-        self.pool.threads()
+        self.shared.stretches.len()
     }
 
     /// Calls `f(item)` once for each item in `0..items`, on all threads.
     pub(crate) fn run(&self, items: usize, f: &(dyn Fn(usize) + Sync)) {
-        if items <= 1 || self.pool.workers.is_empty() || items > MAX_ITEMS {
+        if items <= 1 || self.threads() == 1 || items > MAX_ITEMS {
             (0..items).for_each(f);
             return;
         }
-        let shared = &*self.pool.shared;
+        let shared = self.shared;
         // SAFETY: only the lifetime changes; this function returns after the last item is done.
         let job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(f) };
         shared.done.store(0, Ordering::Relaxed);
@@ -311,7 +336,15 @@ impl Session<'_> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        self.pool.shared.hot.store(false, Ordering::Release);
+        self.shared.hot.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+impl Pool {
+    /// A pool with nothing of its own.
+    pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
+        Self::with(threads, ())
     }
 }
 

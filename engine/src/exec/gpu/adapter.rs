@@ -1,60 +1,11 @@
 //! The graphics adapters of this machine.
 
-use std::fmt;
-
-use serde::Serialize;
 use shaders::CooperativeSize;
 
 use super::error::GpuError;
-use super::variants::{Abilities, Chosen, Variants};
-
-/// What an adapter is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AdapterKind {
-    /// A card with memory of its own.
-    Discrete,
-    /// Shares the processor's memory.
-    Integrated,
-    /// Given to a virtual machine, or of a kind the driver does not tell.
-    Virtual,
-    /// Computes on the processor (llvmpipe): never chosen unless asked for.
-    Software,
-}
-
-impl fmt::Display for AdapterKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Discrete => "discrete",
-            Self::Integrated => "integrated",
-            Self::Virtual => "virtual",
-            Self::Software => "software",
-        })
-    }
-}
-
-/// What an adapter can do, and which variants of the kernels it gets for that.
-#[derive(Clone, Debug, Serialize)]
-pub struct AdapterReport {
-    /// As the driver calls it.
-    pub name: String,
-    /// What it is.
-    pub kind: AdapterKind,
-    /// `vulkan`, `metal` or `dx12`.
-    pub backend: String,
-    /// The driver, with its version.
-    pub driver: String,
-    /// Bytes of the memory it computes from, where the driver tells.
-    pub memory_bytes: Option<u64>,
-    /// Bytes that a kernel can see of one buffer.
-    pub max_binding_bytes: u64,
-    /// Threads of a subgroup, where all have this many.
-    pub subgroup_size: Option<u32>,
-    /// Optional features it has that matter here.
-    pub features: Vec<&'static str>,
-    /// Variants of the kernels it gets.
-    pub variants: Vec<String>,
-}
+use super::report::{AdapterKind, AdapterReport};
+use super::variants::{Abilities, Chosen};
+use super::wanted::Variants;
 
 /// An adapter that can be opened.
 #[derive(Debug)]

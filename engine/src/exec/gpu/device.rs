@@ -8,9 +8,11 @@ use std::time::Duration;
 use shaders::{Features, Kernel};
 use wgpu::BufferUsages as Usage;
 
-use super::adapter::{Adapter, AdapterReport};
+use super::adapter::Adapter;
 use super::error::GpuError;
-use super::variants::{Chosen, Variants, check};
+use super::report::AdapterReport;
+use super::variants::{Chosen, check};
+use super::wanted::Variants;
 
 /// How long a device may take for one submission before it counts as lost.
 const DEADLINE: Duration = Duration::from_mins(5);

@@ -6,6 +6,11 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GpuError {
+    /// This build has no executor for one.
+    #[error(
+        "this splitrun was built without its GPU executor; use --device cpu, or build it with the feature `gpu` (cargo has it on unless it is told --no-default-features)"
+    )]
+    NotBuilt,
     /// There is none.
     #[error(
         "no graphics adapter was found; install its Vulkan driver (Debian's mesa-vulkan-drivers brings one for many cards, and one in software), or use --device cpu"

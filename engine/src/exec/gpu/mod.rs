@@ -16,23 +16,25 @@ mod kv;
 mod ops;
 mod pipeline_cache;
 mod record;
+mod report;
 mod shapes;
 #[cfg(test)]
 mod tests;
 mod variants;
+mod wanted;
 mod weights;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use adapter::{Adapter, AdapterKind, AdapterReport};
+pub use adapter::Adapter;
 pub use bandwidth::copy_gb_per_s;
 pub use device::Gpu;
 pub use error::GpuError;
-pub use record::KernelTime;
-pub use shapes::{ShapeOptions, ShapeReport, ShapeTime, bench_shapes};
-pub use variants::{Names, UnknownVariant, Variants};
+pub use report::{AdapterKind, AdapterReport, KernelTime, ShapeOptions, ShapeReport, ShapeTime};
+pub use shapes::bench_shapes;
+pub use wanted::{Names, UnknownVariant, Variants};
 
 use self::forward::{ALL, Buffers, HEAD, Head, Layers, MAX_LOGITS, MAX_ROWS};
 use self::kv::GpuKv;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
 use shaders::Kernel;
 use wgpu::BufferUsages as Usage;
 
 use super::device::{Gpu, Pipeline, SLOT};
 use super::error::GpuError;
+use super::report::KernelTime;
 
 /// The rows that a dispatch is about, as shaders know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -122,47 +122,6 @@ impl<'a> Recorder<'a> {
         stamp(&mut self.pass, self.clock.as_deref(), 0);
         self.pass.dispatch_workgroups(x, y, z);
         stamp(&mut self.pass, self.clock.as_deref(), 1);
-    }
-}
-
-/// What a kernel has cost since the clock was started.
-#[derive(Clone, Debug, Serialize)]
-pub struct KernelTime {
-    /// The kernel.
-    pub kernel: &'static str,
-    /// Dispatches.
-    pub dispatches: u64,
-    /// Time on the device.
-    pub ms: f64,
-    /// Bytes of weights, keys and values that it read.
-    pub bytes: u64,
-    /// The same by time.
-    pub gb_per_s: f64,
-}
-
-impl KernelTime {
-    fn new(kernel: &'static str, dispatches: u64, ms: f64, bytes: u64) -> Self {
-        Self {
-            kernel,
-            dispatches,
-            ms,
-            bytes,
-            gb_per_s: if ms > 0.0 {
-                bytes as f64 / ms / 1e6
-            } else {
-                0.0
-            },
-        }
-    }
-
-    /// Adds what the same kernel has cost elsewhere.
-    pub(crate) fn add(&mut self, other: &Self) {
-        *self = Self::new(
-            self.kernel,
-            self.dispatches + other.dispatches,
-            self.ms + other.ms,
-            self.bytes + other.bytes,
-        );
     }
 }
 

@@ -3,17 +3,16 @@
 use std::time::Instant;
 
 use formats::blocks::BlockType;
-use serde::Serialize;
 use shaders::BlockShader;
 use wgpu::BufferUsages as Usage;
 
-use super::adapter::AdapterKind;
 use super::bandwidth::copy_gb_per_s;
 use super::device::Gpu;
 use super::error::GpuError;
 use super::ops::matrix::{Place, Products, Way};
 use super::ops::prepare::scratch_bytes;
 use super::record::{Pass, Recorder, Slots};
+use super::report::{AdapterKind, ShapeOptions, ShapeReport, ShapeTime};
 use super::variants::Chosen;
 use super::weights::{Upload, Weights, shader};
 use crate::model::Tensor;
@@ -41,66 +40,6 @@ const fn layer(width: usize, kv: usize, ff: usize) -> Matrices {
 const SPREAD: usize = 512 << 20;
 /// Products in one submission.
 const PRODUCTS: usize = 16;
-
-/// What to measure.
-#[derive(Clone, Debug)]
-pub struct ShapeOptions {
-    /// Types of the weights.
-    pub types: Vec<BlockType>,
-    /// Rows of activations at a time.
-    pub rows: Vec<usize>,
-    /// Runs, of which medians are reported.
-    pub runs: usize,
-    /// Sizes: `7B`, `13B`, `70B`.
-    pub models: Vec<String>,
-}
-
-/// One product.
-#[derive(Clone, Debug, Serialize)]
-pub struct ShapeTime {
-    /// Llama-2's size.
-    pub model: &'static str,
-    /// Its matrix.
-    pub matrix: &'static str,
-    /// Rows of weights.
-    pub outputs: usize,
-    /// Weights in each.
-    pub inputs: usize,
-    /// Their type.
-    pub block_type: &'static str,
-    /// Rows of activations.
-    pub rows: usize,
-    /// Which variant of the kernel: `plain`, `subgroups`, `int8`, `f16` or `cooperative`. What an adapter cannot
-    /// do is not there, nor a variant that is another one at this number of rows.
-    pub variant: &'static str,
-    /// Whether it is the one that models run with here.
-    pub chosen: bool,
-    /// Median time of a product.
-    pub ms: f64,
-    /// Bytes of weights by time.
-    pub gb_per_s: f64,
-    /// The same by the bandwidth of a copy.
-    pub share_of_copy: f64,
-    /// Multiplications and additions by time.
-    pub tflop_per_s: f64,
-}
-
-/// All products of a run.
-#[derive(Clone, Debug, Serialize)]
-pub struct ShapeReport {
-    /// The adapter.
-    pub adapter: String,
-    /// Its driver.
-    pub driver: String,
-    /// Bytes that a copy reads and writes in a second.
-    pub copy_gb_per_s: f64,
-    /// Runs, of which times are medians.
-    pub runs: usize,
-    /// Which variants models run with.
-    pub variants: Vec<String>,
-    /// The products.
-    pub products: Vec<ShapeTime>,
-}
 
 /// Measures; `done` hears of each product.
 ///

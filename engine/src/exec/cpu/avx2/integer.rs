@@ -1,14 +1,8 @@
 //! Products in whole numbers, eight weight rows at a time.
 
 use std::arch::x86_64::*;
-use std::marker::PhantomData;
-use std::ops::Range;
 
-use formats::blocks::BlockType;
-
-use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
-use super::super::matmul::Out;
-use crate::cache::KvShape;
+use super::super::integer::{self, CodeBlock, Rows, Vector};
 
 /// The words at `at` of rows `first..first + 4`. Inserted one by one: gathering them is slower.
 ///
@@ -25,82 +19,14 @@ pub(in super::super) unsafe fn four(rows: &Rows, first: usize, at: usize) -> __m
     }
 }
 
-/// How eight lanes are multiplied.
-pub(in super::super) trait Dot: Copy {
-    /// See [`Vector::SIGNED`].
-    const SIGNED: bool;
-
-    /// See [`Vector::dot`].
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn dot<const N: usize, const MAX: u8>(
-        init: __m256i,
-        w: &[__m256i; N],
-        x: *const i8,
-    ) -> __m256i;
-}
-
-/// With pairs of products, summed in 16 bits as long as they fit there.
-#[derive(Clone, Copy)]
-pub(in super::super) struct Pairs;
-
 /// Eight lanes.
 #[derive(Clone, Copy)]
-pub(in super::super) struct V<D>(__m256i, PhantomData<D>);
+struct V(__m256i);
 
-impl<D> V<D> {
-    #[inline(always)]
-    fn new(v: __m256i) -> Self {
-        Self(v, PhantomData)
-    }
-}
-
-impl Dot for Pairs {
-    const SIGNED: bool = true;
-
-    #[inline(always)]
-    unsafe fn dot<const N: usize, const MAX: u8>(
-        init: __m256i,
-        w: &[__m256i; N],
-        x: *const i8,
-    ) -> __m256i {
-        // Pairs of products that fit into 16 bits together: 127 · 2 · MAX · pairs < 2^15.
-        let run = match MAX {
-            0..=15 => 8,
-            16..=31 => 4,
-            32..=63 => 2,
-            _ => 1,
-        };
-        // SAFETY: by the contract.
-        unsafe {
-            let ones = _mm256_set1_epi16(1);
-            let mut acc = init;
-            for (j, w) in w.chunks(run).enumerate() {
-                let mut sum = _mm256_setzero_si256();
-                for (k, w) in w.iter().enumerate() {
-                    let at = x.add(4 * (j * run + k));
-                    let x = _mm256_broadcastd_epi32(_mm_loadu_si32(at.cast()));
-                    let pairs = if MAX == 255 {
-                        // |w| ≤ 128 and |x| ≤ 127: a pair stays below 2^15.
-                        let w = _mm256_xor_si256(*w, _mm256_set1_epi8(-128));
-                        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                    } else {
-                        _mm256_maddubs_epi16(*w, x)
-                    };
-                    sum = _mm256_add_epi16(sum, pairs);
-                }
-                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sum, ones));
-            }
-            acc
-        }
-    }
-}
-
-impl<D: Dot> Vector for V<D> {
+impl Vector for V {
     type F = __m256;
     const LANES: usize = 8;
-    const SIGNED: bool = D::SIGNED;
+    const SIGNED: bool = true;
 
     #[inline(always)]
     unsafe fn words(rows: &Rows, at: usize) -> [Self; 4] {
@@ -117,10 +43,10 @@ impl<D: Dot> Vector for V<D> {
             let t2 = _mm256_unpacklo_epi32(z[2], z[3]);
             let t3 = _mm256_unpackhi_epi32(z[2], z[3]);
             [
-                Self::new(_mm256_unpacklo_epi64(t0, t2)),
-                Self::new(_mm256_unpackhi_epi64(t0, t2)),
-                Self::new(_mm256_unpacklo_epi64(t1, t3)),
-                Self::new(_mm256_unpackhi_epi64(t1, t3)),
+                Self(_mm256_unpacklo_epi64(t0, t2)),
+                Self(_mm256_unpackhi_epi64(t0, t2)),
+                Self(_mm256_unpacklo_epi64(t1, t3)),
+                Self(_mm256_unpackhi_epi64(t1, t3)),
             ]
         }
     }
@@ -130,7 +56,7 @@ impl<D: Dot> Vector for V<D> {
         // SAFETY: by the contract.
         unsafe {
             let (low, high) = (four(rows, 0, at), four(rows, 4, at));
-            Self::new(_mm256_inserti128_si256::<1>(
+            Self(_mm256_inserti128_si256::<1>(
                 _mm256_castsi128_si256(low),
                 high,
             ))
@@ -140,55 +66,55 @@ impl<D: Dot> Vector for V<D> {
     #[inline(always)]
     unsafe fn load(p: &[u32; 16]) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_loadu_si256(p.as_ptr().cast()) })
+        Self(unsafe { _mm256_loadu_si256(p.as_ptr().cast()) })
     }
 
     #[inline(always)]
     unsafe fn bytes(b: u8) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_set1_epi8(b as i8) })
+        Self(unsafe { _mm256_set1_epi8(b as i8) })
     }
 
     #[inline(always)]
     unsafe fn lanes(v: i32) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_set1_epi32(v) })
+        Self(unsafe { _mm256_set1_epi32(v) })
     }
 
     #[inline(always)]
     unsafe fn and(self, o: Self) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_and_si256(self.0, o.0) })
+        Self(unsafe { _mm256_and_si256(self.0, o.0) })
     }
 
     #[inline(always)]
     unsafe fn or(self, o: Self) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_or_si256(self.0, o.0) })
+        Self(unsafe { _mm256_or_si256(self.0, o.0) })
     }
 
     #[inline(always)]
     unsafe fn xor(self, o: Self) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_xor_si256(self.0, o.0) })
+        Self(unsafe { _mm256_xor_si256(self.0, o.0) })
     }
 
     #[inline(always)]
     unsafe fn shr(self, n: usize) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
+        Self(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
     }
 
     #[inline(always)]
     unsafe fn sar(self, n: usize) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_sra_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
+        Self(unsafe { _mm256_sra_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
     }
 
     #[inline(always)]
     unsafe fn shl(self, n: usize) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_sll_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
+        Self(unsafe { _mm256_sll_epi32(self.0, _mm_cvtsi32_si128(n as i32)) })
     }
 
     #[inline(always)]
@@ -208,7 +134,7 @@ impl<D: Dot> Vector for V<D> {
         // SAFETY: by the contract.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            Self::new(_mm256_shuffle_epi8(table, self.0))
+            Self(_mm256_shuffle_epi8(table, self.0))
         }
     }
 
@@ -227,32 +153,59 @@ impl<D: Dot> Vector for V<D> {
                 0x8040_2010_u32 as i32
             });
             let set = _mm256_cmpeq_epi8(_mm256_and_si256(bits, each), each);
-            Self::new(_mm256_and_si256(set, _mm256_set1_epi8(16)))
+            Self(_mm256_and_si256(set, _mm256_set1_epi8(16)))
         }
     }
 
     #[inline(always)]
     unsafe fn dot<const N: usize, const MAX: u8>(init: Self, w: &[Self; N], x: *const i8) -> Self {
+        // Pairs of products that fit into 16 bits together: 127 · 2 · MAX · pairs < 2^15.
+        let run = match MAX {
+            0..=15 => 8,
+            16..=31 => 4,
+            32..=63 => 2,
+            _ => 1,
+        };
         // SAFETY: by the contract.
-        Self::new(unsafe { D::dot::<N, MAX>(init.0, &w.map(|w| w.0), x) })
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut acc = init.0;
+            for (j, w) in w.chunks(run).enumerate() {
+                let mut sum = _mm256_setzero_si256();
+                for (k, w) in w.iter().enumerate() {
+                    let at = x.add(4 * (j * run + k));
+                    let x = _mm256_broadcastd_epi32(_mm_loadu_si32(at.cast()));
+                    let pairs = if MAX == 255 {
+                        // |w| ≤ 128 and |x| ≤ 127: a pair stays below 2^15.
+                        let w = _mm256_xor_si256(w.0, _mm256_set1_epi8(-128));
+                        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                    } else {
+                        _mm256_maddubs_epi16(w.0, x)
+                    };
+                    sum = _mm256_add_epi16(sum, pairs);
+                }
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sum, ones));
+            }
+            Self(acc)
+        }
     }
 
     #[inline(always)]
     unsafe fn at(p: *const u8) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_loadu_si256(p.cast()) })
+        Self(unsafe { _mm256_loadu_si256(p.cast()) })
     }
 
     #[inline(always)]
     unsafe fn widen(p: *const u8) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) })
+        Self(unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) })
     }
 
     #[inline(always)]
     unsafe fn sar16<const N: i32>(self) -> Self {
         // SAFETY: by the contract.
-        Self::new(unsafe { _mm256_sra_epi16(self.0, _mm_cvtsi32_si128(N)) })
+        Self(unsafe { _mm256_sra_epi16(self.0, _mm_cvtsi32_si128(N)) })
     }
 
     #[inline(always)]
@@ -260,7 +213,7 @@ impl<D: Dot> Vector for V<D> {
         // SAFETY: by the contract.
         unsafe {
             let n = _mm_cvtsi32_si128(N);
-            Self::new(_mm256_sra_epi16(_mm256_sll_epi16(self.0, n), n))
+            Self(_mm256_sra_epi16(_mm256_sll_epi16(self.0, n), n))
         }
     }
 
@@ -269,15 +222,14 @@ impl<D: Dot> Vector for V<D> {
         // SAFETY: by the contract.
         unsafe {
             let c = _mm256_set1_epi32(c.cast::<i32>().read_unaligned());
-            Self::new(_mm256_add_epi32(acc.0, _mm256_madd_epi16(v.0, c)))
+            Self(_mm256_add_epi32(acc.0, _mm256_madd_epi16(v.0, c)))
         }
     }
 
     #[inline(always)]
     unsafe fn couple([w, v]: [Self; 2]) -> [Self; 2] {
         // SAFETY: by the contract.
-        let both =
-            Self::new(unsafe { _mm256_blend_epi16::<0xaa>(w.0, _mm256_slli_epi32::<16>(v.0)) });
+        let both = Self(unsafe { _mm256_blend_epi16::<0xaa>(w.0, _mm256_slli_epi32::<16>(v.0)) });
         [both; 2]
     }
 
@@ -286,7 +238,7 @@ impl<D: Dot> Vector for V<D> {
         // SAFETY: by the contract.
         unsafe {
             let [both, _] = Self::couple([i, j]);
-            Self::new(_mm256_madd_epi16(both.0, weights[0].0))
+            Self(_mm256_madd_epi16(both.0, weights[0].0))
         }
     }
 
@@ -370,22 +322,7 @@ impl<D: Dot> Vector for V<D> {
     }
 }
 
-/// See [`integer::products`].
-///
-/// # Safety
-/// AVX2, FMA, F16C, and the contract of [`integer::products`].
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn products(
-    ty: BlockType,
-    weights: &[u8],
-    row_bytes: usize,
-    rows: Range<usize>,
-    x: &Codes,
-    out: Out,
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::products::<V<Pairs>>(ty, weights, row_bytes, rows, x, out) }
-}
+integer::entries!("avx2,fma,f16c", V: products, kv_scores, kv_sums, soften);
 
 /// [`integer::encode`], compiled for AVX2.
 ///
@@ -394,51 +331,4 @@ pub(crate) unsafe fn products(
 #[target_feature(enable = "avx2")]
 pub(crate) unsafe fn encode(x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
     integer::encode(x, out);
-}
-
-/// See [`integer::kv_scores`].
-///
-/// # Safety
-/// AVX2, FMA, F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn kv_scores(
-    shape: KvShape,
-    head: &[u8],
-    from: usize,
-    n: usize,
-    q: &[CodeBlock],
-    next: *const u8,
-    scores: &mut [f32],
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V<Pairs>>(shape, head, from, n, q, next, scores) }
-}
-
-/// See [`integer::kv_sums`].
-///
-/// # Safety
-/// AVX2, FMA, F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[allow(clippy::too_many_arguments)] // a kernel's
-pub(crate) unsafe fn kv_sums(
-    shape: KvShape,
-    head: &[u8],
-    from: usize,
-    n: usize,
-    seen: &dyn Fn(usize) -> usize,
-    weights: &[f32],
-    next: *const u8,
-    sums: &mut [f32],
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::kv_sums::<V<Pairs>>(shape, head, from, n, seen, weights, next, sums) }
-}
-
-/// See [`integer::soften`].
-///
-/// # Safety
-/// AVX2, FMA, F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn soften(scores: &mut [f32], n: usize) -> [f32; 2] {
-    integer::soften(scores, n)
 }

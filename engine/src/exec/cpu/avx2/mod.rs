@@ -23,7 +23,7 @@ use std::arch::x86_64::*;
 
 pub(crate) use attention::{add_weighted_f32, join, scores_f16, scores_f32, softmax, sums_f16};
 pub(super) use attention::{scores_by, sums_by};
-pub(super) use integer::{Dot, V, four};
+pub(super) use integer::four;
 pub(crate) use integer::{encode, kv_scores, kv_sums, products, soften};
 pub(crate) use matmul::matmul;
 

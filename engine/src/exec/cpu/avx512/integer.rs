@@ -1,14 +1,9 @@
 //! Products in whole numbers, sixteen weight rows at a time.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use formats::blocks::BlockType;
-
-use super::super::avx2::{self, Dot, four};
-use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
-use super::super::matmul::Out;
-use crate::cache::KvShape;
+use super::super::avx2::four;
+use super::super::integer::{self, Rows, Vector};
 
 /// Sixteen lanes.
 #[derive(Clone, Copy)]
@@ -312,99 +307,7 @@ unsafe fn add_pairs(mut acc: __m512i, v: __m512i, c: *const i16) -> __m512i {
     acc
 }
 
-/// Eight lanes, multiplied by the instruction that sixteen have.
-#[derive(Clone, Copy)]
-struct Vnni;
-
-impl Dot for Vnni {
-    const SIGNED: bool = false;
-
-    #[inline(always)]
-    unsafe fn dot<const N: usize, const MAX: u8>(
-        init: __m256i,
-        w: &[__m256i; N],
-        x: *const i8,
-    ) -> __m256i {
-        // SAFETY: by the contract.
-        unsafe {
-            let mut acc = init;
-            for j in 0..N {
-                let x = _mm256_broadcastd_epi32(_mm_loadu_si32(x.add(4 * j).cast()));
-                acc = _mm256_dpbusd_epi32(acc, w[j], x);
-            }
-            acc
-        }
-    }
-}
-
-/// See [`integer::products`].
-///
-/// # Safety
-/// AVX-512 F, BW, DQ, VL and VNNI, and the contract of [`integer::products`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(crate) unsafe fn products(
-    ty: BlockType,
-    weights: &[u8],
-    row_bytes: usize,
-    rows: Range<usize>,
-    x: &Codes,
-    out: Out,
-) {
-    // SAFETY: by the contract.
-    unsafe {
-        if false && x.rows() == 1 {
-            // Rows are read and transposed faster by eight, and for one activation row that is most of
-            // the work.
-            integer::products::<avx2::V<Vnni>>(ty, weights, row_bytes, rows, x, out);
-        } else {
-            integer::products::<V>(ty, weights, row_bytes, rows, x, out);
-        }
-    }
-}
-
-/// See [`integer::kv_scores`].
-///
-/// # Safety
-/// AVX-512 F, BW, DQ, VL and VNNI.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(crate) unsafe fn kv_scores(
-    shape: KvShape,
-    head: &[u8],
-    from: usize,
-    n: usize,
-    q: &[CodeBlock],
-    next: *const u8,
-    scores: &mut [f32],
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V>(shape, head, from, n, q, next, scores) }
-}
-
-/// See [`integer::kv_sums`].
-///
-/// # Safety
-/// AVX-512 F, BW, DQ, VL and VNNI.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-#[allow(clippy::too_many_arguments)] // a kernel's
-pub(crate) unsafe fn kv_sums(
-    shape: KvShape,
-    head: &[u8],
-    from: usize,
-    n: usize,
-    seen: &dyn Fn(usize) -> usize,
-    weights: &[f32],
-    next: *const u8,
-    sums: &mut [f32],
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::kv_sums::<V>(shape, head, from, n, seen, weights, next, sums) }
-}
-
-/// See [`integer::soften`].
-///
-/// # Safety
-/// AVX-512 F, BW, DQ, VL and VNNI.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(crate) unsafe fn soften(scores: &mut [f32], n: usize) -> [f32; 2] {
-    integer::soften(scores, n)
-}
+integer::entries!(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
+    V: products, kv_scores, kv_sums, soften
+);

@@ -33,6 +33,8 @@ mod block32;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod chain;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod entries;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod kv;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod super256;
@@ -44,6 +46,8 @@ mod weights;
 
 use formats::blocks::BlockType;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) use entries::{entries, entry};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use kv::{scores as kv_scores, sums as kv_sums};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

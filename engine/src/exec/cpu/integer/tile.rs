@@ -3,6 +3,7 @@
 // Pieces without a target feature of their own must be inlined into entry points that have it.
 #![allow(clippy::inline_always)]
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use formats::blocks::BlockType;
@@ -199,9 +200,23 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
     }
 }
 
-/// Room for the sums of a tile, or for those of its super-blocks.
+/// Room for the sums of a tile, or for those of its super-blocks. It is filled as far as it is used:
+/// for one activation row all of it would take longer than the smallest product.
 #[repr(align(64))]
-struct Room([f32; 16 * MAX_ROWS]);
+struct Room([MaybeUninit<f32>; 16 * MAX_ROWS]);
+
+impl Room {
+    const NEW: Self = Self([const { MaybeUninit::uninit() }; 16 * MAX_ROWS]);
+
+    /// The first `n` places, zeros.
+    #[inline(always)]
+    fn zeros(&mut self, n: usize) -> &mut [f32] {
+        let used = &mut self.0[..n];
+        used.fill(MaybeUninit::new(0.0));
+        // SAFETY: all of them have just been written, and a float is as large as one that may be.
+        unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast(), n) }
+    }
+}
 
 /// All products of weight rows `rows` of type `T`.
 ///
@@ -216,17 +231,20 @@ unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
     x: &Codes,
     out: Out,
 ) {
-    let (mut sums, mut inner) = (Room([0.0; 16 * MAX_ROWS]), Room([0.0; 16 * MAX_ROWS]));
+    let (mut sums, mut inner) = (Room::NEW, Room::NEW);
     let mut last = Vec::new();
     for first in (0..x.rows()).step_by(MAX_ROWS) {
         let acts = first..x.rows().min(first + MAX_ROWS);
         for i in rows.clone().step_by(V::LANES) {
             let n = V::LANES.min(rows.end - i);
-            let bytes = &weights[i * row_bytes..(i + n) * row_bytes];
-            let first = if n == V::LANES {
+            // Where the last rows do not fill the lanes, those before are multiplied once more.
+            let from = i.min(rows.end.saturating_sub(V::LANES));
+            let lanes = V::LANES.min(rows.end - from);
+            let bytes = &weights[from * row_bytes..(from + lanes) * row_bytes];
+            let first = if lanes == V::LANES {
                 bytes.as_ptr()
             } else {
-                // Lanes without a row of their own see zeros.
+                // A matrix of fewer rows than lanes: those without a row see zeros.
                 last.resize(V::LANES * row_bytes, 0);
                 last[..bytes.len()].copy_from_slice(bytes);
                 last.as_ptr()
@@ -235,14 +253,13 @@ unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
                 first,
                 stride: row_bytes,
             };
-            let used = &mut sums.0[..acts.len() * V::LANES];
-            used.fill(0.0);
+            let used = sums.zeros(acts.len() * V::LANES);
             // SAFETY: the rows are there by the contract.
             unsafe {
-                let ahead = n * row_bytes;
+                let ahead = lanes * row_bytes;
                 let sums = Sums {
                     acc: used.as_mut_ptr(),
-                    inner: inner.0.as_mut_ptr(),
+                    inner: inner.zeros(used.len()).as_mut_ptr(),
                 };
                 if acts.len() == 1 {
                     tile::<V, T, C, true>(p, ahead, x, acts.clone(), sums);
@@ -251,7 +268,7 @@ unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
                 }
             }
             for (t, sums) in acts.clone().zip(used.chunks_exact(V::LANES)) {
-                for (j, v) in sums[..n].iter().enumerate() {
+                for (j, v) in sums[i - from..][..n].iter().enumerate() {
                     // SAFETY: by the contract.
                     unsafe { out.set(t, i + j, *v) };
                 }

@@ -2,15 +2,10 @@
 
 use std::arch::aarch64::*;
 use std::marker::PhantomData;
-use std::ops::Range;
 
-use formats::blocks::BlockType;
-
-use super::super::integer::{self, CodeBlock, Codes, Rows, Vector};
-use super::super::matmul::Out;
+use super::super::integer::{self, Rows, Vector};
 use super::dot::{Dot, Sdot, Smmla, Widening};
 use super::{Eight, prefetch};
-use crate::cache::KvShape;
 
 /// Weights as signed bytes; those below 64 are as they are.
 ///
@@ -386,109 +381,9 @@ impl<D: Dot> Vector for V<D> {
     }
 }
 
-/// See [`integer::products`].
-///
-/// # Safety
-/// NEON, and the contract of [`integer::products`].
-#[target_feature(enable = "neon")]
-pub(crate) unsafe fn products(
-    ty: BlockType,
-    weights: &[u8],
-    row_bytes: usize,
-    rows: Range<usize>,
-    x: &Codes,
-    out: Out,
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::products::<V<Widening>>(ty, weights, row_bytes, rows, x, out) }
-}
-
-/// See [`integer::products`].
-///
-/// # Safety
-/// NEON with `dotprod`, and the contract of [`integer::products`].
-#[target_feature(enable = "neon,dotprod")]
-pub(crate) unsafe fn products_dot(
-    ty: BlockType,
-    weights: &[u8],
-    row_bytes: usize,
-    rows: Range<usize>,
-    x: &Codes,
-    out: Out,
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::products::<V<Sdot>>(ty, weights, row_bytes, rows, x, out) }
-}
-
-/// See [`integer::kv_scores`].
-///
-/// # Safety
-/// NEON.
-#[target_feature(enable = "neon")]
-pub(crate) unsafe fn kv_scores(
-    shape: KvShape,
-    head: &[u8],
-    from: usize,
-    n: usize,
-    q: &[CodeBlock],
-    next: *const u8,
-    scores: &mut [f32],
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V<Widening>>(shape, head, from, n, q, next, scores) }
-}
-
-/// See [`integer::kv_scores`].
-///
-/// # Safety
-/// NEON with `dotprod`.
-#[target_feature(enable = "neon,dotprod")]
-pub(crate) unsafe fn kv_scores_dot(
-    shape: KvShape,
-    head: &[u8],
-    from: usize,
-    n: usize,
-    q: &[CodeBlock],
-    next: *const u8,
-    scores: &mut [f32],
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::kv_scores::<V<Sdot>>(shape, head, from, n, q, next, scores) }
-}
-
-/// See [`integer::kv_sums`].
-///
-/// # Safety
-/// NEON.
-#[target_feature(enable = "neon")]
-#[allow(clippy::too_many_arguments)] // a kernel's
-pub(crate) unsafe fn kv_sums(
-    shape: KvShape,
-    head: &[u8],
-    from: usize,
-    n: usize,
-    seen: &dyn Fn(usize) -> usize,
-    weights: &[f32],
-    next: *const u8,
-    sums: &mut [f32],
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::kv_sums::<V<Widening>>(shape, head, from, n, seen, weights, next, sums) }
-}
-
-/// See [`integer::products`].
-///
-/// # Safety
-/// NEON with `dotprod` and `i8mm`, and the contract of [`integer::products`].
-#[target_feature(enable = "neon,dotprod,i8mm")]
-pub(crate) unsafe fn products_mat(
-    ty: BlockType,
-    weights: &[u8],
-    row_bytes: usize,
-    rows: Range<usize>,
-    x: &Codes,
-    out: Out,
-) {
-    // SAFETY: by the contract.
-    unsafe { integer::products::<V<Smmla>>(ty, weights, row_bytes, rows, x, out) }
-}
+integer::entries!("neon", V<Widening>: products, kv_scores, kv_sums);
+integer::entries!(
+    "neon,dotprod",
+    V<Sdot>: products as products_dot, kv_scores as kv_scores_dot
+);
+integer::entries!("neon,dotprod,i8mm", V<Smmla>: products as products_mat);

@@ -17,6 +17,7 @@ pub(crate) use integer::products;
 pub(crate) use kv::{kv_scores, kv_sums};
 pub(crate) use super256::{scale_k3, scale_min_k4};
 
+use super::MAX_ROWS;
 use super::lanes::{LANES, Lanes, exp, fold};
 use super::matmul::Acts;
 
@@ -130,34 +131,38 @@ pub(crate) fn matmul(
         scale: [0.0; 16],
         min: [0.0; 16],
     };
-    let mut acc: Vec<Lanes> = vec![[0.0; LANES]; x.rows()];
-    for i in rows {
-        let row = &weights[i * row_bytes..(i + 1) * row_bytes];
-        acc.fill([0.0; LANES]);
-        for k0 in (0..x.cols()).step_by(PANEL) {
-            let n = PANEL.min(x.cols() - k0);
-            unpack(ty, row, k0, n, &mut panel);
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let xs = &x.padded_row(r)[k0..];
-                for g in 0..n.div_ceil(group) {
-                    let q = &panel.q[g * group..(g + 1) * group];
-                    let t = group_dot(q, &xs[g * group..]);
-                    let s = panel.scale[g];
-                    for l in 0..LANES {
-                        acc[l] = s.mul_add(t[l], acc[l]);
-                    }
-                    if min {
-                        let sums = x.group_sum(r, k0 / group + g);
-                        let m = panel.min[g];
+    let mut acc = [[0.0; LANES]; MAX_ROWS];
+    for first in (0..x.rows()).step_by(MAX_ROWS) {
+        let acts = first..x.rows().min(first + MAX_ROWS);
+        for i in rows.clone() {
+            let row = &weights[i * row_bytes..(i + 1) * row_bytes];
+            let acc = &mut acc[..acts.len()];
+            acc.fill([0.0; LANES]);
+            for k0 in (0..x.cols()).step_by(PANEL) {
+                let n = PANEL.min(x.cols() - k0);
+                unpack(ty, row, k0, n, &mut panel);
+                for (r, acc) in acts.clone().zip(&mut *acc) {
+                    let xs = &x.padded_row(r)[k0..];
+                    for g in 0..n.div_ceil(group) {
+                        let q = &panel.q[g * group..(g + 1) * group];
+                        let t = group_dot(q, &xs[g * group..]);
+                        let s = panel.scale[g];
                         for l in 0..LANES {
-                            acc[l] = m.mul_add(sums[l], acc[l]);
+                            acc[l] = s.mul_add(t[l], acc[l]);
+                        }
+                        if min {
+                            let sums = x.group_sum(r, k0 / group + g);
+                            let m = panel.min[g];
+                            for l in 0..LANES {
+                                acc[l] = m.mul_add(sums[l], acc[l]);
+                            }
                         }
                     }
                 }
             }
-        }
-        for (r, acc) in acc.iter().enumerate() {
-            out(r, i, fold(acc));
+            for (r, acc) in acts.clone().zip(&*acc) {
+                out(r, i, fold(acc));
+            }
         }
     }
 }

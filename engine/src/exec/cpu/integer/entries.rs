@@ -1,0 +1,85 @@
+//! Entry points: the kernels of this module, compiled with the features of a processor.
+
+/// Entry points for the processors that have `$features`, over their vector: `products, soften`, or
+/// `products as products_dot` where the name is taken.
+///
+/// All are unsafe to call but where the features are there; besides, the contract is that of the
+/// kernel of the same name.
+macro_rules! entries {
+    ($features:tt, $vector:ty: $($kernel:ident $(as $name:ident)?),+) => {
+        $($crate::exec::cpu::integer::entry!($features, $vector, $kernel $(as $name)?);)+
+    };
+}
+pub(in super::super) use entries;
+
+/// One of them.
+macro_rules! entry {
+    ($features:tt, $vector:ty, $kernel:ident) => {
+        $crate::exec::cpu::integer::entry!($features, $vector, $kernel as $kernel);
+    };
+    ($features:tt, $vector:ty, products as $name:ident) => {
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $name(
+            ty: formats::blocks::BlockType,
+            weights: &[u8],
+            row_bytes: usize,
+            rows: std::ops::Range<usize>,
+            x: &$crate::exec::cpu::integer::Codes,
+            out: $crate::exec::cpu::matmul::Out,
+        ) {
+            // SAFETY: by the contract.
+            unsafe {
+                $crate::exec::cpu::integer::products::<$vector>(
+                    ty, weights, row_bytes, rows, x, out,
+                );
+            }
+        }
+    };
+    ($features:tt, $vector:ty, kv_scores as $name:ident) => {
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $name(
+            shape: $crate::cache::KvShape,
+            head: &[u8],
+            from: usize,
+            n: usize,
+            q: &[$crate::exec::cpu::integer::CodeBlock],
+            next: *const u8,
+            scores: &mut [f32],
+        ) {
+            // SAFETY: by the contract.
+            unsafe {
+                $crate::exec::cpu::integer::kv_scores::<$vector>(
+                    shape, head, from, n, q, next, scores,
+                );
+            }
+        }
+    };
+    ($features:tt, $vector:ty, kv_sums as $name:ident) => {
+        #[target_feature(enable = $features)]
+        #[allow(clippy::too_many_arguments)] // a kernel's
+        pub(crate) unsafe fn $name(
+            shape: $crate::cache::KvShape,
+            head: &[u8],
+            from: usize,
+            n: usize,
+            seen: &dyn Fn(usize) -> usize,
+            weights: &[f32],
+            next: *const u8,
+            sums: &mut [f32],
+        ) {
+            // SAFETY: by the contract.
+            unsafe {
+                $crate::exec::cpu::integer::kv_sums::<$vector>(
+                    shape, head, from, n, seen, weights, next, sums,
+                );
+            }
+        }
+    };
+    ($features:tt, $vector:ty, soften as $name:ident) => {
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $name(scores: &mut [f32], n: usize) -> [f32; 2] {
+            $crate::exec::cpu::integer::soften(scores, n)
+        }
+    };
+}
+pub(in super::super) use entry;
