@@ -249,6 +249,7 @@ impl Attention<'_> {
         let each = b.scores.chunks_mut(SPAN).zip(b.weights.chunks_mut(2));
         for (pair, (s, w)) in each.take(pairs).enumerate() {
             if self.whole {
+                isa.ask(then, SPAN * row, pair, pairs);
                 w.copy_from_slice(&isa.soften(s, seen(pair)));
             } else {
                 let (most, sum) = isa.softmax(&mut s[..seen(pair)]);

@@ -257,6 +257,24 @@ impl Isa {
         }
     }
 
+    /// Asks memory for the `i`th of `n` parts of what [`kv_scores`](Self::kv_scores) has not asked for, of
+    /// `bytes` at `next`, which may be any address.
+    pub(super) fn ask(self, next: *const u8, bytes: usize, i: usize, n: usize) {
+        let from = bytes * integer::WITH_SCORES / 64;
+        let line = |i: usize| (from + (bytes - from) * i / n.max(1)).next_multiple_of(64);
+        for line in (line(i)..line(i + 1)).step_by(64) {
+            let at = next.wrapping_add(line);
+            match self.0 {
+                Kind::Scalar => {}
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the features were detected; a hint changes nothing and faults nowhere.
+                Kind::Avx2 | Kind::Avx512 => unsafe { avx2::prefetch(at) },
+                #[cfg(target_arch = "aarch64")]
+                Kind::Neon | Kind::NeonDot | Kind::NeonMat => neon::prefetch::<true>(at),
+            }
+        }
+    }
+
     /// Scores of [`kv_scores`](Self::kv_scores) to weights: see [`integer::soften`].
     pub(super) fn soften(self, scores: &mut [f32], n: usize) -> [f32; 2] {
         match self.0 {

@@ -30,6 +30,16 @@ pub(crate) use matmul::matmul;
 use super::lanes::{LANES, exp};
 use super::scalar;
 
+/// Asks for what is at `p`, any address, to come into the second cache.
+///
+/// # Safety
+/// SSE.
+#[inline(always)]
+pub(super) unsafe fn prefetch(p: *const u8) {
+    // SAFETY: by the contract; a prefetch may go anywhere.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
+}
+
 /// Folds eight lanes as [`super::lanes::fold`] does.
 ///
 /// # Safety

@@ -20,8 +20,24 @@
 
 use formats::model::{KV_BLOCK, KV_PAGE, KvType};
 
-use super::{CodeBlock, Codes16, Factors, SPAN, Vector};
+use super::{CodeBlock, Codes16, Factors, SPAN, Vector, WITH_SCORES};
 use crate::cache::{KvShape, Page};
+
+/// Of the next keys, 64ths that are asked for while weights become codes; the rest with the products.
+const WITH_CODES: usize = 14;
+
+/// Asks for the `i`th of `n` parts of `bytes` at `at`.
+///
+/// # Safety
+/// `V`'s instruction set; it may be any address.
+#[inline(always)]
+unsafe fn ask<V: Vector>(at: *const u8, bytes: usize, i: usize, n: usize) {
+    let line = |i: usize| (bytes * i / n).next_multiple_of(64);
+    for line in (line(i)..line(i + 1)).step_by(64) {
+        // SAFETY: by the contract.
+        unsafe { V::prefetch::<true>(at.wrapping_add(line)) };
+    }
+}
 
 /// Pages of a head from position `from` on (a multiple of a page), for `n` positions.
 fn pages(shape: KvShape, head: &[u8], from: usize, n: usize) -> (Page, &[u8]) {
@@ -74,11 +90,10 @@ unsafe fn scores_of<V: Vector, const FOUR: bool>(
     scores: *mut f32,
 ) {
     let lane_bytes = 4 * V::LANES;
+    let share = SPAN / KV_PAGE * page.bytes() * WITH_SCORES / 64;
     for (p, bytes) in head.chunks_exact(page.bytes()).enumerate() {
-        for line in (0..page.bytes()).step_by(64) {
-            // SAFETY: by the contract; a prefetch may go anywhere.
-            unsafe { V::prefetch::<true>(next.wrapping_add(p * page.bytes() + line)) };
-        }
+        // SAFETY: by the contract; a prefetch may go anywhere.
+        unsafe { ask::<V>(next, share, p, SPAN / KV_PAGE) };
         for part in 0..KV_PAGE / V::LANES {
             let out = scores.wrapping_add(p * KV_PAGE + part * V::LANES);
             for b in 0..page.blocks {
@@ -152,6 +167,8 @@ pub(in super::super) unsafe fn sums<V: Vector>(
     let dim = shape.head_dim;
     let rows = sums.len() / dim;
     assert!(n <= SPAN && weights.len() >= rows * SPAN);
+    let bytes = SPAN / KV_PAGE * page.bytes();
+    let first_share = bytes * WITH_CODES / 64;
     let mut codes = [Codes16::ZERO; ROWS];
     let mut steps = [0.0; ROWS];
     let mut scales = [0.0; SPAN];
@@ -172,12 +189,18 @@ pub(in super::super) unsafe fn sums<V: Vector>(
             let now = together.min(rows - first);
             for i in 0..now {
                 let r = first + i;
+                // SAFETY: by the contract; a prefetch may go anywhere.
+                unsafe { ask::<V>(next, first_share, b * rows + r, page.blocks * rows) };
                 factors.fill(&scales, seen(r));
                 factors.codes(&weights[r * SPAN..(r + 1) * SPAN], &mut codes[i]);
                 steps[i] = factors.step;
             }
             // Once is enough.
-            let next = if first == 0 { next } else { std::ptr::null() };
+            let next = if first == 0 {
+                next.wrapping_add(first_share.next_multiple_of(64))
+            } else {
+                std::ptr::null()
+            };
             // SAFETY: by the contract; there are `now` rows of sums from `first` on.
             unsafe {
                 let out = sums.as_mut_ptr().add(first * dim + b * KV_BLOCK);
@@ -221,16 +244,14 @@ unsafe fn add<V: Vector, const FOUR: bool, const R: usize>(
 ) {
     // 16 lanes need two vectors for a block, eight need four.
     let vectors = KV_BLOCK / V::LANES;
+    let share = SPAN / KV_PAGE * page.bytes() * (64 - WITH_CODES) / 64;
     // SAFETY: by the contract; a page has eight pairs of positions.
     unsafe {
         let mut acc = [[V::lanes(0); 4]; R];
         for (p, bytes) in head.chunks_exact(page.bytes()).enumerate() {
             if !next.is_null() {
-                // Each block asks for its part of a page.
-                let part = page.bytes() / page.blocks;
-                for line in (0..part).step_by(64) {
-                    V::prefetch::<true>(next.wrapping_add(p * page.bytes() + b * part + line));
-                }
+                let all = SPAN / KV_PAGE;
+                ask::<V>(next, share, b * all + p, page.blocks * all);
             }
             let codes = bytes.as_ptr().add(page.codes_at(b));
             for pair in 0..KV_PAGE / 2 {

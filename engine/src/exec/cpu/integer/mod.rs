@@ -61,6 +61,10 @@ use super::pool::Session;
 
 /// Columns of a block.
 pub(super) const BLOCK: usize = 32;
+/// Of the values of a span, 64ths that are asked for while scores are computed; the rest is left to those
+/// who soften them. Memory should never wait for the processor: what is asked for is spread over all that
+/// is computed, as far as it goes.
+pub(super) const WITH_SCORES: usize = 40;
 /// Below this magnitude a block counts as zero: 127 by it would overflow.
 const TINY: f32 = 1e-30;
 

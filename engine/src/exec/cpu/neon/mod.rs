@@ -129,7 +129,7 @@ impl Eight {
 /// Asks for the line at `p`, which may be any address, to come into the first cache, or where `FAR`
 /// into the second. In assembly, since the intrinsic (`_prefetch`) is not stable yet.
 #[inline(always)]
-fn prefetch<const FAR: bool>(p: *const u8) {
+pub(super) fn prefetch<const FAR: bool>(p: *const u8) {
     // SAFETY: a hint: it changes nothing and faults nowhere.
     unsafe {
         if FAR {
