@@ -71,6 +71,7 @@ impl GpuExecutor {
     ///
     /// # Errors
     /// Never: there is no device.
+    #[allow(clippy::needless_pass_by_value)] // as where there is one
     pub fn new(_: ModelPart, gpu: Arc<Gpu>) -> Result<Self, GpuError> {
         match *gpu {}
     }

@@ -194,7 +194,7 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
-                neon::scores_f16(q, keys, dim, scale, next, scores)
+                neon::scores_f16(q, keys, dim, scale, next, scores);
             },
         }
     }
@@ -219,7 +219,7 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
-                neon::sums_f16(weights, values, dim, next, sums)
+                neon::sums_f16(weights, values, dim, next, sums);
             },
         }
     }
@@ -252,7 +252,7 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::NeonDot | Kind::NeonMat => unsafe {
-                neon::kv_scores_dot(shape, keys, from, n, q, next, scores)
+                neon::kv_scores_dot(shape, keys, from, n, q, next, scores);
             },
         }
     }
