@@ -11,10 +11,12 @@
 //! | `types` | one matrix in another type; many at once |
 //! | `codecs` | rows through a codec at a cut |
 //! | `fit` | the order, and estimates of what is missing |
+//! | `wide` | how figures of a few tokens stand to those of many |
 
 mod codecs;
 mod fit;
 mod types;
+mod wide;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use formats::blocks::BlockType;
 use formats::imatrix::KINDS;
 use formats::measured::{CodecPoint, LayerSensitivity, SENSITIVITY_VERSION, TypeDamage};
 
+use self::wide::{Extent, Wide};
 use super::journal::Journal;
 use super::sensitivity::{Undisturbed, pick_pieces};
 use super::windows::windows;
@@ -50,7 +53,7 @@ const TYPES: [BlockType; 9] = [
 ];
 
 /// Of the time, what codecs may take, and what is kept for groups of matrices at most.
-const CODECS_SHARE: f64 = 0.35;
+const CODECS_SHARE: f64 = 0.25;
 const GROUPS_SHARE: f64 = 0.3;
 
 /// What to measure on, and for how long.
@@ -87,7 +90,7 @@ pub fn damage(
 ) -> Result<LayerSensitivity, RunError> {
     let began = Instant::now();
     let all = windows(tokenizer, text, options.ctx, options.chunks)?;
-    let windows = pick_pieces(all, options.tokens, PIECE);
+    let windows = pick_pieces(all.clone(), options.tokens, PIECE);
     let skip = windows.first().map_or(0, Vec::len) / 2;
     let mut model = Undisturbed::run(parts, &windows, skip)?;
     // No figure takes longer than this, but for encoding a matrix.
@@ -97,11 +100,12 @@ pub fn damage(
         .first()
         .map(|p| p.hparams().clone())
         .ok_or_else(|| RunError::Request("there is no model to calibrate".into()))?;
-    let (jobs, cuts) = (types::jobs(&model), fit::cuts(n_layer));
-    let groups = types::groups(n_layer);
+    let (jobs, cuts) = (types::jobs(&model), codecs::cuts(n_layer));
+    let cuts_all = cuts.len();
+    let (groups, probed) = (types::groups(n_layer), wide::probes(n_layer));
     let mut count = Count {
         done: 0,
-        of: jobs.len() + cuts.len() + groups.len(),
+        of: jobs.len() + cuts.len() + groups.len() + probed.len(),
         progress,
     };
     let late = |share: f64| began.elapsed().as_secs_f64() > options.time.as_secs_f64() * share;
@@ -129,8 +133,12 @@ pub fn damage(
         count.one();
     }
     // Time for the groups: what a plan costs hangs on them most.
-    let groups_s = pass.as_secs_f64() * groups.len() as f64;
-    let share = (1.0 - groups_s / options.time.as_secs_f64().max(1e-9)).max(1.0 - GROUPS_SHARE);
+    let seconds = options.time.as_secs_f64();
+    let extent: Option<Extent> = journal.get(EXTENT);
+    let extent = extent.filter(Extent::is_sound);
+    let measure = (pass.as_secs_f64(), model.before[0].len() / hp.n_embd.max(1));
+    let (n_wide, groups_s) = wide::windows_in(GROUPS_SHARE * seconds, measure, &all);
+    let share = (1.0 - groups_s / seconds.max(1e-9)).max(1.0 - GROUPS_SHARE);
     let mut damages: Vec<TypeDamage> = Vec::new();
     for job in &jobs {
         let key = job.key();
@@ -167,24 +175,50 @@ pub fn damage(
     } else {
         fit::types(&jobs, &[], &mut damages);
     }
-    fit::codecs(n_layer, &mut points);
-    let mut together = Vec::new();
-    for group in &groups {
-        let key = group.key();
-        let held: Option<f64> = journal.get(&key);
-        let held = held.filter(|kl| (0.0..1e15).contains(kl));
-        let kl = if let Some(kl) = held {
-            kl
-        } else {
-            let Some(kl) = group.measure(&mut model, &jobs, &|| late(1.0))? else {
-                continue;
-            };
-            journal.put(&key, &kl)?;
-            kl
-        };
-        together.push((group.sum(&jobs, &damages), kl));
-        count.one();
+    if points.len() < cuts_all {
+        fit::codecs(&codecs::codings(&model)?, &mut points);
+    } else {
+        fit::codecs(&[], &mut points);
     }
+    let tokens = model.tokens() as u64;
+    let few = model.surprise(&windows);
+    let mut surprise = few.iter().sum::<f64>() / few.len().max(1) as f64;
+    drop(model);
+    // Over more of the text, if there is time for any of it: for the rows as they are and one figure.
+    let in_time = options.time.as_secs_f64() - 2.0 * groups_s / wide::PASSES;
+    let late = || began.elapsed().as_secs_f64() > in_time;
+    let mut wide = Wider {
+        parts,
+        all,
+        windows: extent.map_or(n_wide, |e| e.windows),
+        model: None,
+    };
+    let mut together = Vec::new();
+    let mut probes = Vec::new();
+    for group in &groups {
+        let kl = wide.figure(journal, &group.key(), &late, |wide| {
+            group.measure(wide, &jobs, &late)
+        })?;
+        if let Some(kl) = kl {
+            together.push((group.sum(&jobs, &damages), kl));
+            count.one();
+        }
+    }
+    for (cut, spec) in probed {
+        let key = format!("probe/{cut}/{}", CODECS[spec]);
+        let kl = wide.figure(journal, &key, &late, |wide| {
+            finite(wide.codec(cut, spec)?, &key).map(Some)
+        })?;
+        if let Some(kl) = kl {
+            probes.push((cut, spec, kl));
+            count.one();
+        }
+    }
+    if let (Some(extent), false) = (journal.get::<Extent>(EXTENT), together.is_empty()) {
+        surprise = extent.surprise;
+    }
+    wide::take_to(&probes, &mut points);
+    let perplexity = Some(surprise.exp()).filter(|p| LayerSensitivity::is_perplexity(*p));
     let quick = count.done < count.of;
     let additivity = types::additivity(&together);
     Ok(LayerSensitivity {
@@ -197,12 +231,60 @@ pub fn damage(
         n_vocab: hp.n_vocab as u32,
         build: format!("splitrun {}", env!("CARGO_PKG_VERSION")),
         text: options.text.clone(),
-        tokens: model.tokens() as u64,
+        tokens,
+        perplexity,
         quick,
         additivity,
         types: damages,
         codecs: points,
     })
+}
+
+/// Where a journal has the windows that groups were measured on.
+const EXTENT: &str = "wide";
+
+/// The model over more of the text, which is run when something is first asked of it.
+struct Wider<'a> {
+    parts: &'a [Arc<CpuExecutor>],
+    all: Vec<Vec<u32>>,
+    windows: usize,
+    model: Option<Wide<'a>>,
+}
+
+impl<'a> Wider<'a> {
+    /// The figure that `journal` has of so many windows under `key`, else what `measure` finds;
+    /// `None` when it is `late` for that.
+    fn figure(
+        &mut self,
+        journal: &mut Journal,
+        key: &str,
+        late: &dyn Fn() -> bool,
+        measure: impl FnOnce(&mut Wide<'a>) -> Result<Option<f64>, RunError>,
+    ) -> Result<Option<f64>, RunError> {
+        let of = |n: usize| format!("{key}/{n}");
+        let held: Option<f64> = journal.get(&of(self.windows));
+        if let Some(kl) = held.filter(|kl| (0.0..1e15).contains(kl)) {
+            return Ok(Some(kl));
+        }
+        if late() {
+            return Ok(None);
+        }
+        let wide = match self.model.take() {
+            Some(wide) => self.model.insert(wide),
+            None => {
+                let wide = Wide::run(self.parts, self.all.clone(), self.windows)?;
+                let extent = wide.extent();
+                self.windows = extent.windows;
+                journal.put(EXTENT, &extent)?;
+                self.model.insert(wide)
+            }
+        };
+        let found = measure(wide)?;
+        if let Some(kl) = found {
+            journal.put(&of(self.windows), &kl)?;
+        }
+        Ok(found)
+    }
 }
 
 /// Says how far it is.

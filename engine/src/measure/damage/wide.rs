@@ -1,0 +1,200 @@
+//! More of the text: how figures of a few tokens stand to those of many.
+//!
+//! One figure after the other is measured on a few tokens, the same for all, so that they can be
+//! compared. How large they are together hangs on the text: windows of one text differ by a factor
+//! of two, and so do texts. What is large enough to be seen in many windows is therefore measured
+//! in many: whole groups of matrices, and a few codecs. A window's divergence goes with its
+//! surprise (nats per token of the model as it is): SmolLM2-135M with 25 layers in four bits
+//! diverges by 0.0283 to 0.0372 of it on texts where it comes to 0.051 to 0.112 nats
+//! (docs/planning.md). The mean over windows is that of logarithms of the shares, since what is
+//! to be told is another text's figure within a factor.
+
+use std::sync::Arc;
+
+use formats::measured::CodecPoint;
+use serde::{Deserialize, Serialize};
+
+use super::codecs::{self, CODECS};
+use super::figure;
+use crate::exec::cpu::CpuExecutor;
+use crate::measure::sensitivity::{Undisturbed, most_tokens, pick_pieces};
+use crate::role::RunError;
+
+/// The most windows.
+const MOST_WINDOWS: usize = 8;
+/// Passes of the model over all of them that everything takes, about.
+pub(super) const PASSES: f64 = 9.0;
+
+/// Windows, and the model's surprise on them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Extent {
+    pub(super) windows: usize,
+    /// Nats per token, mean of all windows.
+    pub(super) surprise: f64,
+}
+
+impl Extent {
+    pub(super) fn is_sound(&self) -> bool {
+        (1..=MOST_WINDOWS).contains(&self.windows) && self.surprise.is_finite()
+    }
+}
+
+/// How many of `all` windows there is time for when a pass over `tokens` takes `pass` seconds, and
+/// how long all will take.
+pub(super) fn windows_in(
+    seconds: f64,
+    (pass, tokens): (f64, usize),
+    all: &[Vec<u32>],
+) -> (usize, f64) {
+    let len = all.first().map_or(1, Vec::len);
+    let each = PASSES * pass * len as f64 / tokens.max(1) as f64;
+    let fit = (seconds / each.max(1e-9)) as usize;
+    let n = fit.clamp(1, MOST_WINDOWS).min(all.len().max(1));
+    (n, n as f64 * each)
+}
+
+/// The model over many windows.
+pub(super) struct Wide<'a> {
+    pub(super) model: Undisturbed<'a>,
+    /// Nats per token of each window.
+    surprise: Vec<f64>,
+}
+
+impl<'a> Wide<'a> {
+    /// Runs `n` windows from all over the text, or as many as can be kept; the second half of each
+    /// is scored.
+    pub(super) fn run(
+        parts: &'a [Arc<CpuExecutor>],
+        all: Vec<Vec<u32>>,
+        n: usize,
+    ) -> Result<Self, RunError> {
+        let len = all.first().map_or(1, Vec::len);
+        let n = n.min(most_tokens(parts) / len.max(1)).max(1);
+        let windows = pick_pieces(all, n * len, len);
+        let model = Undisturbed::run(parts, &windows, len / 2)?;
+        let surprise = model.surprise(&windows);
+        Ok(Self { model, surprise })
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        let n = self.surprise.len();
+        Extent {
+            windows: n,
+            surprise: figure(self.surprise.iter().sum::<f64>() / n.max(1) as f64),
+        }
+    }
+
+    /// The divergence of windows of usual surprise when `rows` are those in front of layer `from`.
+    pub(super) fn behind(&mut self, from: usize, rows: Vec<f32>) -> Result<f64, RunError> {
+        let kls = self.model.behind_by_window(from, rows)?;
+        Ok(figure(usual(&kls, &self.surprise)))
+    }
+
+    /// What the codec `spec` costs at the cut after `cut` layers.
+    pub(super) fn codec(&mut self, cut: usize, spec: usize) -> Result<f64, RunError> {
+        let rows = codecs::coded(&self.model, cut, CODECS[spec])?;
+        self.behind(cut, rows)
+    }
+}
+
+/// The geometric mean of the shares of `kls` in what each window's surprise is, of the mean
+/// surprise; 0 when there is none.
+fn usual(kls: &[f64], surprise: &[f64]) -> f64 {
+    let logs: Vec<f64> = kls
+        .iter()
+        .zip(surprise)
+        .filter(|(kl, nats)| **kl > 0.0 && **nats > 0.0)
+        .map(|(kl, nats)| (kl / nats).ln())
+        .collect();
+    if logs.is_empty() {
+        return 0.0;
+    }
+    let mean = surprise.iter().sum::<f64>() / surprise.len() as f64;
+    (logs.iter().sum::<f64>() / logs.len() as f64).exp() * mean
+}
+
+/// Cuts and codecs that are measured on many windows, in a model of `n_layer` layers: of two
+/// families, at three depths.
+pub(super) fn probes(n_layer: usize) -> Vec<(usize, usize)> {
+    let at = |quarter: usize, spec: &str| {
+        let cut = (n_layer * quarter / 4).max(1);
+        let spec = CODECS.iter().position(|c| *c == spec)?;
+        (cut < n_layer).then_some((cut, spec))
+    };
+    let coarse = "ts-tabq:tau=5s,delta=0,bits=5";
+    let mut out = Vec::new();
+    let all = [at(2, coarse), at(1, "tcq:step=0.58"), at(3, coarse)];
+    for probe in all.into_iter().flatten() {
+        if !out.contains(&probe) {
+            out.push(probe);
+        }
+    }
+    out
+}
+
+/// Takes what codecs cost to many windows: all by one factor, the geometric mean over `probes` (of
+/// which each has its cut, its codec and its figure there).
+pub(super) fn take_to(probes: &[(usize, usize, f64)], points: &mut [CodecPoint]) {
+    let logs: Vec<f64> = probes
+        .iter()
+        .filter_map(|(cut, spec, wide)| {
+            let own = |p: &&CodecPoint| p.cut as usize == *cut && p.codec == CODECS[*spec];
+            let few = points.iter().find(own)?.kl;
+            (few > 0.0 && *wide > 0.0).then(|| (wide / few).ln())
+        })
+        .collect();
+    if logs.is_empty() {
+        return;
+    }
+    let factor = (logs.iter().sum::<f64>() / logs.len() as f64).exp();
+    points.iter_mut().for_each(|p| p.kl *= factor);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_of_another_kind_does_not_decide() {
+        // Shares of 0.01, 0.02 and 0.04.
+        let kl = usual(&[0.01, 0.04, 0.16], &[1.0, 2.0, 4.0]);
+        assert!((kl - 0.02 * 7.0 / 3.0).abs() < 1e-12, "{kl}");
+        assert!((usual(&[0.0, 0.1], &[3.0, 1.0]) - 0.2).abs() < 1e-12);
+        assert_eq!(usual(&[0.0], &[1.0]), 0.0);
+        assert_eq!(usual(&[], &[]), 0.0);
+    }
+
+    #[test]
+    fn windows_are_as_many_as_there_is_time_for() {
+        let all = vec![vec![0; 512]; 20];
+        assert_eq!(windows_in(90.0, (1.0, 512), &all), (8, 72.0));
+        assert_eq!(windows_in(40.0, (1.0, 512), &all), (4, 36.0));
+        assert_eq!(windows_in(0.0, (1.0, 512), &all), (1, 9.0));
+        assert_eq!(windows_in(90.0, (1.0, 512), &all[..2]).0, 2);
+        assert_eq!(windows_in(90.0, (1.0, 512), &[]).0, 1);
+    }
+
+    #[test]
+    fn all_codecs_follow_the_probes() {
+        let all = probes(30);
+        assert_eq!(all.iter().map(|p| p.0).collect::<Vec<_>>(), [15, 7, 22]);
+        assert_eq!(probes(2), [(1, 2), (1, 5)]);
+        assert!(probes(1).is_empty());
+        let point = |cut, spec: usize, kl| CodecPoint {
+            cut,
+            codec: CODECS[spec].into(),
+            bytes_per_token: 9.0,
+            prompt_bytes_per_token: None,
+            kl,
+            fitted: false,
+        };
+        let mut points = [point(1, 0, 0.3), point(15, 2, 0.1), point(7, 5, 0.2)];
+        // Twice and half as much; one that nobody has measured on few.
+        take_to(&[(15, 2, 0.2), (7, 5, 0.1), (22, 2, 9.0)], &mut points);
+        assert!((points[0].kl - 0.3).abs() < 1e-12);
+        take_to(&[(15, 2, 0.2)], &mut points);
+        assert!((points[0].kl - 0.6).abs() < 1e-12 && (points[2].kl - 0.4).abs() < 1e-12);
+        take_to(&[], &mut points);
+        assert!((points[0].kl - 0.6).abs() < 1e-12);
+    }
+}
