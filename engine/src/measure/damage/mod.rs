@@ -28,7 +28,7 @@ use formats::measured::{CodecPoint, LayerSensitivity, SENSITIVITY_VERSION, TypeD
 
 use self::wide::{Extent, Wide};
 use super::journal::Journal;
-use super::sensitivity::{Undisturbed, pick_pieces};
+use super::sensitivity::{Undisturbed, most_tokens, pick_pieces};
 use super::windows::windows;
 use crate::exec::Executor as _;
 use crate::exec::cpu::CpuExecutor;
@@ -54,7 +54,7 @@ const TYPES: [BlockType; 9] = [
 
 /// Of the time, what codecs may take, and what is kept for groups of matrices at most.
 const CODECS_SHARE: f64 = 0.25;
-const GROUPS_SHARE: f64 = 0.3;
+const GROUPS_SHARE: f64 = 0.35;
 
 /// What to measure on, and for how long.
 #[derive(Clone, Debug)]
@@ -134,10 +134,17 @@ pub fn damage(
     }
     // Time for the groups: what a plan costs hangs on them most.
     let seconds = options.time.as_secs_f64();
-    let extent: Option<Extent> = journal.get(EXTENT);
-    let extent = extent.filter(Extent::is_sound);
-    let measure = (pass.as_secs_f64(), model.before[0].len() / hp.n_embd.max(1));
-    let (n_wide, groups_s) = wide::windows_in(GROUPS_SHARE * seconds, measure, &all);
+    let tokens_run = model.before[0].len() / hp.n_embd.max(1);
+    let measure = (pass.as_secs_f64(), tokens_run);
+    // A run that goes on keeps to the windows that the first has chosen.
+    let held: Option<usize> = journal.get(WINDOWS);
+    let (n_wide, each_s) = wide::windows_in(GROUPS_SHARE * seconds, measure, held, &all);
+    let kept = most_tokens(parts) / all.first().map_or(1, Vec::len).max(1);
+    let n_wide = n_wide.min(kept.max(1));
+    if held != Some(n_wide) {
+        journal.put(WINDOWS, &n_wide)?;
+    }
+    let groups_s = each_s * n_wide as f64;
     let share = (1.0 - groups_s / seconds.max(1e-9)).max(1.0 - GROUPS_SHARE);
     let mut damages: Vec<TypeDamage> = Vec::new();
     for job in &jobs {
@@ -182,7 +189,7 @@ pub fn damage(
     }
     let tokens = model.tokens() as u64;
     let few = model.surprise(&windows);
-    let mut surprise = few.iter().sum::<f64>() / few.len().max(1) as f64;
+    let few = few.iter().sum::<f64>() / few.len().max(1) as f64;
     drop(model);
     // Over more of the text, if there is time for any of it: for the rows as they are and one figure.
     let in_time = options.time.as_secs_f64() - 2.0 * groups_s / wide::PASSES;
@@ -190,20 +197,11 @@ pub fn damage(
     let mut wide = Wider {
         parts,
         all,
-        windows: extent.map_or(n_wide, |e| e.windows),
+        windows: n_wide,
         model: None,
     };
     let mut together = Vec::new();
     let mut probes = Vec::new();
-    for group in &groups {
-        let kl = wide.figure(journal, &group.key(), &late, |wide| {
-            group.measure(wide, &jobs, &late)
-        })?;
-        if let Some(kl) = kl {
-            together.push((group.sum(&jobs, &damages), kl));
-            count.one();
-        }
-    }
     for (cut, spec) in probed {
         let key = format!("probe/{cut}/{}", CODECS[spec]);
         let kl = wide.figure(journal, &key, &late, |wide| {
@@ -214,13 +212,26 @@ pub fn damage(
             count.one();
         }
     }
-    if let (Some(extent), false) = (journal.get::<Extent>(EXTENT), together.is_empty()) {
-        surprise = extent.surprise;
+    for group in &groups {
+        let kl = wide.figure(journal, &group.key(), &late, |wide| {
+            group.measure(wide, &jobs, &late)
+        })?;
+        if let Some(kl) = kl {
+            together.push((group.sum(&jobs, &damages), kl));
+            count.one();
+        }
     }
-    wide::take_to(&probes, &mut points);
+    let used = !together.is_empty() || !probes.is_empty();
+    let extent: Option<Extent> = journal
+        .get(EXTENT)
+        .filter(|e: &Extent| used && e.is_sound());
+    let surprise = extent.map_or(few, |e| e.surprise);
     let perplexity = Some(surprise.exp()).filter(|p| LayerSensitivity::is_perplexity(*p));
+    // What was measured on few windows only goes with the surprise like all else.
+    let otherwise = if few > 0.0 { surprise / few } else { 1.0 };
+    wide::take_to(&probes, otherwise, &mut points);
     let quick = count.done < count.of;
-    let additivity = types::additivity(&together);
+    let additivity = types::additivity(&together, otherwise);
     Ok(LayerSensitivity {
         format: LayerSensitivity::FORMAT.into(),
         version: SENSITIVITY_VERSION,
@@ -240,7 +251,8 @@ pub fn damage(
     })
 }
 
-/// Where a journal has the windows that groups were measured on.
+/// Where a journal has how many windows groups are measured on, and what was found of them.
+const WINDOWS: &str = "windows";
 const EXTENT: &str = "wide";
 
 /// The model over more of the text, which is run when something is first asked of it.

@@ -255,15 +255,15 @@ impl Group {
 }
 
 /// What many matrices cost together by the sum of their own divergences: the geometric mean over
-/// groups, of which each has its sum and what was measured.
-pub(super) fn additivity(groups: &[(f64, f64)]) -> f64 {
+/// groups, of which each has its sum and what was measured; `otherwise` when there are none.
+pub(super) fn additivity(groups: &[(f64, f64)], otherwise: f64) -> f64 {
     let logs: Vec<f64> = groups
         .iter()
         .filter(|(sum, together)| *sum > 0.0 && *together > 0.0)
         .map(|(sum, together)| (together / sum).ln())
         .collect();
     if logs.is_empty() {
-        return 1.0;
+        return otherwise;
     }
     (logs.iter().sum::<f64>() / logs.len() as f64).exp()
 }
@@ -317,9 +317,9 @@ mod tests {
 
     #[test]
     fn together_by_the_sum() {
-        assert_eq!(additivity(&[]), 1.0);
-        assert_eq!(additivity(&[(0.0, 0.1)]), 1.0);
-        assert!((additivity(&[(1.0, 0.5), (1.0, 2.0)]) - 1.0).abs() < 1e-12);
-        assert!((additivity(&[(2.0, 1.0)]) - 0.5).abs() < 1e-12);
+        assert_eq!(additivity(&[], 1.0), 1.0);
+        assert_eq!(additivity(&[(0.0, 0.1)], 0.9), 0.9);
+        assert!((additivity(&[(1.0, 0.5), (1.0, 2.0)], 9.0) - 1.0).abs() < 1e-12);
+        assert!((additivity(&[(2.0, 1.0)], 9.0) - 0.5).abs() < 1e-12);
     }
 }

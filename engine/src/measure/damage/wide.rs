@@ -17,13 +17,14 @@ use serde::{Deserialize, Serialize};
 use super::codecs::{self, CODECS};
 use super::figure;
 use crate::exec::cpu::CpuExecutor;
-use crate::measure::sensitivity::{Undisturbed, most_tokens, pick_pieces};
+use crate::measure::sensitivity::{Undisturbed, pick_pieces};
 use crate::role::RunError;
 
 /// The most windows.
 const MOST_WINDOWS: usize = 8;
-/// Passes of the model over all of them that everything takes, about.
-pub(super) const PASSES: f64 = 9.0;
+/// Passes of the model over all of them: as it is, of the probes, of the first four groups; and
+/// about as long for the encoding of matrices.
+pub(super) const PASSES: f64 = 10.0;
 
 /// Windows, and the model's surprise on them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,18 +40,19 @@ impl Extent {
     }
 }
 
-/// How many of `all` windows there is time for when a pass over `tokens` takes `pass` seconds, and
-/// how long all will take.
+/// How many of `all` windows there is time for when a pass over `tokens` takes `pass` seconds, or as
+/// many as were `chosen` before; and how long each will take.
 pub(super) fn windows_in(
     seconds: f64,
     (pass, tokens): (f64, usize),
+    chosen: Option<usize>,
     all: &[Vec<u32>],
 ) -> (usize, f64) {
     let len = all.first().map_or(1, Vec::len);
     let each = PASSES * pass * len as f64 / tokens.max(1) as f64;
     let fit = (seconds / each.max(1e-9)) as usize;
-    let n = fit.clamp(1, MOST_WINDOWS).min(all.len().max(1));
-    (n, n as f64 * each)
+    let n = chosen.unwrap_or(fit).clamp(1, MOST_WINDOWS);
+    (n.min(all.len().max(1)), each)
 }
 
 /// The model over many windows.
@@ -61,15 +63,13 @@ pub(super) struct Wide<'a> {
 }
 
 impl<'a> Wide<'a> {
-    /// Runs `n` windows from all over the text, or as many as can be kept; the second half of each
-    /// is scored.
+    /// Runs `n` windows from all over the text; the second half of each is scored.
     pub(super) fn run(
         parts: &'a [Arc<CpuExecutor>],
         all: Vec<Vec<u32>>,
         n: usize,
     ) -> Result<Self, RunError> {
         let len = all.first().map_or(1, Vec::len);
-        let n = n.min(most_tokens(parts) / len.max(1)).max(1);
         let windows = pick_pieces(all, n * len, len);
         let model = Undisturbed::run(parts, &windows, len / 2)?;
         let surprise = model.surprise(&windows);
@@ -133,8 +133,8 @@ pub(super) fn probes(n_layer: usize) -> Vec<(usize, usize)> {
 }
 
 /// Takes what codecs cost to many windows: all by one factor, the geometric mean over `probes` (of
-/// which each has its cut, its codec and its figure there).
-pub(super) fn take_to(probes: &[(usize, usize, f64)], points: &mut [CodecPoint]) {
+/// which each has its cut, its codec and its figure there), `otherwise` when there are none.
+pub(super) fn take_to(probes: &[(usize, usize, f64)], otherwise: f64, points: &mut [CodecPoint]) {
     let logs: Vec<f64> = probes
         .iter()
         .filter_map(|(cut, spec, wide)| {
@@ -143,10 +143,11 @@ pub(super) fn take_to(probes: &[(usize, usize, f64)], points: &mut [CodecPoint])
             (few > 0.0 && *wide > 0.0).then(|| (wide / few).ln())
         })
         .collect();
-    if logs.is_empty() {
-        return;
-    }
-    let factor = (logs.iter().sum::<f64>() / logs.len() as f64).exp();
+    let factor = if logs.is_empty() {
+        otherwise
+    } else {
+        (logs.iter().sum::<f64>() / logs.len() as f64).exp()
+    };
     points.iter_mut().for_each(|p| p.kl *= factor);
 }
 
@@ -167,11 +168,13 @@ mod tests {
     #[test]
     fn windows_are_as_many_as_there_is_time_for() {
         let all = vec![vec![0; 512]; 20];
-        assert_eq!(windows_in(90.0, (1.0, 512), &all), (8, 72.0));
-        assert_eq!(windows_in(40.0, (1.0, 512), &all), (4, 36.0));
-        assert_eq!(windows_in(0.0, (1.0, 512), &all), (1, 9.0));
-        assert_eq!(windows_in(90.0, (1.0, 512), &all[..2]).0, 2);
-        assert_eq!(windows_in(90.0, (1.0, 512), &[]).0, 1);
+        let of = |s, n| windows_in(s, (1.0, 512), None, &all[..n]);
+        assert_eq!(of(90.0, 20), (8, 10.0));
+        assert_eq!(of(45.0, 20), (4, 10.0));
+        assert_eq!((of(0.0, 20).0, of(90.0, 2).0, of(90.0, 0).0), (1, 2, 1));
+        // A second run, of whatever time, keeps to what the first has chosen.
+        let again = |n| windows_in(27.0, (1.0, 512), Some(n), &all).0;
+        assert_eq!((again(6), again(0), again(99)), (6, 1, 8));
     }
 
     #[test]
@@ -190,11 +193,11 @@ mod tests {
         };
         let mut points = [point(1, 0, 0.3), point(15, 2, 0.1), point(7, 5, 0.2)];
         // Twice and half as much; one that nobody has measured on few.
-        take_to(&[(15, 2, 0.2), (7, 5, 0.1), (22, 2, 9.0)], &mut points);
+        take_to(&[(15, 2, 0.2), (7, 5, 0.1), (22, 2, 9.0)], 7.0, &mut points);
         assert!((points[0].kl - 0.3).abs() < 1e-12);
-        take_to(&[(15, 2, 0.2)], &mut points);
+        take_to(&[(15, 2, 0.2)], 7.0, &mut points);
         assert!((points[0].kl - 0.6).abs() < 1e-12 && (points[2].kl - 0.4).abs() < 1e-12);
-        take_to(&[], &mut points);
-        assert!((points[0].kl - 0.6).abs() < 1e-12);
+        take_to(&[], 0.5, &mut points);
+        assert!((points[0].kl - 0.3).abs() < 1e-12);
     }
 }
