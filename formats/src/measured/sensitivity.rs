@@ -66,8 +66,8 @@ pub struct LayerSensitivity {
     pub perplexity: Option<f64>,
     /// Whether only some figures were measured and the others fitted.
     pub quick: bool,
-    /// The divergence of many matrices changed together by the sum of their own ones, as measured;
-    /// 1 when it was not.
+    /// The divergence of many matrices changed together by the sum of their own ones, as measured,
+    /// and by what figures of few tokens are taken to more of the text; 1 when it was not.
     #[serde(default = "one")]
     pub additivity: f64,
     /// What types cost.

@@ -39,7 +39,7 @@ pub use self::codecs::CODECS;
 
 /// Tokens of a window at least, if the text has them; the second half is scored.
 const PIECE: usize = 256;
-/// Types that are tried, of those that a matrix allows and that make it smaller.
+/// Types that are tried, of those that a matrix allows and that make it smaller: what recipes write.
 const TYPES: [BlockType; 9] = [
     BlockType::Q2_K,
     BlockType::Q3_K,
@@ -49,12 +49,14 @@ const TYPES: [BlockType; 9] = [
     BlockType::Q5_1,
     BlockType::Q6_K,
     BlockType::Q8_0,
-    BlockType::Q4_0,
+    BlockType::IQ4_XS,
 ];
 
-/// Of the time, what codecs may take, and what is kept for groups of matrices at most.
+/// Of the time, what codecs may take, and what is kept at most for groups of matrices and what follows.
 const CODECS_SHARE: f64 = 0.25;
 const GROUPS_SHARE: f64 = 0.35;
+/// Of that, what more of the text may take.
+const WIDE_SHARE: f64 = 0.15;
 
 /// What to measure on, and for how long.
 #[derive(Clone, Debug)]
@@ -100,9 +102,11 @@ pub fn damage(
         .first()
         .map(|p| p.hparams().clone())
         .ok_or_else(|| RunError::Request("there is no model to calibrate".into()))?;
-    let (jobs, cuts) = (types::jobs(&model), codecs::cuts(n_layer));
+    let (jobs, mut cuts) = (types::jobs(&model), codecs::cuts(n_layer));
     let cuts_all = cuts.len();
     let (groups, probed) = (types::groups(n_layer), wide::probes(n_layer));
+    // What is measured over more of the text too is never to be estimated.
+    cuts.sort_by_key(|c| !probed.contains(c));
     let mut count = Count {
         done: 0,
         of: jobs.len() + cuts.len() + groups.len() + probed.len(),
@@ -132,20 +136,22 @@ pub fn damage(
         points.push(point);
         count.one();
     }
-    // Time for the groups: what a plan costs hangs on them most.
+    // Time for the groups, and for more of the text: what a plan costs hangs on them most.
     let seconds = options.time.as_secs_f64();
     let tokens_run = model.before[0].len() / hp.n_embd.max(1);
     let measure = (pass.as_secs_f64(), tokens_run);
     // A run that goes on keeps to the windows that the first has chosen.
     let held: Option<usize> = journal.get(WINDOWS);
-    let (n_wide, each_s) = wide::windows_in(GROUPS_SHARE * seconds, measure, held, &all);
+    let (n_wide, each_s) = wide::windows_in(WIDE_SHARE * seconds, measure, held, &all);
     let kept = most_tokens(parts) / all.first().map_or(1, Vec::len).max(1);
     let n_wide = n_wide.min(kept.max(1));
     if held != Some(n_wide) {
         journal.put(WINDOWS, &n_wide)?;
     }
-    let groups_s = each_s * n_wide as f64;
-    let share = (1.0 - groups_s / seconds.max(1e-9)).max(1.0 - GROUPS_SHARE);
+    let wide_s = each_s * n_wide as f64;
+    // Encoding takes as long as a pass, or longer.
+    let groups_s = 3.0 * pass.as_secs_f64() * groups.len() as f64;
+    let share = (1.0 - (groups_s + wide_s) / seconds.max(1e-9)).max(1.0 - GROUPS_SHARE);
     let mut damages: Vec<TypeDamage> = Vec::new();
     for job in &jobs {
         let key = job.key();
@@ -187,12 +193,29 @@ pub fn damage(
     } else {
         fit::codecs(&[], &mut points);
     }
+    let mut together = Vec::new();
+    for group in &groups {
+        let key = group.key();
+        let held: Option<f64> = journal.get(&key);
+        let held = held.filter(|kl| (0.0..1e15).contains(kl));
+        let kl = if let Some(kl) = held {
+            kl
+        } else {
+            let Some(kl) = group.measure(&mut model, &jobs, &|| late(1.0 - WIDE_SHARE))? else {
+                continue;
+            };
+            journal.put(&key, &kl)?;
+            kl
+        };
+        together.push((group.sum(&jobs, &damages), kl));
+        count.one();
+    }
     let tokens = model.tokens() as u64;
     let few = model.surprise(&windows);
     let few = few.iter().sum::<f64>() / few.len().max(1) as f64;
     drop(model);
-    // Over more of the text, if there is time for any of it: for the rows as they are and one figure.
-    let in_time = options.time.as_secs_f64() - 2.0 * groups_s / wide::PASSES;
+    // Over more of the text, if there is time: for the rows as they are and one figure.
+    let in_time = seconds - 2.0 * wide_s / wide::PASSES;
     let late = || began.elapsed().as_secs_f64() > in_time;
     let mut wide = Wider {
         parts,
@@ -200,38 +223,22 @@ pub fn damage(
         windows: n_wide,
         model: None,
     };
-    let mut together = Vec::new();
     let mut probes = Vec::new();
     for (cut, spec) in probed {
-        let key = format!("probe/{cut}/{}", CODECS[spec]);
-        let kl = wide.figure(journal, &key, &late, |wide| {
-            finite(wide.codec(cut, spec)?, &key).map(Some)
-        })?;
-        if let Some(kl) = kl {
+        if let Some(kl) = wide.figure(journal, (cut, spec), &late)? {
             probes.push((cut, spec, kl));
             count.one();
         }
     }
-    for group in &groups {
-        let kl = wide.figure(journal, &group.key(), &late, |wide| {
-            group.measure(wide, &jobs, &late)
-        })?;
-        if let Some(kl) = kl {
-            together.push((group.sum(&jobs, &damages), kl));
-            count.one();
-        }
-    }
-    let used = !together.is_empty() || !probes.is_empty();
-    let extent: Option<Extent> = journal
-        .get(EXTENT)
-        .filter(|e: &Extent| used && e.is_sound());
+    let extent: Option<Extent> = journal.get(EXTENT);
+    let extent = extent.filter(|e| !probes.is_empty() && e.is_sound());
     let surprise = extent.map_or(few, |e| e.surprise);
     let perplexity = Some(surprise.exp()).filter(|p| LayerSensitivity::is_perplexity(*p));
-    // What was measured on few windows only goes with the surprise like all else.
-    let otherwise = if few > 0.0 { surprise / few } else { 1.0 };
-    wide::take_to(&probes, otherwise, &mut points);
+    let level = wide::level(&probes, &points);
+    points.iter_mut().for_each(|p| p.kl *= level);
     let quick = count.done < count.of;
-    let additivity = types::additivity(&together, otherwise);
+    // Figures of types stay as they were measured: what there is of them is one factor for all.
+    let additivity = (types::additivity(&together) * level).clamp(ADDITIVITY[0], ADDITIVITY[1]);
     Ok(LayerSensitivity {
         format: LayerSensitivity::FORMAT.into(),
         version: SENSITIVITY_VERSION,
@@ -251,7 +258,10 @@ pub fn damage(
     })
 }
 
-/// Where a journal has how many windows groups are measured on, and what was found of them.
+/// What a file can say of it.
+const ADDITIVITY: [f64; 2] = [1e-3, 1e3];
+
+/// Where a journal has how many windows probes are measured on, and what was found of them.
 const WINDOWS: &str = "windows";
 const EXTENT: &str = "wide";
 
@@ -263,18 +273,17 @@ struct Wider<'a> {
     model: Option<Wide<'a>>,
 }
 
-impl<'a> Wider<'a> {
-    /// The figure that `journal` has of so many windows under `key`, else what `measure` finds;
+impl Wider<'_> {
+    /// The figure that `journal` has of a codec at a cut over so many windows, else what is measured;
     /// `None` when it is `late` for that.
     fn figure(
         &mut self,
         journal: &mut Journal,
-        key: &str,
+        (cut, spec): (usize, usize),
         late: &dyn Fn() -> bool,
-        measure: impl FnOnce(&mut Wide<'a>) -> Result<Option<f64>, RunError>,
     ) -> Result<Option<f64>, RunError> {
-        let of = |n: usize| format!("{key}/{n}");
-        let held: Option<f64> = journal.get(&of(self.windows));
+        let key = format!("probe/{cut}/{}/{}", CODECS[spec], self.windows);
+        let held: Option<f64> = journal.get(&key);
         if let Some(kl) = held.filter(|kl| (0.0..1e15).contains(kl)) {
             return Ok(Some(kl));
         }
@@ -285,17 +294,13 @@ impl<'a> Wider<'a> {
             Some(wide) => self.model.insert(wide),
             None => {
                 let wide = Wide::run(self.parts, self.all.clone(), self.windows)?;
-                let extent = wide.extent();
-                self.windows = extent.windows;
-                journal.put(EXTENT, &extent)?;
+                journal.put(EXTENT, &wide.extent())?;
                 self.model.insert(wide)
             }
         };
-        let found = measure(wide)?;
-        if let Some(kl) = found {
-            journal.put(&of(self.windows), &kl)?;
-        }
-        Ok(found)
+        let kl = finite(wide.codec(cut, spec)?, &key)?;
+        journal.put(&key, &kl)?;
+        Ok(Some(kl))
     }
 }
 

@@ -6,7 +6,6 @@ use formats::blocks::{BlockType, Effort, dequantize_row, quantize_row};
 use formats::imatrix::KINDS;
 use formats::measured::TypeDamage;
 
-use super::wide::Wide;
 use super::{TYPES, finite, fit};
 use crate::measure::sensitivity::{Undisturbed, each, matrix_mut};
 use crate::model::{LayerTensors, Tensor};
@@ -230,15 +229,14 @@ impl Group {
         own.map(|d| d.kl).sum()
     }
 
-    /// Their divergence when all are changed together, over many windows; `None` when it gets `late` on the way.
+    /// Their divergence when all are changed together; `None` when it gets `late` on the way.
     pub(super) fn measure(
         &self,
-        wide: &mut Wide<'_>,
+        model: &mut Undisturbed<'_>,
         jobs: &[Job],
         late: &dyn Fn() -> bool,
     ) -> Result<Option<f64>, RunError> {
         let all = self.jobs(jobs);
-        let model = &mut wide.model;
         let mut rows = model.before[self.layers.start].clone();
         for l in self.layers.clone() {
             let mut weights = model.layers[l].1.clone();
@@ -250,20 +248,20 @@ impl Group {
             }
             model.layer(l, &weights, &mut rows)?;
         }
-        finite(wide.behind(self.layers.end, rows)?, &self.key()).map(Some)
+        finite(model.behind(self.layers.end, rows)?, &self.key()).map(Some)
     }
 }
 
 /// What many matrices cost together by the sum of their own divergences: the geometric mean over
-/// groups, of which each has its sum and what was measured; `otherwise` when there are none.
-pub(super) fn additivity(groups: &[(f64, f64)], otherwise: f64) -> f64 {
+/// groups, of which each has its sum and what was measured.
+pub(super) fn additivity(groups: &[(f64, f64)]) -> f64 {
     let logs: Vec<f64> = groups
         .iter()
         .filter(|(sum, together)| *sum > 0.0 && *together > 0.0)
         .map(|(sum, together)| (together / sum).ln())
         .collect();
     if logs.is_empty() {
-        return otherwise;
+        return 1.0;
     }
     (logs.iter().sum::<f64>() / logs.len() as f64).exp()
 }
@@ -317,9 +315,9 @@ mod tests {
 
     #[test]
     fn together_by_the_sum() {
-        assert_eq!(additivity(&[], 1.0), 1.0);
-        assert_eq!(additivity(&[(0.0, 0.1)], 0.9), 0.9);
-        assert!((additivity(&[(1.0, 0.5), (1.0, 2.0)], 9.0) - 1.0).abs() < 1e-12);
-        assert!((additivity(&[(2.0, 1.0)], 9.0) - 0.5).abs() < 1e-12);
+        assert_eq!(additivity(&[]), 1.0);
+        assert_eq!(additivity(&[(0.0, 0.1)]), 1.0);
+        assert!((additivity(&[(1.0, 0.5), (1.0, 2.0)]) - 1.0).abs() < 1e-12);
+        assert!((additivity(&[(2.0, 1.0)]) - 0.5).abs() < 1e-12);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! One figure after the other is measured on a few tokens, the same for all, so that they can be
 //! compared. How large they are together hangs on the text: windows of one text differ by a factor
-//! of two, and so do texts. What is large enough to be seen in many windows is therefore measured
-//! in many: whole groups of matrices, and a few codecs. A window's divergence goes with its
+//! of two, and so do texts. A few codecs, which need no matrix to be encoded, are therefore measured
+//! on many windows as well; by what comes of them all figures are taken there. A window's divergence goes with its
 //! surprise (nats per token of the model as it is): SmolLM2-135M with 25 layers in four bits
 //! diverges by 0.0283 to 0.0372 of it on texts where it comes to 0.051 to 0.112 nats
 //! (docs/planning.md). The mean over windows is that of logarithms of the shares, since what is
@@ -22,9 +22,8 @@ use crate::role::RunError;
 
 /// The most windows.
 const MOST_WINDOWS: usize = 8;
-/// Passes of the model over all of them: as it is, of the probes, of the first four groups; and
-/// about as long for the encoding of matrices.
-pub(super) const PASSES: f64 = 10.0;
+/// Passes of the model over all of them, about: as it is, and of the probes.
+pub(super) const PASSES: f64 = 3.0;
 
 /// Windows, and the model's surprise on them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,7 +56,7 @@ pub(super) fn windows_in(
 
 /// The model over many windows.
 pub(super) struct Wide<'a> {
-    pub(super) model: Undisturbed<'a>,
+    model: Undisturbed<'a>,
     /// Nats per token of each window.
     surprise: Vec<f64>,
 }
@@ -84,16 +83,11 @@ impl<'a> Wide<'a> {
         }
     }
 
-    /// The divergence of windows of usual surprise when `rows` are those in front of layer `from`.
-    pub(super) fn behind(&mut self, from: usize, rows: Vec<f32>) -> Result<f64, RunError> {
-        let kls = self.model.behind_by_window(from, rows)?;
-        Ok(figure(usual(&kls, &self.surprise)))
-    }
-
-    /// What the codec `spec` costs at the cut after `cut` layers.
+    /// What the codec `spec` costs at the cut after `cut` layers, in windows of usual surprise.
     pub(super) fn codec(&mut self, cut: usize, spec: usize) -> Result<f64, RunError> {
         let rows = codecs::coded(&self.model, cut, CODECS[spec])?;
-        self.behind(cut, rows)
+        let kls = self.model.behind_by_window(cut, rows)?;
+        Ok(figure(usual(&kls, &self.surprise)))
     }
 }
 
@@ -113,17 +107,17 @@ fn usual(kls: &[f64], surprise: &[f64]) -> f64 {
     (logs.iter().sum::<f64>() / logs.len() as f64).exp() * mean
 }
 
-/// Cuts and codecs that are measured on many windows, in a model of `n_layer` layers: of two
-/// families, at three depths.
+/// Cuts and codecs that are measured on many windows, in a model of `n_layer` layers: of all
+/// families that calibration does not call odd, at four depths.
 pub(super) fn probes(n_layer: usize) -> Vec<(usize, usize)> {
-    let at = |quarter: usize, spec: &str| {
-        let cut = (n_layer * quarter / 4).max(1);
+    let at = |fifth: usize, spec: &str| {
+        let cut = (n_layer * fifth / 5).max(1);
         let spec = CODECS.iter().position(|c| *c == spec)?;
         (cut < n_layer).then_some((cut, spec))
     };
-    let coarse = "ts-tabq:tau=5s,delta=0,bits=5";
+    let (tabq, tcq) = ("ts-tabq:tau=5s,delta=0,bits=5", "tcq:step=0.58");
     let mut out = Vec::new();
-    let all = [at(2, coarse), at(1, "tcq:step=0.58"), at(3, coarse)];
+    let all = [at(2, tabq), at(4, tcq), at(1, tcq), at(3, tabq)];
     for probe in all.into_iter().flatten() {
         if !out.contains(&probe) {
             out.push(probe);
@@ -132,9 +126,9 @@ pub(super) fn probes(n_layer: usize) -> Vec<(usize, usize)> {
     out
 }
 
-/// Takes what codecs cost to many windows: all by one factor, the geometric mean over `probes` (of
-/// which each has its cut, its codec and its figure there), `otherwise` when there are none.
-pub(super) fn take_to(probes: &[(usize, usize, f64)], otherwise: f64, points: &mut [CodecPoint]) {
+/// By what figures of a few tokens are taken to many windows: the geometric mean over `probes`, of
+/// which each has its cut, its codec and its figure there; 1 where nothing is known.
+pub(super) fn level(probes: &[(usize, usize, f64)], points: &[CodecPoint]) -> f64 {
     let logs: Vec<f64> = probes
         .iter()
         .filter_map(|(cut, spec, wide)| {
@@ -143,12 +137,10 @@ pub(super) fn take_to(probes: &[(usize, usize, f64)], otherwise: f64, points: &m
             (few > 0.0 && *wide > 0.0).then(|| (wide / few).ln())
         })
         .collect();
-    let factor = if logs.is_empty() {
-        otherwise
-    } else {
-        (logs.iter().sum::<f64>() / logs.len() as f64).exp()
-    };
-    points.iter_mut().for_each(|p| p.kl *= factor);
+    if logs.is_empty() {
+        return 1.0;
+    }
+    (logs.iter().sum::<f64>() / logs.len() as f64).exp()
 }
 
 #[cfg(test)]
@@ -169,8 +161,8 @@ mod tests {
     fn windows_are_as_many_as_there_is_time_for() {
         let all = vec![vec![0; 512]; 20];
         let of = |s, n| windows_in(s, (1.0, 512), None, &all[..n]);
-        assert_eq!(of(90.0, 20), (8, 10.0));
-        assert_eq!(of(45.0, 20), (4, 10.0));
+        assert_eq!(of(90.0, 20), (8, 3.0));
+        assert_eq!(of(14.0, 20), (4, 3.0));
         assert_eq!((of(0.0, 20).0, of(90.0, 2).0, of(90.0, 0).0), (1, 2, 1));
         // A second run, of whatever time, keeps to what the first has chosen.
         let again = |n| windows_in(27.0, (1.0, 512), Some(n), &all).0;
@@ -178,9 +170,9 @@ mod tests {
     }
 
     #[test]
-    fn all_codecs_follow_the_probes() {
+    fn all_figures_follow_the_probes() {
         let all = probes(30);
-        assert_eq!(all.iter().map(|p| p.0).collect::<Vec<_>>(), [15, 7, 22]);
+        assert_eq!(all.iter().map(|p| p.0).collect::<Vec<_>>(), [12, 24, 6, 18]);
         assert_eq!(probes(2), [(1, 2), (1, 5)]);
         assert!(probes(1).is_empty());
         let point = |cut, spec: usize, kl| CodecPoint {
@@ -191,13 +183,11 @@ mod tests {
             kl,
             fitted: false,
         };
-        let mut points = [point(1, 0, 0.3), point(15, 2, 0.1), point(7, 5, 0.2)];
+        let points = [point(1, 0, 0.3), point(12, 2, 0.1), point(6, 5, 0.2)];
         // Twice and half as much; one that nobody has measured on few.
-        take_to(&[(15, 2, 0.2), (7, 5, 0.1), (22, 2, 9.0)], 7.0, &mut points);
-        assert!((points[0].kl - 0.3).abs() < 1e-12);
-        take_to(&[(15, 2, 0.2)], 7.0, &mut points);
-        assert!((points[0].kl - 0.6).abs() < 1e-12 && (points[2].kl - 0.4).abs() < 1e-12);
-        take_to(&[], 0.5, &mut points);
-        assert!((points[0].kl - 0.3).abs() < 1e-12);
+        let found = level(&[(12, 2, 0.2), (6, 5, 0.1), (24, 5, 9.0)], &points);
+        assert!((found - 1.0).abs() < 1e-12);
+        assert!((level(&[(12, 2, 0.2)], &points) - 2.0).abs() < 1e-12);
+        assert_eq!(level(&[(24, 5, 9.0)], &points), 1.0);
     }
 }
