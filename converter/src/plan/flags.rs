@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use formats::measured::LayerSensitivity;
 use formats::model::{KvType, UnknownKvType};
 use formats::units;
 
@@ -56,6 +57,10 @@ pub struct PlanFlags {
     /// What types and codecs cost this model: a file of `splitrun calibrate --sensitivity`
     #[arg(long, value_name = "FILE")]
     pub sensitivity: Option<PathBuf>,
+    /// With --sensitivity: perplexity that the model has on the text to come, as `splitrun eval`
+    /// finds it; divergences go with its logarithm [default: that of the text of calibration]
+    #[arg(long, value_name = "P", value_parser = perplexity, allow_hyphen_values = true, requires = "sensitivity")]
+    pub perplexity: Option<f64>,
     /// Devices that share the server [default: 1]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub edges: Option<u32>,
@@ -86,6 +91,7 @@ impl PlanFlags {
             ("--cloud-profile", self.cloud_profile.is_some()),
             ("--kv-type", self.kv_type.is_some()),
             ("--sensitivity", self.sensitivity.is_some()),
+            ("--perplexity", self.perplexity.is_some()),
             ("--edges", self.edges.is_some()),
             ("--objective", self.objective.is_some()),
             ("--prompt-tokens", self.prompt_tokens.is_some()),
@@ -193,6 +199,13 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+fn perplexity(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(v) if LayerSensitivity::is_perplexity(v) => Ok(v),
+        _ => Err("expected a number above 1, as 13.5".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +222,10 @@ mod tests {
         }
         for bad in ["", "0", "0%", "100%", "1", "-1%", "NaN"] {
             assert!(share(bad).is_err(), "{bad}");
+        }
+        assert_eq!(perplexity("13.5"), Ok(13.5));
+        for bad in ["", "1", "-3", "NaN", "inf", "x"] {
+            assert!(perplexity(bad).is_err(), "{bad}");
         }
         for bad in ["0", "-0.1", "NaN", "inf", "1000", "x"] {
             assert!(nats(bad).is_err(), "{bad}");

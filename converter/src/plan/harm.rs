@@ -51,14 +51,6 @@ pub struct Lacks {
     pub layers: BTreeSet<u32>,
 }
 
-impl Lacks {
-    /// What either lacks.
-    pub fn add(&mut self, other: Self) {
-        self.types.extend(other.types);
-        self.layers.extend(other.layers);
-    }
-}
-
 /// The place of a kind in [`KINDS`] for all matrices of a layer together.
 const WHOLE: usize = KINDS.len();
 
@@ -153,6 +145,10 @@ impl Harm {
                 additivity,
                 prior,
             } => {
+                // A type that loses nothing needs no figure.
+                if typical(ty) <= 0.0 {
+                    return 0.0;
+                }
                 if let Some((kl, own)) = of_type(known, layer, kind, ty) {
                     if !own {
                         lacks.types.insert(ty);
@@ -234,6 +230,7 @@ pub(super) mod tests {
             build: String::new(),
             text: String::new(),
             tokens: 0,
+            perplexity: None,
             quick: false,
             additivity: 1.0,
             types: Vec::new(),
@@ -280,6 +277,9 @@ pub(super) mod tests {
         let mut lacks = Lacks::default();
         let v = KINDS.iter().position(|k| *k == "attn_v").unwrap();
         assert_eq!(harm.matrix(1, v, BlockType::Q2_K, &mut lacks), 1.0);
+        // F16 is as good as what it is made from, of a layer that was measured or was not.
+        assert_eq!(harm.matrix(1, v, BlockType::F16, &mut lacks), 0.0);
+        assert_eq!(harm.matrix(3, v, BlockType::F16, &mut lacks), 0.0);
         assert_eq!(lacks, Lacks::default());
         harm.matrix(1, v, BlockType::Q5_K, &mut lacks);
         // Of a layer that nobody has measured something is expected all the same.

@@ -150,11 +150,7 @@ pub fn plan(
     ];
     let link = link_of(flags, &mut assumptions)?;
     let (limits, objective) = limits(source, flags, &profiles, &mut assumptions)?;
-    let measured = flags
-        .sensitivity
-        .as_deref()
-        .map(LayerSensitivity::open)
-        .transpose()?;
+    let measured = sensitivities(flags, &mut assumptions)?;
     let harm =
         Harm::new(source, measured.as_ref(), importance).map_err(|why| PlanError::OtherModel {
             file: flags
@@ -181,7 +177,6 @@ pub fn plan(
         &kv_types,
     )?;
     let cuts = tables.cuts()?;
-    assumptions.extend(tables.guessed());
     let message_ns = profiles
         .iter()
         .filter_map(|p| p.message_ns)
@@ -201,6 +196,11 @@ pub fn plan(
     };
     let candidates = search::candidates(&problem);
     let best = search::best(&problem, &candidates).copied();
+    let chosen = best.map(|b| {
+        let (cut, [edge, cloud], _) = problem.parts(&b.choice);
+        (cut.split, edge.bits, cloud.bits)
+    });
+    assumptions.extend(tables.guessed(chosen)?);
     let answer = answer(
         &problem,
         &candidates,
@@ -222,6 +222,32 @@ pub fn plan(
         })?;
     }
     Ok(planned)
+}
+
+/// What types and codecs cost the model, on the text that the plan is for.
+fn sensitivities(
+    flags: &PlanFlags,
+    assumptions: &mut Vec<String>,
+) -> Result<Option<LayerSensitivity>, PlanError> {
+    let Some(path) = flags.sensitivity.as_deref() else {
+        return Ok(None);
+    };
+    let mut measured = LayerSensitivity::open(path)?;
+    match (flags.perplexity, measured.perplexity) {
+        (Some(asked), _) => {
+            if !measured.read_at(asked) {
+                return Err(PlanError::Usage(format!(
+                    "--perplexity: {} does not say at what perplexity it was measured; measure anew with `splitrun calibrate --sensitivity`",
+                    path.display()
+                )));
+            }
+        }
+        (None, Some(own)) => assumptions.push(format!(
+            "divergences are those of a text on which the model has a perplexity of {own:.1}, as that of --sensitivity; they go with its logarithm (--perplexity)"
+        )),
+        (None, None) => {}
+    }
+    Ok(Some(measured))
 }
 
 /// Everything that follows from the numbers.

@@ -48,16 +48,8 @@ pub struct Tables<'a> {
     layout: Layout,
     tried: Tried,
     rates: [HashMap<BlockType, [f64; 2]>; 2],
-    guesses: Mutex<Guesses>,
-}
-
-/// What was not in the files of measurements and had to be guessed.
-#[derive(Debug, Default)]
-pub struct Guesses {
     /// Types of products that a profile has no times of: edge, cloud.
-    pub times: [BTreeSet<BlockType>; 2],
-    /// What the file of sensitivities lacks.
-    pub harm: Lacks,
+    guesses: Mutex<[BTreeSet<BlockType>; 2]>,
 }
 
 impl<'a> Tables<'a> {
@@ -228,9 +220,7 @@ impl<'a> Tables<'a> {
         let file_bytes = [file(None)?, file(Some(Digest([0; 32])))?];
         let load = self.load(layers.clone(), KvType::F16, host, role);
         let time = self.times(plan, role, host);
-        let mut lacks = Lacks::default();
-        let kl = self.harm.of(plan.half(role), &mut lacks);
-        self.guesses().harm.add(lacks);
+        let kl = self.harm.of(plan.half(role), &mut Lacks::default());
         Ok(Half {
             bits,
             layers: layers.len() as u32,
@@ -311,7 +301,7 @@ impl<'a> Tables<'a> {
                 head = weights * rate[0] + hp.n_vocab as f64 * p.sample_value_ns;
             }
         }
-        self.guesses().times[host].extend(unknown);
+        self.guesses()[host].extend(unknown);
         let values = (hp.n_embd + hp.n_ff) as f64;
         let rest = |rows: f64| {
             let embed = match role {
@@ -328,12 +318,23 @@ impl<'a> Tables<'a> {
         }
     }
 
-    fn guesses(&self) -> MutexGuard<'_, Guesses> {
+    fn guesses(&self) -> MutexGuard<'_, [BTreeSet<BlockType>; 2]> {
         self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What had to be guessed so far, in words.
-    pub fn guessed(&self) -> Vec<String> {
+    /// What had to be guessed, in words: of times so far, of harm in the pair that was `chosen`
+    /// by its cut and bits.
+    ///
+    /// # Errors
+    /// When the model cannot be cut there.
+    pub fn guessed(&self, chosen: Option<(u32, u32, u32)>) -> Result<Vec<String>, PlanError> {
+        let mut harm = Lacks::default();
+        if let Some((split, edge, cloud)) = chosen {
+            let plan = self.recipe(split, edge, cloud)?;
+            for role in [HalfRole::Edge, HalfRole::Cloud] {
+                self.harm.of(plan.half(role), &mut harm);
+            }
+        }
         let guesses = self.guesses();
         let names = |types: &BTreeSet<BlockType>| {
             let names: Vec<&str> = types.iter().map(|t| t.name()).collect();
@@ -342,7 +343,7 @@ impl<'a> Tables<'a> {
         let mut out = Vec::new();
         for (flag, types) in ["--edge-profile", "--cloud-profile"]
             .iter()
-            .zip(&guesses.times)
+            .zip(guesses.iter())
         {
             if !types.is_empty() {
                 out.push(format!(
@@ -351,19 +352,19 @@ impl<'a> Tables<'a> {
                 ));
             }
         }
-        if !guesses.harm.types.is_empty() {
+        if !harm.types.is_empty() {
             out.push(format!(
                 "--sensitivity has no figures of {}: those of the type of nearest error stand in, in proportion to typical squared errors",
-                names(&guesses.harm.types)
+                names(&harm.types)
             ));
         }
-        if !guesses.harm.layers.is_empty() {
+        if !harm.layers.is_empty() {
             out.push(format!(
                 "--sensitivity has nothing of some matrices of {} layers: a prior stands in; give `splitrun calibrate --sensitivity` more --seconds",
-                guesses.harm.layers.len()
+                harm.layers.len()
             ));
         }
-        out
+        Ok(out)
     }
 }
 

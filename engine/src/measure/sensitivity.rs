@@ -100,6 +100,15 @@ pub(super) fn pick_pieces(mut all: Vec<Vec<u32>>, tokens: usize, piece: usize) -
         .collect()
 }
 
+/// The most tokens of a model whose undisturbed rows and logits may be kept.
+pub(super) fn most_tokens(parts: &[Arc<CpuExecutor>]) -> usize {
+    let per_token = parts.first().map_or(0, |p| {
+        let hp = p.hparams();
+        4 * (hp.n_layer * hp.n_embd + hp.n_vocab)
+    });
+    MOST_BYTES / per_token.max(1)
+}
+
 /// A model, and what its rows are when nothing is disturbed.
 pub(super) struct Undisturbed<'a> {
     pub(super) layers: Vec<(&'a CpuExecutor, &'a LayerTensors)>,
@@ -131,8 +140,7 @@ impl<'a> Undisturbed<'a> {
         let hp = front.hparams();
         let (width, len) = (hp.n_embd, window.len());
         let tokens = len * windows.len();
-        let per_token = 4 * (hp.n_layer * width + hp.n_vocab);
-        let most = MOST_BYTES / per_token.max(1);
+        let most = most_tokens(parts);
         if tokens > most {
             return Err(RunError::Usage(format!(
                 "--sensitivity: {tokens} tokens of this model are too many to keep; {most} are the most"
@@ -192,13 +200,52 @@ impl<'a> Undisturbed<'a> {
         self.last.threads()
     }
 
+    /// Nats per scored token of each of `windows`, which are those that were run.
+    pub(super) fn surprise(&self, windows: &[Vec<u32>]) -> Vec<f64> {
+        let hp = self.last.hparams();
+        let scored = (self.window - self.skip) / hp.n_embd.max(1);
+        let own = self.log_sums.chunks(scored.max(1)).enumerate();
+        own.zip(windows)
+            .map(|((w, sums), ids)| {
+                let targets = &ids[(ids.len() + 1).saturating_sub(sums.len()).min(ids.len())..];
+                let first = w * scored;
+                let nats = sums.iter().zip(targets).enumerate().map(|(i, (sum, id))| {
+                    let logits = &self.logits[(first + i) * hp.n_vocab..];
+                    sum - logits.get(*id as usize).map_or(0.0, |l| f64::from(*l))
+                });
+                // The last row predicts what is outside of the window.
+                nats.sum::<f64>() / targets.len().max(1) as f64
+            })
+            .collect()
+    }
+
     /// Divergence when `rows` are those in front of layer `from`.
-    pub(super) fn behind(&mut self, from: usize, mut rows: Vec<f32>) -> Result<f64, RunError> {
+    pub(super) fn behind(&mut self, from: usize, rows: Vec<f32>) -> Result<f64, RunError> {
+        let kls = self.behind_each(from, rows)?;
+        Ok(kls.iter().sum::<f64>() / kls.len().max(1) as f64)
+    }
+
+    /// Likewise of each window.
+    pub(super) fn behind_by_window(
+        &mut self,
+        from: usize,
+        rows: Vec<f32>,
+    ) -> Result<Vec<f64>, RunError> {
+        let scored = (self.window - self.skip) / self.last.hparams().n_embd.max(1);
+        let kls = self.behind_each(from, rows)?;
+        let windows = kls.chunks(scored.max(1));
+        Ok(windows
+            .map(|w| w.iter().sum::<f64>() / w.len() as f64)
+            .collect())
+    }
+
+    /// Likewise of each scored token.
+    fn behind_each(&mut self, from: usize, mut rows: Vec<f32>) -> Result<Vec<f64>, RunError> {
         for l in from..self.layers.len() {
             let own = self.layers[l].1;
             self.layer(l, own, &mut rows)?;
         }
-        self.divergence(&rows)
+        self.divergences(&rows)
     }
 
     /// Layer `l` over the rows of all windows, with `weights` in place of its own.
@@ -232,10 +279,10 @@ impl<'a> Undisturbed<'a> {
         )))
     }
 
-    /// Mean divergence of the distributions behind `rows` from the undisturbed ones.
-    fn divergence(&self, rows: &[f32]) -> Result<f64, RunError> {
+    /// Divergences of the distributions behind `rows` from the undisturbed ones.
+    fn divergences(&self, rows: &[f32]) -> Result<Vec<f64>, RunError> {
         let hp = self.last.hparams();
-        let (mut sum, mut logits) = (0.0, Vec::new());
+        let (mut all, mut logits) = (Vec::new(), Vec::new());
         for (c, rows) in self.scored(rows).chunks(HEAD_ROWS * hp.n_embd).enumerate() {
             self.last.logits(rows, &mut logits)?;
             let first = c * HEAD_ROWS;
@@ -246,10 +293,10 @@ impl<'a> Undisturbed<'a> {
             let kls = each(rows, self.last.threads(), |((p, p_sum), q)| {
                 divergence(p, *p_sum, q)
             });
-            // In order, so that the figure does not depend on the number of threads.
-            sum += kls.iter().sum::<f64>();
+            // In order, so that a sum does not depend on the number of threads.
+            all.extend(kls);
         }
-        Ok(sum / self.log_sums.len().max(1) as f64)
+        Ok(all)
     }
 }
 

@@ -33,6 +33,8 @@ const MAX_LAYERS: u32 = 4096;
 const MAX_ENTRIES: usize = 200_000;
 /// What many matrices cost together by the sum of their own figures: between these.
 const ADDITIVITY: std::ops::RangeInclusive<f64> = 1e-3..=1e3;
+/// Perplexities of a text: a text that says nothing new has no divergence to speak of.
+const PERPLEXITY: std::ops::RangeInclusive<f64> = 1.01..=1e9;
 /// The most codecs at one cut: the planner looks at every one with everything else.
 const MAX_CODECS: usize = 64;
 
@@ -59,10 +61,13 @@ pub struct LayerSensitivity {
     pub text: String,
     /// Tokens scored.
     pub tokens: u64,
+    /// The model's own perplexity where the text was measured; files of older builds have none.
+    #[serde(default)]
+    pub perplexity: Option<f64>,
     /// Whether only some figures were measured and the others fitted.
     pub quick: bool,
-    /// The divergence of many matrices changed together by the sum of their own ones, as measured;
-    /// 1 when it was not.
+    /// The divergence of many matrices changed together by the sum of their own ones, as measured,
+    /// and by what figures of few tokens are taken to more of the text; 1 when it was not.
     #[serde(default = "one")]
     pub additivity: f64,
     /// What types cost.
@@ -127,6 +132,25 @@ impl LayerSensitivity {
         Ok(found)
     }
 
+    /// Takes the divergences to a text of another perplexity, with whose logarithm they go
+    /// (docs/planning.md). `false`, and all as it was, when the file does not say what perplexity
+    /// they were measured at.
+    pub fn read_at(&mut self, perplexity: f64) -> bool {
+        let Some(own) = self.perplexity else {
+            return false;
+        };
+        let factor = perplexity.ln() / own.ln();
+        self.types.iter_mut().for_each(|t| t.kl *= factor);
+        self.codecs.iter_mut().for_each(|c| c.kl *= factor);
+        self.perplexity = Some(perplexity);
+        true
+    }
+
+    /// Whether a text can have this perplexity.
+    pub fn is_perplexity(value: f64) -> bool {
+        PERPLEXITY.contains(&value)
+    }
+
     /// The file's text.
     pub fn to_json(&self) -> String {
         file::text(self)
@@ -151,6 +175,11 @@ impl LayerSensitivity {
             let (low, high) = (ADDITIVITY.start(), ADDITIVITY.end());
             let why = format!("{} is not between {low} and {high}", self.additivity);
             return Err(value("additivity", why));
+        }
+        if let Some(p) = self.perplexity.filter(|p| !Self::is_perplexity(*p)) {
+            let (low, high) = (PERPLEXITY.start(), PERPLEXITY.end());
+            let why = format!("{p} is not between {low} and {high}");
+            return Err(value("perplexity", why));
         }
         let mut seen = BTreeSet::new();
         for t in &self.types {

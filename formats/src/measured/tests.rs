@@ -65,6 +65,7 @@ fn sensitivity() -> LayerSensitivity {
         build: "splitrun 0.1.0".into(),
         text: "t".into(),
         tokens: 512,
+        perplexity: Some(16.0),
         quick: false,
         additivity: 1.1,
         types: vec![TypeDamage {
@@ -99,6 +100,21 @@ fn written_and_read_again() {
     );
     std::fs::write(&path, sensitivity().to_json()).unwrap();
     assert_eq!(LayerSensitivity::open(&path).unwrap(), sensitivity());
+}
+
+#[test]
+fn divergences_go_with_the_logarithm_of_the_perplexity() {
+    let mut s = sensitivity();
+    assert!(s.read_at(4.0));
+    assert_eq!(s.perplexity, Some(4.0));
+    assert!((s.types[0].kl - 0.005).abs() < 1e-12 && (s.codecs[0].kl - 0.0005).abs() < 1e-12);
+    assert_eq!(s.additivity, sensitivity().additivity);
+    // A file of an older build does not say where it was measured.
+    s.perplexity = None;
+    let before = s.clone();
+    assert!(!s.read_at(16.0));
+    assert_eq!(s, before);
+    assert!(s.check().is_ok());
 }
 
 #[test]
@@ -164,6 +180,13 @@ fn what_cannot_be_is_refused_by_name() {
             ..sensitivity()
         };
         assert!(s.check().unwrap_err().to_string().contains("additivity"));
+    }
+    for perplexity in [-1.0, 1.0, 1e308, f64::NAN] {
+        let s = LayerSensitivity {
+            perplexity: Some(perplexity),
+            ..sensitivity()
+        };
+        assert!(s.check().unwrap_err().to_string().contains("perplexity"));
     }
     refused(|s| s.types[0].layer = 4, "4 layers");
     refused(|s| s.types[0].kind = "attn".into(), "ffn_down, layer");

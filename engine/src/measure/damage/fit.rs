@@ -13,9 +13,10 @@ use formats::imatrix::KINDS;
 use formats::measured::{CodecPoint, TypeDamage};
 
 use super::CODECS;
+use super::codecs::{Coding, family};
 use super::types::Job;
 
-/// The least figure that has a logarithm.
+/// The least figure whose logarithm says something.
 const LEAST: f64 = 1e-9;
 /// The most figures that are looked at for one estimate.
 const MOST: usize = 800;
@@ -43,11 +44,12 @@ const OF_TYPES: Spread = Spread {
     kind_at_place: 0.3,
     kind_in_variant: 0.03,
 };
+/// Of codecs the family is the kind.
 const OF_CODECS: Spread = Spread {
-    kind: 0.0,
-    variant: 4.0,
-    place: 0.5,
-    kind_at_place: 0.0,
+    kind: 0.5,
+    variant: 0.05,
+    place: 0.05,
+    kind_at_place: 0.5,
     kind_in_variant: 0.0,
 };
 
@@ -76,26 +78,43 @@ impl Spread {
     }
 
     /// Estimates of `missing` from what is `known`; empty when nothing is.
+    ///
+    /// A figure of nothing has no logarithm and is no observation of a small one: a type may leave a
+    /// matrix as it was, and says nothing of its neighbours then. Where something was changed and
+    /// nothing came of it, nothing is expected of other variants either.
     fn estimates(&self, known: &[(Cell, f64)], missing: &[Cell]) -> Vec<f64> {
         if known.is_empty() {
             return Vec::new();
         }
-        let logs: Vec<f64> = known
+        let (told, nothing): (Vec<_>, Vec<_>) = known
             .iter()
-            .map(|(cell, v)| v.max(LEAST).ln() - cell.trend)
-            .collect();
+            .filter(|(cell, _)| cell.trend.is_finite())
+            .partition(|(_, v)| *v > LEAST);
+        let same = |a: &Cell, b: &Cell| a.place == b.place && a.kind == b.kind;
+        let matters = |cell: &Cell| {
+            cell.trend.is_finite()
+                && (told.iter().any(|(k, _)| same(k, cell))
+                    || !nothing.iter().any(|(k, _)| same(k, cell)))
+        };
+        if told.is_empty() {
+            return vec![0.0; missing.len()];
+        }
+        let logs: Vec<f64> = told.iter().map(|(cell, v)| v.ln() - cell.trend).collect();
         let mean = logs.iter().sum::<f64>() / logs.len() as f64;
-        let n = known.len();
+        let n = told.len();
         let mut matrix = vec![vec![0.0; n]; n];
-        for (i, (a, _)) in known.iter().enumerate() {
-            for (j, (b, _)) in known[..=i].iter().enumerate() {
+        for (i, (a, _)) in told.iter().enumerate() {
+            for (j, (b, _)) in told[..=i].iter().enumerate() {
                 matrix[i][j] = self.covariance(a, b);
             }
             matrix[i][i] += OWN;
         }
         let weights = solve(matrix, logs.iter().map(|l| l - mean).collect());
         let estimate = |cell: &Cell| {
-            let explained: f64 = known
+            if !matters(cell) {
+                return 0.0;
+            }
+            let explained: f64 = told
                 .iter()
                 .zip(&weights)
                 .map(|((other, _), w)| w * self.covariance(cell, other))
@@ -196,26 +215,6 @@ pub(super) fn by_bits(ty: BlockType) -> f64 {
     -2.0 * std::f64::consts::LN_2 * ty.bits_per_weight()
 }
 
-/// Cuts of a model of `n_layer` layers and places in [`CODECS`]: all codecs in the middle, then at
-/// each cut always another one.
-pub(super) fn cuts(n_layer: usize) -> Vec<(usize, usize)> {
-    let cuts = spread(n_layer.saturating_sub(1));
-    let cuts: Vec<usize> = cuts.iter().map(|c| c + 1).collect();
-    let middle = n_layer / 2;
-    let mut out: Vec<(usize, usize)> = Vec::new();
-    if cuts.contains(&middle) {
-        out.extend((0..CODECS.len()).map(|spec| (middle, spec)));
-    }
-    for turn in 0..CODECS.len() {
-        for (at, &cut) in cuts.iter().enumerate() {
-            if cut != middle {
-                out.push((cut, (turn + at) % CODECS.len()));
-            }
-        }
-    }
-    out
-}
-
 /// The known figures that matter most for cells of `kind`.
 fn relevant(known: &[(Cell, f64)], kind: usize) -> Vec<(Cell, f64)> {
     if known.len() <= MOST {
@@ -279,50 +278,38 @@ pub(super) fn types(jobs: &[Job], errors: &[f64], damages: &mut Vec<TypeDamage>)
     damages.sort_by_key(|d| (d.layer, kind_of(d), type_of(d)));
 }
 
-/// Adds to `points` the cuts of a model of `n_layer` layers that are missing, and puts them in
-/// order. Codecs that were measured nowhere stay out.
-pub(super) fn codecs(n_layer: usize, points: &mut Vec<CodecPoint>) {
+/// Adds to `points` those of `codings` that were not measured, and puts them in order. Divergences
+/// go with the errors of the rows; bytes need no estimate. Codecs that were measured nowhere stay
+/// out.
+pub(super) fn codecs(codings: &[Coding], points: &mut Vec<CodecPoint>) {
     let place_of = |spec: &str| CODECS.iter().position(|c| *c == spec);
-    let cell = |place: usize, variant: usize| Cell {
-        place,
-        kind: 0,
-        variant,
-        trend: 0.0,
-    };
-    let known: Vec<(Cell, CodecPoint)> = points
+    let measured: HashMap<(usize, usize), f64> = points
         .iter()
-        .filter_map(|p| Some((cell(p.cut as usize, place_of(&p.codec)?), p.clone())))
+        .filter_map(|p| Some(((p.cut as usize, place_of(&p.codec)?), p.kl)))
         .collect();
-    let offered = (0..CODECS.len()).filter(|s| known.iter().any(|(c, _)| c.variant == *s));
-    let missing: Vec<Cell> = offered
-        .flat_map(|s| (1..n_layer).map(move |cut| cell(cut, s)))
-        .filter(|c| known.iter().all(|(k, _)| k != c))
+    let cell = |c: &Coding| Cell {
+        place: c.cut,
+        kind: family(c.spec),
+        variant: c.spec,
+        trend: c.error,
+    };
+    let known: Vec<(Cell, f64)> = codings
+        .iter()
+        .filter_map(|c| Some((cell(c), *measured.get(&(c.cut, c.spec))?)))
         .collect();
-    let of = |value: &dyn Fn(&CodecPoint) -> f64| {
-        let values: Vec<_> = known.iter().map(|(c, p)| (*c, value(p))).collect();
-        OF_CODECS.estimates(&relevant(&values, 0), &missing)
-    };
-    // A coding of fixed length has it at every cut.
-    let fixed = |variant: usize, value: &dyn Fn(&CodecPoint) -> f64| {
-        let mut own = known.iter().filter(|(c, _)| c.variant == variant);
-        let first = value(&own.next()?.1);
-        own.all(|(_, p)| (value(p) / first - 1.0).abs() < 1e-6)
-            .then_some(first)
-    };
-    let kl = of(&|p| p.kl);
-    let lengths = |value: &dyn Fn(&CodecPoint) -> f64| {
-        let fitted = of(value).into_iter().zip(&missing);
-        let each = fitted.map(|(v, c)| fixed(c.variant, value).unwrap_or(v));
-        each.collect::<Vec<f64>>()
-    };
-    let bytes = lengths(&|p| p.bytes_per_token);
-    let prompt = lengths(&|p| p.prompt_bytes_per_token.unwrap_or(p.bytes_per_token));
-    for (((cell, kl), bytes_per_token), prompt) in missing.iter().zip(kl).zip(bytes).zip(prompt) {
+    let missing: Vec<&Coding> = codings
+        .iter()
+        .filter(|c| !measured.contains_key(&(c.cut, c.spec)))
+        .filter(|c| known.iter().any(|(k, _)| k.variant == c.spec))
+        .collect();
+    let cells: Vec<Cell> = missing.iter().map(|c| cell(c)).collect();
+    let kls = OF_CODECS.estimates(&relevant(&known, 0), &cells);
+    for (coding, kl) in missing.into_iter().zip(kls) {
         points.push(CodecPoint {
-            cut: cell.place as u32,
-            codec: CODECS[cell.variant].to_owned(),
-            bytes_per_token,
-            prompt_bytes_per_token: Some(prompt),
+            cut: coding.cut as u32,
+            codec: CODECS[coding.spec].to_owned(),
+            bytes_per_token: coding.bytes[0],
+            prompt_bytes_per_token: Some(coding.bytes[1]),
             kl,
             fitted: true,
         });
@@ -332,6 +319,7 @@ pub(super) fn codecs(n_layer: usize, points: &mut Vec<CodecPoint>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::codecs::cuts;
     use super::*;
 
     fn bits_of(jobs: &[Job]) -> Vec<f64> {
@@ -377,6 +365,8 @@ mod tests {
         let rest = &points[CODECS.len()..][..7];
         let cuts_of: std::collections::BTreeSet<usize> = rest.iter().map(|p| p.0).collect();
         assert_eq!(cuts_of.len(), 7);
+        // The codec that others say least of comes first at every cut.
+        assert!(rest.iter().all(|p| CODECS[p.1] == "int8"));
         assert!(cuts(1).is_empty());
     }
 
@@ -429,31 +419,119 @@ mod tests {
         assert!(nothing.is_empty());
     }
 
-    #[test]
-    fn cuts_between_and_beyond() {
-        let point = |cut, codec: &str, kl| CodecPoint {
+    /// Codings of a model of `n_layer` layers whose errors are `error` of cut and codec.
+    fn codings(n_layer: usize, error: impl Fn(usize, usize) -> f64) -> Vec<Coding> {
+        let one = |cut: usize, spec: usize| Coding {
             cut,
-            codec: codec.into(),
+            spec,
+            bytes: [10.0 * cut as f64 + spec as f64, 7.0],
+            error: error(cut, spec).ln(),
+        };
+        (1..n_layer)
+            .flat_map(|cut| (0..CODECS.len()).map(move |spec| one(cut, spec)))
+            .collect()
+    }
+
+    fn point(cut: usize, spec: usize, kl: f64) -> CodecPoint {
+        CodecPoint {
+            cut: cut as u32,
+            codec: CODECS[spec].into(),
             bytes_per_token: 9.0,
             prompt_bytes_per_token: None,
             kl,
             fitted: false,
-        };
-        let mut points = vec![point(2, "int8", 0.5)];
-        codecs(4, &mut points);
+        }
+    }
+
+    #[test]
+    fn cuts_between_and_beyond() {
+        let even = |n| codings(n, |_, _| 0.01);
+        let mut points = vec![point(2, 0, 0.5)];
+        codecs(&even(4), &mut points);
         assert_eq!(points.iter().map(|p| p.cut).collect::<Vec<_>>(), [1, 2, 3]);
         assert!(points[0].fitted && !points[1].fitted);
-        assert!(
-            (points[2].kl - 0.5).abs() < 1e-12 && (points[2].bytes_per_token - 9.0).abs() < 1e-9
-        );
-        // A cut where everything costs more, known by one codec: the others do so too.
-        let (a, b) = (CODECS[0], CODECS[1]);
-        let mut points = vec![point(2, a, 0.01), point(2, b, 0.1), point(9, a, 0.04)];
-        codecs(10, &mut points);
-        let of = |cut, spec: &str| points.iter().find(|p| p.cut == cut && p.codec == spec);
-        let (near, far) = (of(2, b).unwrap(), of(9, b).unwrap());
-        assert!(far.fitted && far.kl > 1.5 * near.kl, "{near:?} {far:?}");
-        assert_eq!(points.len(), 18);
+        assert!((points[2].kl - 0.5).abs() < 1e-12);
+        // Bytes are those of the cut, and what was measured stays.
+        let bytes: Vec<f64> = points.iter().map(|p| p.bytes_per_token).collect();
+        assert_eq!(bytes, [10.0, 9.0, 30.0]);
+        // A cut where everything costs more, known by one codec: the others do so too, those of its
+        // family most.
+        let mut points = vec![
+            point(2, 1, 0.01),
+            point(2, 2, 0.01),
+            point(2, 4, 0.01),
+            point(9, 1, 0.04),
+        ];
+        codecs(&even(10), &mut points);
+        let of = |cut: u32, spec: usize| {
+            let mut found = points.iter();
+            found
+                .find(|p| p.cut == cut && p.codec == CODECS[spec])
+                .unwrap()
+        };
+        assert!(of(9, 2).fitted && of(9, 2).kl > 1.5 * of(2, 2).kl);
+        assert!(of(9, 4).kl > 1.01 * of(2, 4).kl && of(9, 4).kl < of(9, 2).kl);
+        assert_eq!(points.len(), 27);
+    }
+
+    #[test]
+    fn what_a_codec_costs_goes_with_the_error_of_the_rows() {
+        // The cost is three times the error, whatever codec and cut; a tenth is measured.
+        let error = |cut: usize, spec: usize| 1e-4 * (1 + spec * spec + cut % 7) as f64;
+        let codings = codings(30, error);
+        let mut points: Vec<CodecPoint> = cuts(30)[..24]
+            .iter()
+            .map(|(cut, spec)| point(*cut, *spec, 3.0 * error(*cut, *spec)))
+            .collect();
+        codecs(&codings, &mut points);
+        assert_eq!(points.len(), codings.len());
+        for (p, c) in points.iter().zip(&codings) {
+            let off = (p.kl / (3.0 * error(c.cut, c.spec))).ln().abs();
+            assert!(off < 1e-6, "{p:?} {off}");
+        }
+    }
+
+    #[test]
+    fn figures_of_nothing_pull_nothing_down() {
+        let job = |layer, kind, ty| Job { layer, kind, ty };
+        let (q2, q3) = (BlockType::Q2_K, BlockType::Q3_K);
+        let jobs = [
+            job(0, 1, q2),
+            job(0, 1, q3),
+            job(1, 1, q2),
+            job(1, 1, q3),
+            job(2, 1, q2),
+            job(2, 1, q3),
+            job(3, 1, q2),
+        ];
+        let damage = |layer, ty: BlockType, kl| TypeDamage {
+            layer,
+            kind: KINDS[1].into(),
+            block_type: ty.to_string(),
+            kl,
+            fitted: false,
+        };
+        // Q3_K leaves the matrix of layer 0 as it was, and layer 2 does not matter at all. Q2_K
+        // would change nothing in layer 3.
+        let none = f64::NEG_INFINITY;
+        let errors = [-2.0, none, -2.0, -4.0, -2.0, -4.0, none];
+        let mut damages = vec![damage(0, q3, 0.0), damage(1, q3, 0.01), damage(2, q2, 0.0)];
+        types(&jobs, &errors, &mut damages);
+        let kl = |layer, ty: BlockType| {
+            let mut all = damages.iter();
+            let ty = ty.to_string();
+            all.find(|d| d.layer == layer && d.block_type == ty)
+                .unwrap()
+                .kl
+        };
+        let want = 0.01 * 2_f64.exp();
+        assert!((kl(1, q2) - want).abs() < 1e-9, "{damages:?}");
+        assert!((kl(0, q2) - want).abs() < 1e-9, "{damages:?}");
+        assert_eq!((kl(2, q3), kl(3, q2)), (0.0, 0.0));
+        // All that was measured is nothing: so is the rest.
+        let mut damages = vec![damage(0, q2, 0.0)];
+        types(&jobs, &errors, &mut damages);
+        assert!(damages.len() == jobs.len() && damages.iter().all(|d| d.kl == 0.0));
     }
 
     #[test]

@@ -11,10 +11,12 @@
 //! | `types` | one matrix in another type; many at once |
 //! | `codecs` | rows through a codec at a cut |
 //! | `fit` | the order, and estimates of what is missing |
+//! | `wide` | how figures of a few tokens stand to those of many |
 
 mod codecs;
 mod fit;
 mod types;
+mod wide;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,8 +26,9 @@ use formats::blocks::BlockType;
 use formats::imatrix::KINDS;
 use formats::measured::{CodecPoint, LayerSensitivity, SENSITIVITY_VERSION, TypeDamage};
 
+use self::wide::{Extent, Wide};
 use super::journal::Journal;
-use super::sensitivity::{Undisturbed, pick_pieces};
+use super::sensitivity::{Undisturbed, most_tokens, pick_pieces};
 use super::windows::windows;
 use crate::exec::Executor as _;
 use crate::exec::cpu::CpuExecutor;
@@ -36,7 +39,7 @@ pub use self::codecs::CODECS;
 
 /// Tokens of a window at least, if the text has them; the second half is scored.
 const PIECE: usize = 256;
-/// Types that are tried, of those that a matrix allows and that make it smaller.
+/// Types that are tried, of those that a matrix allows and that make it smaller: what recipes write.
 const TYPES: [BlockType; 9] = [
     BlockType::Q2_K,
     BlockType::Q3_K,
@@ -46,12 +49,14 @@ const TYPES: [BlockType; 9] = [
     BlockType::Q5_1,
     BlockType::Q6_K,
     BlockType::Q8_0,
-    BlockType::Q4_0,
+    BlockType::IQ4_XS,
 ];
 
-/// Of the time, what codecs may take, and what is kept for groups of matrices at most.
-const CODECS_SHARE: f64 = 0.35;
-const GROUPS_SHARE: f64 = 0.3;
+/// Of the time, what codecs may take, and what is kept at most for groups of matrices and what follows.
+const CODECS_SHARE: f64 = 0.25;
+const GROUPS_SHARE: f64 = 0.35;
+/// Of that, what more of the text may take.
+const WIDE_SHARE: f64 = 0.15;
 
 /// What to measure on, and for how long.
 #[derive(Clone, Debug)]
@@ -87,7 +92,7 @@ pub fn damage(
 ) -> Result<LayerSensitivity, RunError> {
     let began = Instant::now();
     let all = windows(tokenizer, text, options.ctx, options.chunks)?;
-    let windows = pick_pieces(all, options.tokens, PIECE);
+    let windows = pick_pieces(all.clone(), options.tokens, PIECE);
     let skip = windows.first().map_or(0, Vec::len) / 2;
     let mut model = Undisturbed::run(parts, &windows, skip)?;
     // No figure takes longer than this, but for encoding a matrix.
@@ -97,11 +102,14 @@ pub fn damage(
         .first()
         .map(|p| p.hparams().clone())
         .ok_or_else(|| RunError::Request("there is no model to calibrate".into()))?;
-    let (jobs, cuts) = (types::jobs(&model), fit::cuts(n_layer));
-    let groups = types::groups(n_layer);
+    let (jobs, mut cuts) = (types::jobs(&model), codecs::cuts(n_layer));
+    let cuts_all = cuts.len();
+    let (groups, probed) = (types::groups(n_layer), wide::probes(n_layer));
+    // What is measured over more of the text too is never to be estimated.
+    cuts.sort_by_key(|c| !probed.contains(c));
     let mut count = Count {
         done: 0,
-        of: jobs.len() + cuts.len() + groups.len(),
+        of: jobs.len() + cuts.len() + groups.len() + probed.len(),
         progress,
     };
     let late = |share: f64| began.elapsed().as_secs_f64() > options.time.as_secs_f64() * share;
@@ -128,9 +136,22 @@ pub fn damage(
         points.push(point);
         count.one();
     }
-    // Time for the groups: what a plan costs hangs on them most.
-    let groups_s = pass.as_secs_f64() * groups.len() as f64;
-    let share = (1.0 - groups_s / options.time.as_secs_f64().max(1e-9)).max(1.0 - GROUPS_SHARE);
+    // Time for the groups, and for more of the text: what a plan costs hangs on them most.
+    let seconds = options.time.as_secs_f64();
+    let tokens_run = model.before[0].len() / hp.n_embd.max(1);
+    let measure = (pass.as_secs_f64(), tokens_run);
+    // A run that goes on keeps to the windows that the first has chosen.
+    let held: Option<usize> = journal.get(WINDOWS);
+    let (n_wide, each_s) = wide::windows_in(WIDE_SHARE * seconds, measure, held, &all);
+    let kept = most_tokens(parts) / all.first().map_or(1, Vec::len).max(1);
+    let n_wide = n_wide.min(kept.max(1));
+    if held != Some(n_wide) {
+        journal.put(WINDOWS, &n_wide)?;
+    }
+    let wide_s = each_s * n_wide as f64;
+    // Encoding takes as long as a pass, or longer.
+    let groups_s = 3.0 * pass.as_secs_f64() * groups.len() as f64;
+    let share = (1.0 - (groups_s + wide_s) / seconds.max(1e-9)).max(1.0 - GROUPS_SHARE);
     let mut damages: Vec<TypeDamage> = Vec::new();
     for job in &jobs {
         let key = job.key();
@@ -167,7 +188,11 @@ pub fn damage(
     } else {
         fit::types(&jobs, &[], &mut damages);
     }
-    fit::codecs(n_layer, &mut points);
+    if points.len() < cuts_all {
+        fit::codecs(&codecs::codings(&model)?, &mut points);
+    } else {
+        fit::codecs(&[], &mut points);
+    }
     let mut together = Vec::new();
     for group in &groups {
         let key = group.key();
@@ -176,7 +201,7 @@ pub fn damage(
         let kl = if let Some(kl) = held {
             kl
         } else {
-            let Some(kl) = group.measure(&mut model, &jobs, &|| late(1.0))? else {
+            let Some(kl) = group.measure(&mut model, &jobs, &|| late(1.0 - WIDE_SHARE))? else {
                 continue;
             };
             journal.put(&key, &kl)?;
@@ -185,8 +210,35 @@ pub fn damage(
         together.push((group.sum(&jobs, &damages), kl));
         count.one();
     }
+    let tokens = model.tokens() as u64;
+    let few = model.surprise(&windows);
+    let few = few.iter().sum::<f64>() / few.len().max(1) as f64;
+    drop(model);
+    // Over more of the text, if there is time: for the rows as they are and one figure.
+    let in_time = seconds - 2.0 * wide_s / wide::PASSES;
+    let late = || began.elapsed().as_secs_f64() > in_time;
+    let mut wide = Wider {
+        parts,
+        all,
+        windows: n_wide,
+        model: None,
+    };
+    let mut probes = Vec::new();
+    for (cut, spec) in probed {
+        if let Some(kl) = wide.figure(journal, (cut, spec), &late)? {
+            probes.push((cut, spec, kl));
+            count.one();
+        }
+    }
+    let extent: Option<Extent> = journal.get(EXTENT);
+    let extent = extent.filter(|e| !probes.is_empty() && e.is_sound());
+    let surprise = extent.map_or(few, |e| e.surprise);
+    let perplexity = Some(surprise.exp()).filter(|p| LayerSensitivity::is_perplexity(*p));
+    let level = wide::level(&probes, &points);
+    points.iter_mut().for_each(|p| p.kl *= level);
     let quick = count.done < count.of;
-    let additivity = types::additivity(&together);
+    // Figures of types stay as they were measured: what there is of them is one factor for all.
+    let additivity = (types::additivity(&together) * level).clamp(ADDITIVITY[0], ADDITIVITY[1]);
     Ok(LayerSensitivity {
         format: LayerSensitivity::FORMAT.into(),
         version: SENSITIVITY_VERSION,
@@ -197,12 +249,59 @@ pub fn damage(
         n_vocab: hp.n_vocab as u32,
         build: format!("splitrun {}", env!("CARGO_PKG_VERSION")),
         text: options.text.clone(),
-        tokens: model.tokens() as u64,
+        tokens,
+        perplexity,
         quick,
         additivity,
         types: damages,
         codecs: points,
     })
+}
+
+/// What a file can say of it.
+const ADDITIVITY: [f64; 2] = [1e-3, 1e3];
+
+/// Where a journal has how many windows probes are measured on, and what was found of them.
+const WINDOWS: &str = "windows";
+const EXTENT: &str = "wide";
+
+/// The model over more of the text, which is run when something is first asked of it.
+struct Wider<'a> {
+    parts: &'a [Arc<CpuExecutor>],
+    all: Vec<Vec<u32>>,
+    windows: usize,
+    model: Option<Wide<'a>>,
+}
+
+impl Wider<'_> {
+    /// The figure that `journal` has of a codec at a cut over so many windows, else what is measured;
+    /// `None` when it is `late` for that.
+    fn figure(
+        &mut self,
+        journal: &mut Journal,
+        (cut, spec): (usize, usize),
+        late: &dyn Fn() -> bool,
+    ) -> Result<Option<f64>, RunError> {
+        let key = format!("probe/{cut}/{}/{}", CODECS[spec], self.windows);
+        let held: Option<f64> = journal.get(&key);
+        if let Some(kl) = held.filter(|kl| (0.0..1e15).contains(kl)) {
+            return Ok(Some(kl));
+        }
+        if late() {
+            return Ok(None);
+        }
+        let wide = match self.model.take() {
+            Some(wide) => self.model.insert(wide),
+            None => {
+                let wide = Wide::run(self.parts, self.all.clone(), self.windows)?;
+                journal.put(EXTENT, &wide.extent())?;
+                self.model.insert(wide)
+            }
+        };
+        let kl = finite(wide.codec(cut, spec)?, &key)?;
+        journal.put(&key, &kl)?;
+        Ok(Some(kl))
+    }
 }
 
 /// Says how far it is.

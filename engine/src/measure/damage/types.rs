@@ -101,7 +101,8 @@ fn encode(t: &Tensor, ty: BlockType, even: bool, threads: usize) -> Option<Tenso
 const SAMPLED: usize = 1 << 23;
 const SAMPLED_ROWS: [usize; 2] = [2, 64];
 
-/// The logarithm of the squared relative error that each job makes in its matrix, over some rows.
+/// The logarithm of the squared relative error that each job makes in its matrix, over some rows;
+/// minus infinity where it changes nothing.
 pub(super) fn errors(model: &Undisturbed<'_>, jobs: &[Job]) -> Vec<f64> {
     let tensors: Vec<(BlockType, bool, Option<&Tensor>)> = jobs
         .iter()
@@ -128,7 +129,7 @@ fn error(t: &Tensor, ty: BlockType, n: usize, even: bool) -> Option<f64> {
     let mut bytes = vec![0; ty.row_bytes(t.cols)?];
     let (mut row, mut back) = (vec![0.0_f32; t.cols], vec![0.0_f32; t.cols]);
     let (mut off, mut all) = (0.0_f64, 0.0_f64);
-    for from in t.data().chunks(t.row_bytes()).step_by((t.rows / n).max(1)) {
+    for from in some(t.data().chunks(t.row_bytes()), n) {
         dequantize_row(t.block_type, from, &mut row).ok()?;
         let weighing = (!even).then(|| by_size(&row));
         quantize_row(ty, &row, weighing.as_deref(), Effort::Normal, &mut bytes).ok()?;
@@ -138,7 +139,19 @@ fn error(t: &Tensor, ty: BlockType, n: usize, even: bool) -> Option<f64> {
             all += f64::from(*x).powi(2);
         }
     }
-    (all > 0.0).then(|| (off / all).max(LEAST).ln())
+    Some(if off > 0.0 {
+        (off / all).max(LEAST).ln()
+    } else {
+        f64::NEG_INFINITY
+    })
+}
+
+/// `n` of `items`, evenly spaced, or all when there are no more.
+fn some<T>(items: impl ExactSizeIterator<Item = T>, n: usize) -> impl Iterator<Item = T> {
+    let all = items.len();
+    let taken = move |i: usize| (i + 1) * n / all > i * n / all;
+    let items = items.enumerate();
+    items.filter_map(move |(i, item)| (n >= all || taken(i)).then_some(item))
 }
 
 /// What an error in each weight costs where nothing is known: 4·rms + |x| (docs/importance.md).
@@ -167,7 +180,7 @@ pub(super) fn groups(n: usize) -> Vec<Group> {
         (n - n / 3..n, true),
         (first(1, 3), false),
         (first(1, 1), false),
-        (first(2, 3), true),
+        (n / 3..n, false),
     ] {
         let group = Group { layers, fewest };
         if !group.layers.is_empty() && !out.contains(&group) {
@@ -287,6 +300,17 @@ mod tests {
             fitted: false,
         });
         assert_eq!(all[0].sum(&jobs, &damages), 0.75);
+    }
+
+    #[test]
+    fn no_more_rows_are_sampled_than_said() {
+        for all in [0, 1, 2, 63, 64, 65, 100, 127, 576] {
+            for n in [1, 2, 64] {
+                let taken: Vec<usize> = some(0..all, n).collect();
+                assert_eq!(taken.len(), n.min(all), "{n} of {all}");
+            }
+        }
+        assert_eq!(some(0..9, 3).collect::<Vec<_>>(), [2, 5, 8]);
     }
 
     #[test]

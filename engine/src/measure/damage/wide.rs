@@ -1,0 +1,193 @@
+//! More of the text: how figures of a few tokens stand to those of many.
+//!
+//! One figure after the other is measured on a few tokens, the same for all, so that they can be
+//! compared. How large they are together hangs on the text: windows of one text differ by a factor
+//! of two, and so do texts. A few codecs, which need no matrix to be encoded, are therefore measured
+//! on many windows as well; by what comes of them all figures are taken there. A window's divergence goes with its
+//! surprise (nats per token of the model as it is): SmolLM2-135M with 25 layers in four bits
+//! diverges by 0.0283 to 0.0372 of it on texts where it comes to 0.051 to 0.112 nats
+//! (docs/planning.md). The mean over windows is that of logarithms of the shares, since what is
+//! to be told is another text's figure within a factor.
+
+use std::sync::Arc;
+
+use formats::measured::CodecPoint;
+use serde::{Deserialize, Serialize};
+
+use super::codecs::{self, CODECS};
+use super::figure;
+use crate::exec::cpu::CpuExecutor;
+use crate::measure::sensitivity::{Undisturbed, pick_pieces};
+use crate::role::RunError;
+
+/// The most windows.
+const MOST_WINDOWS: usize = 8;
+/// Passes of the model over all of them, about: as it is, and of the probes.
+pub(super) const PASSES: f64 = 3.0;
+
+/// Windows, and the model's surprise on them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Extent {
+    pub(super) windows: usize,
+    /// Nats per token, mean of all windows.
+    pub(super) surprise: f64,
+}
+
+impl Extent {
+    pub(super) fn is_sound(&self) -> bool {
+        (1..=MOST_WINDOWS).contains(&self.windows) && self.surprise.is_finite()
+    }
+}
+
+/// How many of `all` windows there is time for when a pass over `tokens` takes `pass` seconds, or as
+/// many as were `chosen` before; and how long each will take.
+pub(super) fn windows_in(
+    seconds: f64,
+    (pass, tokens): (f64, usize),
+    chosen: Option<usize>,
+    all: &[Vec<u32>],
+) -> (usize, f64) {
+    let len = all.first().map_or(1, Vec::len);
+    let each = PASSES * pass * len as f64 / tokens.max(1) as f64;
+    let fit = (seconds / each.max(1e-9)) as usize;
+    let n = chosen.unwrap_or(fit).clamp(1, MOST_WINDOWS);
+    (n.min(all.len().max(1)), each)
+}
+
+/// The model over many windows.
+pub(super) struct Wide<'a> {
+    model: Undisturbed<'a>,
+    /// Nats per token of each window.
+    surprise: Vec<f64>,
+}
+
+impl<'a> Wide<'a> {
+    /// Runs `n` windows from all over the text; the second half of each is scored.
+    pub(super) fn run(
+        parts: &'a [Arc<CpuExecutor>],
+        all: Vec<Vec<u32>>,
+        n: usize,
+    ) -> Result<Self, RunError> {
+        let len = all.first().map_or(1, Vec::len);
+        let windows = pick_pieces(all, n * len, len);
+        let model = Undisturbed::run(parts, &windows, len / 2)?;
+        let surprise = model.surprise(&windows);
+        Ok(Self { model, surprise })
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        let n = self.surprise.len();
+        Extent {
+            windows: n,
+            surprise: figure(self.surprise.iter().sum::<f64>() / n.max(1) as f64),
+        }
+    }
+
+    /// What the codec `spec` costs at the cut after `cut` layers, in windows of usual surprise.
+    pub(super) fn codec(&mut self, cut: usize, spec: usize) -> Result<f64, RunError> {
+        let rows = codecs::coded(&self.model, cut, CODECS[spec])?;
+        let kls = self.model.behind_by_window(cut, rows)?;
+        Ok(figure(usual(&kls, &self.surprise)))
+    }
+}
+
+/// The geometric mean of the shares of `kls` in what each window's surprise is, of the mean
+/// surprise; 0 when there is none.
+fn usual(kls: &[f64], surprise: &[f64]) -> f64 {
+    let logs: Vec<f64> = kls
+        .iter()
+        .zip(surprise)
+        .filter(|(kl, nats)| **kl > 0.0 && **nats > 0.0)
+        .map(|(kl, nats)| (kl / nats).ln())
+        .collect();
+    if logs.is_empty() {
+        return 0.0;
+    }
+    let mean = surprise.iter().sum::<f64>() / surprise.len() as f64;
+    (logs.iter().sum::<f64>() / logs.len() as f64).exp() * mean
+}
+
+/// Cuts and codecs that are measured on many windows, in a model of `n_layer` layers: of all
+/// families that calibration does not call odd, at four depths.
+pub(super) fn probes(n_layer: usize) -> Vec<(usize, usize)> {
+    let at = |fifth: usize, spec: &str| {
+        let cut = (n_layer * fifth / 5).max(1);
+        let spec = CODECS.iter().position(|c| *c == spec)?;
+        (cut < n_layer).then_some((cut, spec))
+    };
+    let (tabq, tcq) = ("ts-tabq:tau=5s,delta=0,bits=5", "tcq:step=0.58");
+    let mut out = Vec::new();
+    let all = [at(2, tabq), at(4, tcq), at(1, tcq), at(3, tabq)];
+    for probe in all.into_iter().flatten() {
+        if !out.contains(&probe) {
+            out.push(probe);
+        }
+    }
+    out
+}
+
+/// By what figures of a few tokens are taken to many windows: the geometric mean over `probes`, of
+/// which each has its cut, its codec and its figure there; 1 where nothing is known.
+pub(super) fn level(probes: &[(usize, usize, f64)], points: &[CodecPoint]) -> f64 {
+    let logs: Vec<f64> = probes
+        .iter()
+        .filter_map(|(cut, spec, wide)| {
+            let own = |p: &&CodecPoint| p.cut as usize == *cut && p.codec == CODECS[*spec];
+            let few = points.iter().find(own)?.kl;
+            (few > 0.0 && *wide > 0.0).then(|| (wide / few).ln())
+        })
+        .collect();
+    if logs.is_empty() {
+        return 1.0;
+    }
+    (logs.iter().sum::<f64>() / logs.len() as f64).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_of_another_kind_does_not_decide() {
+        // Shares of 0.01, 0.02 and 0.04.
+        let kl = usual(&[0.01, 0.04, 0.16], &[1.0, 2.0, 4.0]);
+        assert!((kl - 0.02 * 7.0 / 3.0).abs() < 1e-12, "{kl}");
+        assert!((usual(&[0.0, 0.1], &[3.0, 1.0]) - 0.2).abs() < 1e-12);
+        assert_eq!(usual(&[0.0], &[1.0]), 0.0);
+        assert_eq!(usual(&[], &[]), 0.0);
+    }
+
+    #[test]
+    fn windows_are_as_many_as_there_is_time_for() {
+        let all = vec![vec![0; 512]; 20];
+        let of = |s, n| windows_in(s, (1.0, 512), None, &all[..n]);
+        assert_eq!(of(90.0, 20), (8, 3.0));
+        assert_eq!(of(14.0, 20), (4, 3.0));
+        assert_eq!((of(0.0, 20).0, of(90.0, 2).0, of(90.0, 0).0), (1, 2, 1));
+        // A second run, of whatever time, keeps to what the first has chosen.
+        let again = |n| windows_in(27.0, (1.0, 512), Some(n), &all).0;
+        assert_eq!((again(6), again(0), again(99)), (6, 1, 8));
+    }
+
+    #[test]
+    fn all_figures_follow_the_probes() {
+        let all = probes(30);
+        assert_eq!(all.iter().map(|p| p.0).collect::<Vec<_>>(), [12, 24, 6, 18]);
+        assert_eq!(probes(2), [(1, 2), (1, 5)]);
+        assert!(probes(1).is_empty());
+        let point = |cut, spec: usize, kl| CodecPoint {
+            cut,
+            codec: CODECS[spec].into(),
+            bytes_per_token: 9.0,
+            prompt_bytes_per_token: None,
+            kl,
+            fitted: false,
+        };
+        let points = [point(1, 0, 0.3), point(12, 2, 0.1), point(6, 5, 0.2)];
+        // Twice and half as much; one that nobody has measured on few.
+        let found = level(&[(12, 2, 0.2), (6, 5, 0.1), (24, 5, 9.0)], &points);
+        assert!((found - 1.0).abs() < 1e-12);
+        assert!((level(&[(12, 2, 0.2)], &points) - 2.0).abs() < 1e-12);
+        assert_eq!(level(&[(24, 5, 9.0)], &points), 1.0);
+    }
+}
