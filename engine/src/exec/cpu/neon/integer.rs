@@ -206,10 +206,10 @@ impl<D: Dot> Vector for V<D> {
                 w.map(|w| as_signed::<MAX>(w.0)),
                 w.map(|w| as_signed::<MAX>(w.1)),
             );
-            let sum = |init, words| {
-                vreinterpretq_u32_s32(D::dot::<N, MAX>(vreinterpretq_s32_u32(init), words, x))
-            };
-            Self::new(sum(init.0, &low), sum(init.1, &high))
+            // No closure around what needs a feature: nothing says that it is inlined.
+            let low = D::dot::<N, MAX>(vreinterpretq_s32_u32(init.0), &low, x);
+            let high = D::dot::<N, MAX>(vreinterpretq_s32_u32(init.1), &high, x);
+            Self::new(vreinterpretq_u32_s32(low), vreinterpretq_u32_s32(high))
         }
     }
 
@@ -225,13 +225,16 @@ impl<D: Dot> Vector for V<D> {
                 w.map(|w| as_signed::<MAX>(w.0)),
                 w.map(|w| as_signed::<MAX>(w.1)),
             );
-            let sum = |init: [uint32x4_t; 2], words| {
-                let init = init.map(|v| vreinterpretq_s32_u32(v));
-                D::pair::<N, MAX>(init, words, x).map(|v| vreinterpretq_u32_s32(v))
-            };
-            let [a, b] = sum(init.map(|v| v.0), &low);
-            let [c, d] = sum(init.map(|v| v.1), &high);
-            [Self::new(a, c), Self::new(b, d)]
+            let [i, j] = init;
+            let first = [vreinterpretq_s32_u32(i.0), vreinterpretq_s32_u32(j.0)];
+            let last = [vreinterpretq_s32_u32(i.1), vreinterpretq_s32_u32(j.1)];
+            // No closure around what needs a feature: nothing says that it is inlined.
+            let [a, b] = D::pair::<N, MAX>(first, &low, x);
+            let [c, d] = D::pair::<N, MAX>(last, &high, x);
+            [
+                Self::new(vreinterpretq_u32_s32(a), vreinterpretq_u32_s32(c)),
+                Self::new(vreinterpretq_u32_s32(b), vreinterpretq_u32_s32(d)),
+            ]
         }
     }
 
