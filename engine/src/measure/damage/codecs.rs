@@ -240,7 +240,7 @@ mod tests {
         coded[2] = 2.0;
         coded[7] = 1.0;
         // 1 of 25 and 1 of 4.
-        assert!((of(&coded) - (0.04 + 0.25) / 2.0).abs() < 1e-12);
+        assert!((of(&coded) - f64::midpoint(0.04, 0.25)).abs() < 1e-12);
         assert_eq!(error(&[0.0; 8], &[0.0; 8], (4, 2)), 0.0);
     }
 

@@ -235,7 +235,9 @@ pub fn damage(
     let surprise = extent.map_or(few, |e| e.surprise);
     let perplexity = Some(surprise.exp()).filter(|p| LayerSensitivity::is_perplexity(*p));
     let level = wide::level(&probes, &points);
-    points.iter_mut().for_each(|p| p.kl *= level);
+    for p in &mut points {
+        p.kl *= level;
+    }
     let quick = count.done < count.of;
     // Figures of types stay as they were measured: what there is of them is one factor for all.
     let additivity = (types::additivity(&together) * level).clamp(ADDITIVITY[0], ADDITIVITY[1]);
@@ -290,13 +292,12 @@ impl Wider<'_> {
         if late() {
             return Ok(None);
         }
-        let wide = match self.model.take() {
-            Some(wide) => self.model.insert(wide),
-            None => {
-                let wide = Wide::run(self.parts, self.all.clone(), self.windows)?;
-                journal.put(EXTENT, &wide.extent())?;
-                self.model.insert(wide)
-            }
+        let wide = if let Some(wide) = self.model.take() {
+            self.model.insert(wide)
+        } else {
+            let wide = Wide::run(self.parts, self.all.clone(), self.windows)?;
+            journal.put(EXTENT, &wide.extent())?;
+            self.model.insert(wide)
         };
         let kl = finite(wide.codec(cut, spec)?, &key)?;
         journal.put(&key, &kl)?;
