@@ -175,17 +175,19 @@ pub(super) fn spread(n: usize) -> Vec<usize> {
     out
 }
 
-/// All types of `allowed[layer][kind]`: one of each kind in the first and the last layer, then in the first round one matrix of each layer in one type,
+/// All types of `allowed[layer][kind]`: one of each kind in the last layer and the first ones, then in the first round one matrix of each layer in one type,
 /// always another kind and another type, until all have had their turn.
 pub(super) fn order(allowed: &[Vec<Vec<BlockType>>]) -> Vec<Job> {
     let kinds = KINDS.len();
     let most = allowed.iter().flatten().map(Vec::len).max().unwrap_or(0);
     let layers = spread(allowed.len());
     let mut out: Vec<Job> = Vec::new();
-    // The first layer and the last are like no other.
-    for &layer in layers.iter().take(2) {
+    // The last layer is like no other, nor are the first, of which small edges are made.
+    let mut ends: Vec<usize> = layers.iter().take(2).copied().collect();
+    ends.extend((1..EARLY.min(allowed.len())).filter(|l| !layers[..2].contains(l)));
+    for layer in ends {
         for (kind, types) in allowed[layer].iter().enumerate() {
-            if let Some(&ty) = types.get(kind % types.len().max(1)) {
+            if let Some(&ty) = types.get((kind + layer) % types.len().max(1)) {
                 out.push(Job { layer, kind, ty });
             }
         }
@@ -348,10 +350,11 @@ mod tests {
         let jobs = order(&allowed);
         assert_eq!(jobs.len(), 20 * 15);
         let set = |f: &dyn Fn(&Job) -> usize, n: usize| {
-            let all: std::collections::BTreeSet<usize> = jobs[14..14 + n].iter().map(f).collect();
+            let all: std::collections::BTreeSet<usize> = jobs[28..28 + n].iter().map(f).collect();
             all.len()
         };
-        assert!(jobs[..14].iter().all(|j| j.layer == 0 || j.layer == 19));
+        assert!(jobs[..28].iter().all(|j| j.layer < 3 || j.layer == 19));
+        assert_eq!(order(&allowed[..1]).len(), 15);
         // Of the next twenty nearly each is of another layer, and all kinds and types are among them.
         assert!(set(&|j| j.layer, 20) >= 18);
         assert_eq!(set(&|j| j.kind, 20), 7);
