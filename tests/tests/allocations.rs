@@ -106,7 +106,12 @@ fn a_decoded_token_asks_for_no_memory() {
     );
     let dir = tempfile::tempdir().unwrap();
     // Whole numbers; whole numbers by super-blocks, with minima; floats alone.
-    for ty in [BlockType::Q8_0, BlockType::Q4_K, BlockType::F16] {
+    for ty in [
+        BlockType::Q8_0,
+        BlockType::Q4_K,
+        BlockType::Q6_K,
+        BlockType::F16,
+    ] {
         let set = model(dir.path(), ty);
         for isa in Isa::available() {
             for activations in [Activations::Int8, Activations::F32] {

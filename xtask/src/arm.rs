@@ -104,6 +104,18 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     let emulator = Emulator::provide()?;
     let built = Built::make(workspace)?;
 
+    for filter in TESTS {
+        // A filter that fits nothing is no error to whom it is given.
+        let mut list = emulator.command(workspace, &built.tests);
+        list.args([filter, "--list"]);
+        let line = say(&list);
+        if !process::output(list, QUICK)?.contains(": test") {
+            return Err(Failure::Output {
+                line,
+                why: "there are no such tests".to_owned(),
+            });
+        }
+    }
     let mut kernels = emulator.command(workspace, &built.tests);
     kernels.args(TESTS).arg("--quiet");
     say(&kernels);

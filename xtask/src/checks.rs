@@ -21,8 +21,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     let start = Instant::now();
     step("tools", || {
         tool(workspace, "fmt", "rustfmt")?;
-        tool(workspace, "clippy", "clippy")?;
-        arm::provide()
+        tool(workspace, "clippy", "clippy")
     })?;
     step("models and texts", || {
         for asset in [&SMOLLM2, &LLAMA2_VOCAB, &WIKI_64K] {
@@ -51,6 +50,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     // Tests of one crate start the programs of another, which cargo does not build for them.
     step("programs", || cargo(&process::BUILD_FOR_TESTS))?;
     step("a Vulkan adapter", || vulkan::provide(workspace))?;
+    step("tools for aarch64", arm::provide)?;
     step("tests", || {
         cargo(&["test", "--workspace", "--lib", "--bins", "--tests"])
     })?;

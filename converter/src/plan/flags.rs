@@ -202,7 +202,7 @@ fn share(text: &str) -> Result<f64, String> {
 fn perplexity(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(v) if LayerSensitivity::is_perplexity(v) => Ok(v),
-        _ => Err("expected a number above 1, as 13.5".into()),
+        _ => Err("expected a number from 1.01 to 1e9, as 13.5".into()),
     }
 }
 

@@ -173,12 +173,23 @@ fn whole_numbers_do_not_overflow_at_the_ends_of_their_ranges() {
                     _ => 2..ty.block_bytes(),
                 };
                 block[quants].fill(fill);
+                // Whole scales of the largest magnitude, where two groups are weighed with them.
+                match ty {
+                    BlockType::Q2_K => block[..16].fill(0xff),
+                    BlockType::Q3_K => block[96..108].fill(0),
+                    BlockType::Q6_K => block[192..208].fill(0x80),
+                    _ => {}
+                }
             }
             for sign in [1.0, -1.0] {
                 let x: Vec<f32> = (0..cols).map(|i| sign * (1 + i / 32) as f32).collect();
-                let want = bits(&whole(Isa::SCALAR, ty, &w, rows, &x, 1));
-                for isa in Isa::available() {
-                    assert_eq!(bits(&whole(isa, ty, &w, rows, &x, 1)), want, "{isa} {ty}");
+                for n in [1, 3] {
+                    let x = x.repeat(n);
+                    let want = bits(&whole(Isa::SCALAR, ty, &w, rows, &x, n));
+                    for isa in Isa::available() {
+                        let got = bits(&whole(isa, ty, &w, rows, &x, n));
+                        assert_eq!(got, want, "{isa} {ty} {n}");
+                    }
                 }
             }
         }

@@ -22,6 +22,8 @@ const LEAST: f64 = 1e-9;
 const MOST: usize = 800;
 /// Layers after which figures have little to do with each other any more.
 const REACH: f64 = 4.0;
+/// Layers at the front of which all kinds are measured first.
+const EARLY: usize = 3;
 /// Variance of a figure that nothing explains.
 const OWN: f64 = 0.02;
 
@@ -83,7 +85,7 @@ impl Spread {
     /// matrix as it was, and says nothing of its neighbours then. Where something was changed and
     /// nothing came of it, nothing is expected of other variants either.
     fn estimates(&self, known: &[(Cell, f64)], missing: &[Cell]) -> Vec<f64> {
-        if known.is_empty() {
+        if !known.iter().any(|(cell, _)| cell.trend.is_finite()) {
             return Vec::new();
         }
         let (told, nothing): (Vec<_>, Vec<_>) = known
@@ -175,8 +177,9 @@ pub(super) fn spread(n: usize) -> Vec<usize> {
     out
 }
 
-/// All types of `allowed[layer][kind]`: one of each kind in the last layer and the first ones, then in the first round one matrix of each layer in one type,
-/// always another kind and another type, until all have had their turn.
+/// All types of `allowed[layer][kind]`: one of each kind in the last layer and the first ones, then in
+/// the first round one matrix of each layer in one type, always another kind and another type, until
+/// all have had their turn.
 pub(super) fn order(allowed: &[Vec<Vec<BlockType>>]) -> Vec<Job> {
     let kinds = KINDS.len();
     let most = allowed.iter().flatten().map(Vec::len).max().unwrap_or(0);
@@ -305,7 +308,7 @@ pub(super) fn codecs(codings: &[Coding], points: &mut Vec<CodecPoint>) {
         .filter(|c| known.iter().any(|(k, _)| k.variant == c.spec))
         .collect();
     let cells: Vec<Cell> = missing.iter().map(|c| cell(c)).collect();
-    let kls = OF_CODECS.estimates(&relevant(&known, 0), &cells);
+    let kls = OF_CODECS.estimates(&relevant(&known, usize::MAX), &cells);
     for (coding, kl) in missing.into_iter().zip(kls) {
         points.push(CodecPoint {
             cut: coding.cut as u32,

@@ -104,7 +104,13 @@ pub fn damage(
         .ok_or_else(|| RunError::Request("there is no model to calibrate".into()))?;
     let (jobs, mut cuts) = (types::jobs(&model), codecs::cuts(n_layer));
     let cuts_all = cuts.len();
-    let (groups, probed) = (types::groups(n_layer), wide::probes(n_layer));
+    let groups = types::groups(n_layer);
+    let mut probed = wide::probes(n_layer);
+    let kept = most_tokens(parts) / all.first().map_or(1, Vec::len).max(1);
+    if kept == 0 {
+        // Windows of a very long context cannot be kept: nothing is to be had from them.
+        probed.clear();
+    }
     // What is measured over more of the text too is never to be estimated.
     cuts.sort_by_key(|c| !probed.contains(c));
     let mut count = Count {
@@ -143,11 +149,7 @@ pub fn damage(
     // A run that goes on keeps to the windows that the first has chosen.
     let held: Option<usize> = journal.get(WINDOWS);
     let (n_wide, each_s) = wide::windows_in(WIDE_SHARE * seconds, measure, held, &all);
-    let kept = most_tokens(parts) / all.first().map_or(1, Vec::len).max(1);
-    let n_wide = n_wide.min(kept.max(1));
-    if held != Some(n_wide) {
-        journal.put(WINDOWS, &n_wide)?;
-    }
+    let n_wide = n_wide.min(kept);
     let wide_s = each_s * n_wide as f64;
     // Encoding takes as long as a pass, or longer.
     let groups_s = 3.0 * pass.as_secs_f64() * groups.len() as f64;
@@ -231,7 +233,7 @@ pub fn damage(
         }
     }
     let extent: Option<Extent> = journal.get(EXTENT);
-    let extent = extent.filter(|e| !probes.is_empty() && e.is_sound());
+    let extent = extent.filter(|e| !probes.is_empty() && e.is_sound(n_wide));
     let surprise = extent.map_or(few, |e| e.surprise);
     let perplexity = Some(surprise.exp()).filter(|p| LayerSensitivity::is_perplexity(*p));
     let level = wide::level(&probes, &points);
@@ -296,6 +298,7 @@ impl Wider<'_> {
             self.model.insert(wide)
         } else {
             let wide = Wide::run(self.parts, self.all.clone(), self.windows)?;
+            journal.put(WINDOWS, &self.windows)?;
             journal.put(EXTENT, &wide.extent())?;
             self.model.insert(wide)
         };

@@ -35,8 +35,9 @@ pub(super) fn sizes(ty: BlockType, b: &[u8]) -> (f32, [i32; 16]) {
     match ty {
         BlockType::Q2_K => (f16_at(b, 80), std::array::from_fn(|j| i32::from(b[j] & 15))),
         BlockType::Q3_K => (
-            f16_at(b, 108),
-            std::array::from_fn(|j| scale_k3(j, &b[96..108])),
+            // As vectors read them: four times as large, so that they fill their bytes.
+            0.25 * f16_at(b, 108),
+            std::array::from_fn(|j| 4 * scale_k3(j, &b[96..108])),
         ),
         _ => (
             f16_at(b, 208),
