@@ -264,7 +264,7 @@ fn killed_again_and_again() {
 fn interrupted() {
     // So long that it is still at work when `kill` has started on a busy machine.
     let bench = bench(&LlamaShape {
-        n_layer: 40,
+        n_layer: 160,
         ..longer()
     });
     let [e, _] = names();

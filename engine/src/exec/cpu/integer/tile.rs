@@ -64,25 +64,28 @@ pub(super) trait Blocks<V: Vector> {
 /// Weights that memory is asked for while a panel is computed.
 #[derive(Clone, Copy)]
 struct Ahead {
-    /// What will be read next: the first place, bytes, and bytes that are asked for with one block.
-    far: (*const u8, usize, usize),
+    /// What will be read next: the first place, and bytes.
+    far: (*const u8, usize),
     /// The panel that comes next, and its bytes, if it is to be in the first cache.
     near: (Rows, usize),
+    /// What is asked for with one block: bytes of the first, rows of the second.
+    each: (usize, usize),
 }
 
 impl Ahead {
     /// Asks for what comes with block `b`.
     #[inline(always)]
     unsafe fn ask<V: Vector>(&self, b: usize) {
-        let (far, share, burst) = self.far;
+        let (far, share) = self.far;
         let (near, bytes) = self.near;
+        let (burst, rows) = self.each;
         // SAFETY: `V`'s instruction set by the contract; a prefetch may go anywhere.
         unsafe {
             for line in (b * burst..share.min((b + 1) * burst)).step_by(64) {
                 V::prefetch::<true>(far.wrapping_add(line));
             }
             if bytes > 0 {
-                for j in b * V::LANES / PANEL..(b + 1) * V::LANES / PANEL {
+                for j in b * rows..V::LANES.min((b + 1) * rows) {
                     for at in (0..bytes + 63).step_by(64) {
                         V::prefetch::<false>(near.at(j, at));
                     }
@@ -164,7 +167,11 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
     let share = (ahead / panels.max(1)).next_multiple_of(64);
     // A few lines with each block: more than the processor can have under way would make the reads
     // wait. (And nothing is divided in between, which would take longer than the products.)
-    let burst = share.div_ceil(PANEL).next_multiple_of(64);
+    let each = |n: usize| {
+        let burst = share.div_ceil(n).next_multiple_of(64);
+        (burst, V::LANES.div_ceil(n))
+    };
+    let (whole, last) = (each(PANEL), each((blocks % PANEL).max(1)));
     let far = ahead * (FAR / ahead.max(1)).max(1);
     let near = if acts.len() <= NEAR_ROWS {
         panel_bytes
@@ -179,9 +186,10 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
         } else {
             ahead
         });
-        let ahead = Ahead {
-            far: (rows.first.wrapping_add(far + k * share), share, burst),
+        let mut ahead = Ahead {
+            far: (rows.first.wrapping_add(far + k * share), share),
             near: (soon, near),
+            each: whole,
         };
         let (p, from) = (rows.on(k * panel_bytes), k * PANEL);
         // SAFETY: panel `k` is part of the rows.
@@ -190,6 +198,7 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
             one = if blocks - from >= PANEL {
                 panel::<V, T, C, ONE>(&p, PANEL, &ahead, x, from, &acts, sums, one)
             } else {
+                ahead.each = last;
                 panel::<V, T, C, ONE>(&p, blocks - from, &ahead, x, from, &acts, sums, one)
             };
         }
