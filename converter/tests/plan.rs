@@ -419,8 +419,7 @@ fn damaged_and_hostile_measurements_are_named_and_make_no_plan() {
         let answer = run(at, text.as_bytes()).ok().json();
         let said = answer["assumptions"].to_string();
         if at == 1 {
-            // One matrix of forty-two was measured, and of one type: what is said is of the plan that is
-            // chosen, and only the second writes that matrix in another type.
+            // One matrix of forty-two was measured; the second plan writes it in another type.
             let other = "--sensitivity has no figures of";
             assert!(!said.contains(other), "{said}");
             let quality = [
