@@ -191,7 +191,7 @@ fn build(workspace: &Workspace) -> String {
 }
 
 /// The date in UTC, as `2026-11-25`.
-fn today() -> String {
+pub(crate) fn today() -> String {
     let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
     date(since.unwrap_or_default().as_secs() / 86_400)
 }

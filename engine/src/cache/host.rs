@@ -1,8 +1,9 @@
 //! Keys and values in this process's memory.
 //!
 //! A layer's keys, and likewise its values, lie head after head, each with room for all positions,
-//! so that whoever reads a head reads on and on. In f16 a head is position after position. In q8_0
-//! and q4_0 it is *pages* of 16 positions, laid out as the products in whole numbers want them
+//! so that whoever reads a head reads on and on. In f16 values are position after position, and keys
+//! *pages* of 16 positions, dimension after dimension (`exec/cpu/kv_floats.rs`). In q8_0
+//! and q4_0 both are pages, laid out as the products in whole numbers want them
 //! (`exec/cpu/integer/kv.rs`); a page takes as many bytes as 16 rows of those block types:
 //!
 //! ```text
@@ -163,8 +164,7 @@ impl LayerKv<'_> {
             for (head, x) in heads.zip(x.chunks_exact(head_dim)) {
                 match kv_type {
                     KvType::F16 => {
-                        let head: &mut [f16] = bytemuck::cast_slice_mut(head);
-                        head[at * head_dim..(at + 1) * head_dim].convert_from_f32_slice(x);
+                        put_f16(bytemuck::cast_slice_mut(head), side, at, x);
                     }
                     KvType::Q8_0 => put_q8_0(head, side, at, x),
                     KvType::Q4_0 => put_q4_0(head, side, at, x),
@@ -261,6 +261,30 @@ fn codes(x: &[f32; KV_BLOCK], inverse: f32, least: f32, most: f32) -> [u8; KV_BL
     out
 }
 
+/// As half floats: keys in pages, for lanes that are positions, values one position after the other.
+fn put_f16(head: &mut [f16], side: Side, at: usize, x: &[f32]) {
+    let dim = x.len();
+    match side {
+        Side::Keys => {
+            let mut row = [f16::ZERO; 64];
+            for (i, x) in x.chunks(row.len()).enumerate() {
+                let row = &mut row[..x.len()];
+                row.convert_from_f32_slice(x);
+                for (d, k) in (i * 64..).zip(row) {
+                    head[half_of_key(at, d, dim)] = *k;
+                }
+            }
+        }
+        Side::Values => head[at * dim..(at + 1) * dim].convert_from_f32_slice(x),
+    }
+}
+
+/// Which of a head's halves dimension `d` of key `t` is, of `dim`.
+#[inline]
+pub(crate) const fn half_of_key(t: usize, d: usize, dim: usize) -> usize {
+    t / KV_PAGE * (KV_PAGE * dim) + d * KV_PAGE + t % KV_PAGE
+}
+
 /// llama.cpp's `q8_0`: step = largest magnitude / 127, codes = round(x / step), here with the step
 /// as kept.
 fn put_q8_0(head: &mut [u8], side: Side, at: usize, x: &[f32]) {
@@ -298,6 +322,35 @@ fn put_q4_0(head: &mut [u8], side: Side, at: usize, x: &[f32]) {
     }
 }
 
+/// `put(d, v)` for each dimension `d` of position `t` of a head, whose keys or values `head` are.
+#[inline]
+fn each(head: &[u8], shape: KvShape, side: Side, t: usize, mut put: impl FnMut(usize, f32)) {
+    let dim = shape.head_dim;
+    if shape.kv_type == KvType::F16 {
+        let head: &[f16] = bytemuck::cast_slice(head);
+        for d in 0..dim {
+            let at = match side {
+                Side::Keys => half_of_key(t, d, dim),
+                Side::Values => t * dim + d,
+            };
+            put(d, head[at].to_f32());
+        }
+        return;
+    }
+    let page = Page::of(shape.kv_type, dim);
+    let head = &head[t / KV_PAGE * page.bytes()..][..page.bytes()];
+    let t = t % KV_PAGE;
+    for b in 0..page.blocks {
+        let kept = &head[b * Page::SCALES + 2 * t..];
+        let scale = f16::from_le_bytes([kept[0], kept[1]]).to_f32();
+        let codes = &head[page.codes_at(b)..][..page.codes];
+        for d in 0..KV_BLOCK {
+            let code = code(codes, shape.kv_type, side, t, d);
+            put(b * KV_BLOCK + d, f32::from(code) * scale);
+        }
+    }
+}
+
 /// `n` positions of a head from `from` on as floats, without gaps; `head` are its keys or values.
 pub(crate) fn floats(
     head: &[u8],
@@ -308,23 +361,29 @@ pub(crate) fn floats(
     out: &mut [f32],
 ) {
     let dim = shape.head_dim;
-    if shape.kv_type == KvType::F16 {
+    if (shape.kv_type, side) == (KvType::F16, Side::Values) {
         let head: &[f16] = bytemuck::cast_slice(head);
         head[from * dim..(from + n) * dim].convert_to_f32_slice(&mut out[..n * dim]);
         return;
     }
-    let page = Page::of(shape.kv_type, dim);
     for (t, out) in (from..from + n).zip(out.chunks_exact_mut(dim)) {
-        let head = &head[t / KV_PAGE * page.bytes()..][..page.bytes()];
-        let t = t % KV_PAGE;
-        for (b, out) in out.as_chunks_mut::<KV_BLOCK>().0.iter_mut().enumerate() {
-            let kept = &head[b * Page::SCALES + 2 * t..];
-            let scale = f16::from_le_bytes([kept[0], kept[1]]).to_f32();
-            let codes = &head[page.codes_at(b)..][..page.codes];
-            for (d, v) in out.iter_mut().enumerate() {
-                *v = f32::from(code(codes, shape.kv_type, side, t, d)) * scale;
-            }
-        }
+        each(head, shape, side, t, |d, v| out[d] = v);
+    }
+}
+
+/// Keys of `n` positions from `from` on as floats, dimension after dimension, each `stride` behind the
+/// one before.
+pub(crate) fn columns(
+    head: &[u8],
+    shape: KvShape,
+    from: usize,
+    n: usize,
+    stride: usize,
+    out: &mut [f32],
+) {
+    for i in 0..n {
+        let put = |d: usize, v| out[d * stride + i] = v;
+        each(head, shape, Side::Keys, from + i, put);
     }
 }
 

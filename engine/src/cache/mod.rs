@@ -9,7 +9,7 @@ use formats::model::KvType;
 
 use self::host::HostKv;
 pub use self::host::KvShape;
-pub(crate) use self::host::{LayerKv, Page, Side, code, floats};
+pub(crate) use self::host::{LayerKv, Page, Side, code, columns, floats, half_of_key};
 
 /// The KV cache of one sequence over one layer range: how many positions are held, and where.
 #[derive(Debug)]

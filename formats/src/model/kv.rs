@@ -58,10 +58,7 @@ impl KvType {
 
     /// Positions that memory is taken for where `n_ctx` are asked for.
     pub const fn positions(self, n_ctx: usize) -> usize {
-        match self {
-            Self::F16 => n_ctx,
-            Self::Q8_0 | Self::Q4_0 => n_ctx.div_ceil(KV_PAGE).saturating_mul(KV_PAGE),
-        }
+        n_ctx.div_ceil(KV_PAGE).saturating_mul(KV_PAGE)
     }
 }
 

@@ -1,7 +1,8 @@
-//! `cargo xtask report`: measures, and writes one page of results with its tables and plots.
+//! `cargo xtask report`: measures, and writes a folder of results with their tables and plots.
 //!
 //! A section is one file beside this one and a function in [`SECTIONS`]; it measures by running
-//! the programs, and answers Markdown and plots. Nothing of an earlier page is kept.
+//! the programs, and answers Markdown and plots. It becomes a page of its own as soon as it is
+//! measured, since together they take hours; the folder's README leads to all that are there.
 
 mod codecs;
 mod context;
@@ -21,11 +22,12 @@ use serde_json::Value;
 
 use crate::error::Failure;
 use crate::process::{self, Profile, Programs, Workspace, say};
+use crate::versus::today;
 
-/// The page's name in its folder.
-const PAGE: &str = "README.md";
-/// How the page begins, by which it is known again.
-const HEADING: &str = "# Results\n\nWritten by `cargo xtask report`";
+/// The name of what leads to the pages.
+const INDEX: &str = "README.md";
+/// What stands below the heading of everything that is written, by which it is known again.
+const WRITTEN_BY: &str = "Written by `cargo xtask report";
 /// How long one command may take.
 const DEADLINE: Duration = Duration::from_hours(2);
 /// Windows of [`C4`] that a pair is calibrated on.
@@ -46,7 +48,7 @@ const SECTIONS: &[(&str, Make)] = &[
 /// What to measure.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Options {
-    /// Folder of the page.
+    /// Folder of the pages.
     pub(crate) out: PathBuf,
     /// Names of sections; empty for all.
     pub(crate) sections: Vec<String>,
@@ -189,48 +191,81 @@ impl Report {
     }
 }
 
-/// Measures and writes the page.
+/// Measures, and writes each section as soon as it is there.
 pub(crate) fn run(workspace: &Workspace, options: Options) -> Result<(), Failure> {
     let programs = workspace.build(Profile::Release)?;
     let report = Report { programs, options };
     let out = workspace.root.join(&report.options.out);
-    if fs::read_to_string(out.join(PAGE)).is_ok_and(|t| !t.starts_with(HEADING)) {
-        return Err(Failure::Output {
-            line: format!("cargo xtask report --out {}", report.options.out.display()),
-            why: format!("a {PAGE} stands there that no report wrote; choose another folder"),
-        });
-    }
-    let mut page = format!("{HEADING}; do not edit. Machine: {}.\n", machine());
-    if report.options.quick {
-        page += "\n**Few windows (`--quick`): whether everything runs, not how well.**\n";
-    }
-    let mut plots = Vec::new();
-    for (name, make) in SECTIONS {
+    let asked = |name: &str| {
         let asked = &report.options.sections;
-        if !asked.is_empty() && !asked.iter().any(|a| a == name) {
-            continue;
+        asked.is_empty() || asked.iter().any(|a| a == name)
+    };
+    let names: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
+    let to_write = names.iter().filter(|n| asked(n)).map(|n| page(n));
+    for name in to_write.chain([INDEX.to_owned()]) {
+        if fs::read_to_string(out.join(&name)).is_ok_and(|t| heading(&t).is_none()) {
+            return Err(Failure::Output {
+                line: format!("cargo xtask report --out {}", report.options.out.display()),
+                why: format!("a {name} stands there that no report wrote; choose another folder"),
+            });
         }
+    }
+    fs::create_dir_all(&out).map_err(|source| Failure::File {
+        path: out.clone(),
+        source,
+    })?;
+    for (name, make) in SECTIONS.iter().filter(|(name, _)| asked(name)) {
         let section = make(&report)?;
-        // Writing to a string cannot fail.
-        let _ = write!(
-            page,
-            "\n## {}\n\n{}\n",
+        let quick = if report.options.quick {
+            "\n**Few windows (`--quick`): whether everything runs, not how well.**\n"
+        } else {
+            ""
+        };
+        let text = format!(
+            "# {}\n\n{WRITTEN_BY} {name}` on {}; do not edit. Machine: {}.\n{quick}\n{}\n",
             section.title,
+            today(),
+            machine(),
             section.markdown.trim()
         );
-        plots.extend(section.plots);
+        for (name, text) in section.plots.iter().chain([&(page(name), text)]) {
+            write(&out.join(name), text)?;
+        }
+        write(&out.join(INDEX), &index(&out, &names))?;
     }
-    let file = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Failure::File { path, source }
-    };
-    fs::create_dir_all(&out).map_err(file(&out))?;
-    plots.push((PAGE.to_owned(), page));
-    for (name, text) in plots {
-        let path = out.join(name);
-        fs::write(&path, text).map_err(file(&path))?;
-        eprintln!("wrote {}", path.display());
+    Ok(())
+}
+
+/// The file name of a section's page.
+fn page(name: &str) -> String {
+    format!("{name}.md")
+}
+
+/// The heading of a text that a report wrote.
+fn heading(text: &str) -> Option<&str> {
+    let (heading, rest) = text.strip_prefix("# ")?.split_once("\n\n")?;
+    rest.starts_with(WRITTEN_BY).then_some(heading)
+}
+
+/// What leads to the pages of `names` that stand in `folder`.
+fn index(folder: &Path, names: &[&str]) -> String {
+    let mut out = format!("# Results\n\n{WRITTEN_BY}`; do not edit.\n\n");
+    for name in names {
+        let text = fs::read_to_string(folder.join(page(name))).unwrap_or_default();
+        if let Some(heading) = heading(&text) {
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "- [{heading}]({})", page(name));
+        }
     }
+    out
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(path, text).map_err(|source| Failure::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    eprintln!("wrote {}", path.display());
     Ok(())
 }
 
@@ -283,6 +318,22 @@ mod tests {
         ] {
             assert_eq!(read(bad), None);
         }
+    }
+
+    #[test]
+    fn the_index_leads_to_what_a_report_wrote() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(
+            path("links.md"),
+            format!("# Links, by hand\n\n{WRITTEN_BY} links` on 2026-11-30; do not edit.\n"),
+        )
+        .unwrap();
+        fs::write(path("tasks.md"), "# Notes\n\nof a person\n").unwrap();
+        let text = index(folder.path(), &["links", "tasks", "context"]);
+        assert!(text.ends_with("do not edit.\n\n- [Links, by hand](links.md)\n"));
+        assert_eq!(heading(&text), Some("Results"));
+        assert_eq!(heading("# Notes\n\nof a person\n"), None);
     }
 
     #[test]

@@ -7,20 +7,18 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use formats::model::{KV_BLOCK, KvType};
-use half::f16;
+use formats::model::{KV_BLOCK, KV_PAGE, KvType};
 
 use super::forward::sized;
 use super::integer::{CodeBlock, SPAN};
 use super::isa::Isa;
+use super::kv_floats::{Kept, Queries, Seen, TILE};
 use super::matmul::Out;
 use super::pool::Session;
-use crate::cache::{KvShape, LayerKv, Side, floats};
+use crate::cache::{KvShape, LayerKv, Side, columns, floats};
 
 /// Rows from which an item takes rows and all their spans, not one span.
 const FEW: usize = 4;
-/// Positions that become floats at a time.
-const TILE: usize = 64;
 /// Rows and heads of an item, at most, unless one row has more heads.
 const TOGETHER: usize = 96;
 
@@ -107,9 +105,12 @@ struct Buffers<'a> {
     tile: &'a mut [f32],
 }
 
-/// `n` half floats of a head, behind `from` others.
-fn halves(head: &[u8], from: usize, n: usize) -> &[f16] {
-    &bytemuck::cast_slice(head)[from..from + n]
+impl Buffers<'_> {
+    /// Scores of a span and weights, of each of `pairs` pairs.
+    fn by_pair(&mut self, pairs: usize) -> impl Iterator<Item = (&mut [f32], &mut [f32])> {
+        let each = self.scores.chunks_mut(SPAN).zip(self.weights.chunks_mut(2));
+        each.take(pairs)
+    }
 }
 
 impl Attention<'_> {
@@ -204,7 +205,7 @@ impl Attention<'_> {
         let end = (self.start + some.first + some.rows).min(from + SPAN);
         let n = end - from;
         // Causal: a row sees positions up to its own.
-        let seen = |pair: usize| n.min(self.start + some.first + pair / group + 1 - from);
+        let seen = Seen::new(n, self.start + some.first + 1 - from, group);
         let (keys, values) = (self.kv.keys(some.kv_head), self.kv.values(some.kv_head));
         // While keys are multiplied the values are asked for, and with the values the next keys.
         let row = self.shape().kv_type.bytes(dim);
@@ -212,75 +213,71 @@ impl Attention<'_> {
             values.as_ptr().wrapping_add(from * row),
             keys.as_ptr().wrapping_add((from + SPAN) * row),
         );
-        let query = |pair: usize| {
-            let (r, g) = (some.first + pair / group, pair % group);
-            let at = (r * heads + some.kv_head) * group + g;
-            &self.q[at * dim..(at + 1) * dim]
-        };
-        let direct = self.shape().kv_type == KvType::F16 && some.rows < FEW;
         if self.whole {
             let per_pair = dim / KV_BLOCK;
             let at = (some.kv_head * self.n + some.first) * group * per_pair;
             let q = &codes[at..at + pairs * per_pair];
             isa.kv_scores(self.shape(), keys, from, n, q, then, b.scores);
-        } else if direct {
-            for (r, s) in b
-                .scores
-                .chunks_mut(group * SPAN)
-                .take(some.rows)
-                .enumerate()
-            {
-                let at = ((some.first + r) * heads + some.kv_head) * group * dim;
-                let keys = halves(keys, from * dim, seen(r * group) * dim);
-                let q = &self.q[at..at + group * dim];
-                isa.scores_f16(q, keys, dim, self.scale(), then.cast(), s);
-            }
-        } else {
-            for at in (from..end).step_by(TILE) {
-                let n = TILE.min(end - at);
-                floats(keys, self.shape(), Side::Keys, at, n, b.tile);
-                for (pair, s) in b.scores.chunks_mut(SPAN).take(pairs).enumerate() {
-                    let n = n.min((from + seen(pair)).saturating_sub(at));
-                    let s = &mut s[at - from..at - from + n];
-                    isa.scores_f32(query(pair), b.tile, dim, self.scale(), s);
-                }
-            }
-        }
-        let each = b.scores.chunks_mut(SPAN).zip(b.weights.chunks_mut(2));
-        for (pair, (s, w)) in each.take(pairs).enumerate() {
-            if self.whole {
+            for (pair, (s, w)) in b.by_pair(pairs).enumerate() {
                 isa.ask(then, SPAN * row, pair, pairs);
-                w.copy_from_slice(&isa.soften(s, seen(pair)));
-            } else {
-                let (most, sum) = isa.softmax(&mut s[..seen(pair)]);
-                w.copy_from_slice(&[most, sum]);
+                w.copy_from_slice(&isa.soften(s, seen.of(pair)));
             }
-        }
-        if self.whole {
             let (weights, sums) = (&*b.scores, &mut b.sums[..pairs * dim]);
+            let seen = |pair: usize| seen.of(pair);
             isa.kv_sums(self.shape(), values, from, n, &seen, weights, later, sums);
             return;
         }
+        let q = Queries {
+            q: &self.q[(some.first * heads + some.kv_head) * group * dim..],
+            dim,
+            group,
+            stride: heads * group * dim,
+            n: pairs,
+        };
+        let (scale, none) = (self.scale(), std::ptr::null());
+        // A few rows read what is kept as it is; for more it pays to make floats of it once.
+        let direct = self.shape().kv_type == KvType::F16 && some.rows < FEW;
         if direct {
-            let each = b
-                .scores
-                .chunks(group * SPAN)
-                .zip(b.sums.chunks_mut(group * dim));
-            for (r, (s, sums)) in each.take(some.rows).enumerate() {
-                let values = halves(values, from * dim, seen(r * group) * dim);
-                isa.sums_f16(s, values, dim, later.cast(), sums);
+            let keys = Kept::Halves(&keys[from * row..]);
+            isa.float_scores(&q, keys, seen, scale, then, b.scores);
+        } else {
+            for at in (0..n).step_by(TILE) {
+                let n = TILE.min(n - at);
+                self.key_tile(keys, from + at, n, b.tile);
+                let (keys, seen) = (Kept::Tile(b.tile), seen.piece(at, n));
+                isa.float_scores(&q, keys, seen, scale, none, &mut b.scores[at..]);
             }
+        }
+        for (pair, (s, w)) in b.by_pair(pairs).enumerate() {
+            let (most, sum) = isa.softmax(&mut s[..seen.of(pair)]);
+            w.copy_from_slice(&[most, sum]);
+        }
+        let (shape, sums) = ((pairs, dim), &mut b.sums[..pairs * dim]);
+        sums.fill(0.0);
+        if direct {
+            let values = Kept::Halves(&values[from * row..]);
+            isa.float_sums(b.scores, values, shape, seen, later, sums);
             return;
         }
-        b.sums[..pairs * dim].fill(0.0);
-        for at in (from..end).step_by(TILE) {
-            let n = TILE.min(end - at);
-            floats(values, self.shape(), Side::Values, at, n, b.tile);
-            let each = b.scores.chunks(SPAN).zip(b.sums.chunks_mut(dim));
-            for (pair, (s, sum)) in each.take(pairs).enumerate() {
-                let n = n.min((from + seen(pair)).saturating_sub(at));
-                isa.add_weighted_f32(&s[at - from..at - from + n], b.tile, dim, sum);
-            }
+        for at in (0..n).step_by(TILE) {
+            let n = TILE.min(n - at);
+            floats(values, self.shape(), Side::Values, from + at, n, b.tile);
+            let (values, seen) = (Kept::Tile(b.tile), seen.piece(at, n));
+            isa.float_sums(&b.scores[at..], values, shape, seen, none, sums);
+        }
+    }
+
+    /// Keys of `n` positions from `from` on, which begins a page, as a tile.
+    fn key_tile(&self, keys: &[u8], from: usize, n: usize, tile: &mut [f32]) {
+        let KvShape {
+            kv_type, head_dim, ..
+        } = self.shape();
+        if kv_type == KvType::F16 {
+            let keys = &keys[from * kv_type.bytes(head_dim)..];
+            let n = n.next_multiple_of(KV_PAGE);
+            self.isa.key_tile(keys, n, head_dim, tile);
+        } else {
+            columns(keys, self.shape(), from, n, TILE, tile);
         }
     }
 

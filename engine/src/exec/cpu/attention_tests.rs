@@ -1,14 +1,15 @@
 //! Attention: every instruction set against the scalar kernels, every way through against every
 //! other, both equalities; and against attention in f64.
 
-use formats::model::KvType;
+use formats::model::{KV_PAGE, KvType};
 use half::f16;
 
 use super::attention::{Attention, Scratch};
 use super::integer::SPAN;
 use super::isa::Isa;
+use super::kv_floats::{Kept, Queries, Seen, TILE};
 use super::pool::Pool;
-use crate::cache::{KvCache, KvShape, Side, floats};
+use crate::cache::{KvCache, KvShape, Side, floats, half_of_key};
 use crate::exec::noise::Noise;
 
 fn bits(v: &[f32]) -> Vec<u32> {
@@ -25,60 +26,98 @@ fn tame(noise: &mut Noise, n: usize) -> Vec<f32> {
 fn pieces_in_floats_agree() {
     let mut noise = Noise::new(11);
     for dim in [8, 20, 64, 80, 96] {
-        for n in [1, 3, 4, 9, 70] {
-            let keys: Vec<f16> = (noise.take(n * dim).into_iter())
+        for n in [1_usize, 3, 16, 29, 63] {
+            // Keys in pages, and as a tile; values position after position.
+            let pages = n.next_multiple_of(KV_PAGE);
+            let mut keys = vec![f16::NAN; pages * dim];
+            let mut columns = vec![f32::NAN; TILE * dim];
+            for t in 0..n {
+                for d in 0..dim {
+                    let k = f16::from_f32(noise.take(1)[0]);
+                    keys[half_of_key(t, d, dim)] = k;
+                    columns[d * TILE + t] = k.to_f32();
+                }
+            }
+            let values: Vec<f16> = (noise.take(n * dim).into_iter())
                 .map(f16::from_f32)
                 .collect();
-            let floats: Vec<f32> = keys.iter().map(|k| k.to_f32()).collect();
-            for rows in [1, 2, 3, 4, 7] {
-                let q = noise.take(rows * dim);
-                let own = noise.take(dim);
-                // Scores, weights and sums of all rows at once.
-                let run = |isa: Isa| {
-                    let mut s = vec![0.0; rows * SPAN];
-                    let mut sums = vec![0.0; rows * dim];
-                    isa.scores_f16(&q, &keys, dim, 0.125, keys.as_ptr(), &mut s);
-                    let mut out = Vec::new();
-                    for s in s.chunks_mut(SPAN) {
-                        let (max, sum) = isa.softmax(&mut s[..n]);
-                        out.extend([max, sum]);
+            let floats: Vec<f32> = values.iter().map(|v| v.to_f32()).collect();
+            let (keys, values) = (bytemuck::cast_slice(&keys), bytemuck::cast_slice(&values));
+            let own = noise.take(dim);
+            for (rows, group) in [(1, 1), (1, 5), (2, 3), (4, 1), (3, 5), (7, 2)] {
+                let pairs = rows * group;
+                // Rows lie further apart than their heads.
+                let stride = group * dim + 3;
+                let q = noise.take(rows * stride);
+                let q = Queries {
+                    q: &q,
+                    dim,
+                    group,
+                    stride,
+                    n: pairs,
+                };
+                for first in [1, n.saturating_sub(rows / 2), n] {
+                    let seen = Seen::new(n, first, group);
+                    let none = std::ptr::null();
+                    // What nobody sees is no number, and is not looked at.
+                    let scores = |isa: Isa, keys: Kept<'_>| {
+                        let mut s = vec![0.0; pairs * SPAN];
+                        isa.float_scores(&q, keys, seen, 0.125, none, &mut s);
+                        for (i, s) in s.chunks_mut(SPAN).enumerate() {
+                            s[seen.of(i)..].fill(f32::NAN);
+                        }
+                        s
+                    };
+                    // Of weights in two pieces, as of all at once.
+                    let sums = |isa: Isa, w: &[f32], values: [Kept<'_>; 2], middle: usize| {
+                        let mut sums = vec![0.0; pairs * dim];
+                        let shape = (pairs, dim);
+                        let (a, b) = (seen.piece(0, middle), seen.piece(middle, n - middle));
+                        isa.float_sums(w, values[0], shape, a, none, &mut sums);
+                        isa.float_sums(&w[middle..], values[1], shape, b, none, &mut sums);
+                        sums
+                    };
+                    let (halves, tile) = (Kept::Halves(values), Kept::Tile(&floats));
+                    let want = scores(Isa::SCALAR, Kept::Halves(keys));
+                    let mut weights = want.clone();
+                    let told: Vec<_> = (weights.chunks_mut(SPAN).enumerate())
+                        .map(|(i, s)| Isa::SCALAR.softmax(&mut s[..seen.of(i)]))
+                        .collect();
+                    let mixed = sums(Isa::SCALAR, &weights, [halves, halves], 0);
+                    let what = format!("{rows} rows of {group} heads of {dim}, {n} positions");
+                    for isa in Isa::available() {
+                        let mut tile_of = vec![0.0; TILE * dim];
+                        isa.key_tile(keys, pages, dim, &mut tile_of);
+                        for (a, b) in tile_of.chunks(TILE).zip(columns.chunks(TILE)) {
+                            assert_eq!(bits(&a[..n]), bits(&b[..n]), "{isa}: {what}");
+                        }
+                        for keys in [Kept::Halves(keys), Kept::Tile(&tile_of)] {
+                            let mut got = scores(isa, keys);
+                            assert_eq!(bits(&got), bits(&want), "{isa}: scores, {what}");
+                            for ((i, s), told) in got.chunks_mut(SPAN).enumerate().zip(&told) {
+                                assert_eq!(isa.softmax(&mut s[..seen.of(i)]), *told, "{isa}");
+                            }
+                            assert_eq!(bits(&got), bits(&weights), "{isa}: weights, {what}");
+                        }
+                        let got = sums(isa, &weights, [halves, halves], 0);
+                        assert_eq!(bits(&got), bits(&mixed), "{isa}: sums, {what}");
+                        let middle = n / 2;
+                        let rest = Kept::Tile(&floats[middle * dim..]);
+                        let got = sums(isa, &weights, [tile, rest], middle);
+                        assert_eq!(bits(&got), bits(&mixed), "{isa}: tiles, {what}");
                     }
-                    isa.sums_f16(&s, &keys, dim, std::ptr::null(), &mut sums);
-                    out.extend(&sums);
                     // Joined to others that are larger, and smaller.
-                    for most in [out[0] + 1.5, out[0] - 1.5] {
-                        let (mut so_far, mut all) = ([most, 3.0], own.clone());
-                        isa.join(&mut so_far, &mut all, [out[0], out[1]], &sums[..dim]);
-                        out.extend(so_far);
-                        out.extend(all);
+                    let (max, sum) = told[0];
+                    for most in [max + 1.5, max - 1.5] {
+                        let join = |isa: Isa| {
+                            let (mut so_far, mut all) = ([most, 3.0], own.clone());
+                            isa.join(&mut so_far, &mut all, [max, sum], &mixed[..dim]);
+                            (bits(&so_far), bits(&all))
+                        };
+                        for isa in Isa::available() {
+                            assert_eq!(join(isa), join(Isa::SCALAR), "{isa}: joined, {what}");
+                        }
                     }
-                    bits(&out)
-                };
-                // The same from floats, a row at a time, values in two pieces.
-                let tiles = |isa: Isa| {
-                    let mut out = Vec::new();
-                    let mut all = vec![0.0; rows * dim];
-                    for (q, sums) in q.chunks(dim).zip(all.chunks_mut(dim)) {
-                        let mut s = vec![0.0; n];
-                        isa.scores_f32(q, &floats, dim, 0.125, &mut s);
-                        let (max, sum) = isa.softmax(&mut s);
-                        out.extend([max, sum]);
-                        let (first, rest) = s.split_at(n / 2);
-                        isa.add_weighted_f32(first, &floats, dim, sums);
-                        isa.add_weighted_f32(rest, &floats[n / 2 * dim..], dim, sums);
-                    }
-                    out.extend(all);
-                    bits(&out)
-                };
-                let want = run(Isa::SCALAR);
-                for isa in Isa::available() {
-                    assert_eq!(
-                        run(isa),
-                        want,
-                        "{isa}: {rows} heads of {dim}, {n} positions"
-                    );
-                    let got = tiles(isa);
-                    assert_eq!(got, want[..got.len()], "{isa}: tiles, head of {dim}");
                 }
             }
         }

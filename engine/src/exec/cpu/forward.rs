@@ -54,9 +54,10 @@ pub(super) fn norm(
             let x = &rows[r * width..(r + 1) * width];
             let mean = isa.sum_squares(x) / width as f32;
             let scale = 1.0 / (mean + eps).sqrt();
-            for (i, (x, w)) in x.iter().zip(weight).enumerate() {
-                // SAFETY: row `r` belongs to this task alone.
-                unsafe { target.set(r, i, x * scale * w) };
+            // SAFETY: row `r` belongs to this task alone.
+            let out = unsafe { target.slice(r, 0, width) };
+            for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * scale * w;
             }
         }
     });
@@ -201,7 +202,7 @@ pub(super) fn run(
 
         let out = sized(&mut s.out, n * width);
         matmul(session, math, &w.attn_output, &mut s.mixed, out, width);
-        rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
+        add(session, rows, out, width);
         lap.mark(Phase::AttnOutput);
 
         norm(
@@ -233,7 +234,7 @@ pub(super) fn run(
         seen.input(layer, Site::FfnDown, Rows::of(&s.gate));
         let out = sized(&mut s.out, n * width);
         matmul(session, math, &w.ffn_down, &mut s.gate, out, width);
-        rows.iter_mut().zip(&*out).for_each(|(x, o)| *x += o);
+        add(session, rows, out, width);
         lap.mark(Phase::Down);
         let mut rest = &*rows;
         for part in &*parts {
@@ -245,6 +246,20 @@ pub(super) fn run(
     for part in parts {
         part.cache.advance(part.n);
     }
+}
+
+/// Adds `more` to `rows`, row by row of `width`.
+fn add(session: &Session<'_>, rows: &mut [f32], more: &[f32], width: usize) {
+    let n = rows.len() / width;
+    let out = Out::new(rows, width);
+    session.ranges(n, 8, &|range| {
+        for r in range {
+            // SAFETY: row `r` belongs to this task alone.
+            let row = unsafe { out.slice(r, 0, width) };
+            let more = &more[r * width..(r + 1) * width];
+            row.iter_mut().zip(more).for_each(|(x, o)| *x += o);
+        }
+    });
 }
 
 /// Turns sums of values, which were turned before they were kept, back: `width` values of each row

@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use formats::blocks::BlockType;
-use half::f16;
 
 use super::integer::{self, CodeBlock, Codes};
+use super::kv_floats::{self, Kept, Queries, Seen};
 use super::matmul::{Acts, Out};
 use super::scalar;
 use crate::cache::KvShape;
@@ -90,7 +90,10 @@ impl Isa {
             Kind::Scalar => integer::encode(x, out),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::encode(x, out) },
+            Kind::Avx2 => unsafe { avx2::encode(x, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::encode(x, out) },
             // Compiled with NEON already, as all is there.
             #[cfg(target_arch = "aarch64")]
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => integer::encode(x, out),
@@ -172,54 +175,76 @@ impl Isa {
         }
     }
 
-    /// Attention scores over keys in f16: see [`scalar::scores_f16`]. What is at `next` will be read
-    /// next: it may be any address.
-    pub(crate) fn scores_f16(
+    /// Attention scores in floats: see [`kv_floats::scores`]. What is at `next` will be read next: it may
+    /// be any address.
+    pub(super) fn float_scores(
         self,
-        q: &[f32],
-        keys: &[f16],
-        dim: usize,
+        q: &Queries<'_>,
+        keys: Kept<'_>,
+        seen: Seen,
         scale: f32,
-        next: *const f16,
+        next: *const u8,
         scores: &mut [f32],
     ) {
         match self.0 {
-            Kind::Scalar => scalar::scores_f16(q, keys, dim, scale, scores),
+            Kind::Scalar => kv_floats::plain_scores(q, keys, seen, scale, scores),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::scores_f16(q, keys, dim, scale, next, scores) },
+            Kind::Avx2 => unsafe { avx2::float_scores(q, keys, seen, scale, next, scores) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Avx512 => unsafe { avx512::scores_f16(q, keys, dim, scale, next, scores) },
+            Kind::Avx512 => unsafe { avx512::float_scores(q, keys, seen, scale, next, scores) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
-                neon::scores_f16(q, keys, dim, scale, next, scores);
+                neon::float_scores(q, keys, seen, scale, next, scores);
             },
         }
     }
 
-    /// Weighted sums of values in f16: see [`scalar::sums_f16`]; `next` as above.
-    pub(crate) fn sums_f16(
+    /// Weighted sums in floats, added to what is there: see [`kv_floats::add_sums`]; `shape` is of as many
+    /// queries and the dimensions, `next` as above.
+    pub(super) fn float_sums(
         self,
         weights: &[f32],
-        values: &[f16],
-        dim: usize,
-        next: *const f16,
+        values: Kept<'_>,
+        shape: (usize, usize),
+        seen: Seen,
+        next: *const u8,
         sums: &mut [f32],
     ) {
         match self.0 {
-            Kind::Scalar => scalar::sums_f16(weights, values, dim, sums),
+            Kind::Scalar => kv_floats::add_plain_sums(weights, values, shape, seen, sums),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 => unsafe { avx2::sums_f16(weights, values, dim, next, sums) },
+            Kind::Avx2 => unsafe { avx2::float_sums(weights, values, shape, seen, next, sums) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Avx512 => unsafe { avx512::sums_f16(weights, values, dim, next, sums) },
+            Kind::Avx512 => unsafe {
+                avx512::float_sums(weights, values, shape, seen, next, sums);
+            },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
-                neon::sums_f16(weights, values, dim, next, sums);
+                neon::float_sums(weights, values, shape, seen, next, sums);
+            },
+        }
+    }
+
+    /// Keys in f16 to floats: see [`kv_floats::key_tile`].
+    pub(super) fn key_tile(self, keys: &[u8], n: usize, dim: usize, tile: &mut [f32]) {
+        match self.0 {
+            Kind::Scalar => kv_floats::plain_key_tile(keys, n, dim, tile),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were detected.
+            Kind::Avx2 => unsafe { avx2::key_tile(keys, n, dim, tile) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::key_tile(keys, n, dim, tile) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
+                neon::key_tile(keys, n, dim, tile);
             },
         }
     }
@@ -347,64 +372,6 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe { neon::softmax(s) },
-        }
-    }
-
-    /// `scores[t] = (q · k[t]) × scale` for the keys at `t × stride`, floats already: the same bits as
-    /// [`scores_f16`](Self::scores_f16).
-    pub(crate) fn scores_f32(
-        self,
-        q: &[f32],
-        keys: &[f32],
-        stride: usize,
-        scale: f32,
-        scores: &mut [f32],
-    ) {
-        match self.0 {
-            Kind::Scalar => {
-                for (s, k) in scores.iter_mut().zip(keys.chunks(stride)) {
-                    *s = scalar::dot_f32(q, &k[..q.len()]) * scale;
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the features were detected.
-            Kind::Avx2 | Kind::Avx512 => unsafe {
-                avx2::scores_f32(q, keys, stride, scale, scores);
-            },
-            #[cfg(target_arch = "aarch64")]
-            // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
-                neon::scores_f32(q, keys, stride, scale, scores);
-            },
-        }
-    }
-
-    /// `out[d] += Σ w[t] · v[t][d]` in ascending `t`: [`sums_f16`](Self::sums_f16) in pieces, over values that are floats already.
-    pub(crate) fn add_weighted_f32(
-        self,
-        w: &[f32],
-        values: &[f32],
-        stride: usize,
-        out: &mut [f32],
-    ) {
-        match self.0 {
-            Kind::Scalar => {
-                for (w, v) in w.iter().zip(values.chunks(stride)) {
-                    for (o, v) in out.iter_mut().zip(v) {
-                        *o = w.mul_add(*v, *o);
-                    }
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the features were detected.
-            Kind::Avx2 | Kind::Avx512 => unsafe {
-                avx2::add_weighted_f32(w, values, stride, out);
-            },
-            #[cfg(target_arch = "aarch64")]
-            // SAFETY: as above.
-            Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {
-                neon::add_weighted_f32(w, values, stride, out);
-            },
         }
     }
 

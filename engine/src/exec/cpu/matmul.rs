@@ -34,12 +34,15 @@ pub(crate) struct ActBuf {
 }
 
 impl ActBuf {
-    /// The place to write `rows × cols` activations: rows of [`stride`](Self::stride) values.
+    /// The place to write `rows × cols` activations: rows of [`stride`](Self::stride) values. All of
+    /// them are to be written; only what lies between rows is zero already.
     pub(crate) fn reset(&mut self, rows: usize, cols: usize) -> &mut [f32] {
         self.rows = rows;
         self.cols = cols;
         self.stride = cols.next_multiple_of(PAD);
-        self.x.clear();
+        if self.stride > cols {
+            self.x.clear();
+        }
         self.x.resize(rows * self.stride, 0.0);
         self.has_sums = [false; 2];
         self.has_codes = false;
@@ -80,7 +83,7 @@ impl ActBuf {
                 .fill(session, isa, &self.x, self.rows, self.stride);
             self.has_codes = true;
         }
-        types.for_each(|ty| self.codes.prepare(ty));
+        types.for_each(|ty| self.codes.prepare(session, ty));
         &self.codes
     }
 

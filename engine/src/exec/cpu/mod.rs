@@ -17,6 +17,7 @@ mod forward;
 mod hadamard;
 mod integer;
 mod isa;
+mod kv_floats;
 mod lanes;
 mod matmul;
 #[cfg(target_arch = "aarch64")]

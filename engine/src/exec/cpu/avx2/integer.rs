@@ -322,7 +322,10 @@ impl Vector for V {
     }
 }
 
-integer::entries!("avx2,fma,f16c", V: products, kv_scores, kv_sums, soften);
+integer::entries!(
+    "avx2,fma,f16c",
+    V: products, kv_scores, kv_sums, soften, float_scores, float_sums, key_tile
+);
 
 /// [`integer::encode`], compiled for AVX2.
 ///

@@ -21,10 +21,11 @@ mod super256;
 
 use std::arch::x86_64::*;
 
-pub(crate) use attention::{add_weighted_f32, join, scores_f16, scores_f32, softmax, sums_f16};
-pub(super) use attention::{scores_by, sums_by};
+pub(crate) use attention::{join, softmax};
 pub(super) use integer::four;
-pub(crate) use integer::{encode, kv_scores, kv_sums, products, soften};
+pub(crate) use integer::{
+    encode, float_scores, float_sums, key_tile, kv_scores, kv_sums, products, soften,
+};
 pub(crate) use matmul::matmul;
 
 use super::lanes::{LANES, exp};

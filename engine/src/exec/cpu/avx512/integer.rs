@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::avx2::four;
-use super::super::integer::{self, Rows, Vector};
+use super::super::integer::{self, BLOCK, CodeBlock, Rows, TINY, Vector};
 
 /// Sixteen lanes.
 #[derive(Clone, Copy)]
@@ -309,5 +309,53 @@ unsafe fn add_pairs(mut acc: __m512i, v: __m512i, c: *const i16) -> __m512i {
 
 integer::entries!(
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
-    V: products, kv_scores, kv_sums, soften
+    V: products, kv_scores, kv_sums, soften, float_scores, float_sums, key_tile
 );
+
+/// [`integer::encode`], thirty-two values at a time.
+///
+/// # Safety
+/// AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+pub(crate) unsafe fn encode(x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
+    for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        // SAFETY: 32 floats are there, and as many codes in the block.
+        unsafe {
+            let v = [
+                _mm512_loadu_ps(x.as_ptr()),
+                _mm512_loadu_ps(x.as_ptr().add(16)),
+            ];
+            // What is no number is the first operand and loses.
+            let most = _mm512_max_ps(_mm512_abs_ps(v[0]), _mm512_setzero_ps());
+            let most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(v[1]), most));
+            // Zeros, but for what is no number or infinite.
+            let zero = _mm512_setzero_ps();
+            let wrong = v.map(|v| _mm512_mul_ps(v, zero));
+            let wrong = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(wrong[0], wrong[1]);
+            if wrong != 0 || most <= TINY {
+                integer::encode(x, &mut |_, block| out(b, block));
+                continue;
+            }
+            let inverse = _mm512_set1_ps(127.0 / most);
+            let codes = v.map(|v| _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)));
+            let codes = codes.map(|c| _mm512_cvtepi32_epi8(c));
+            // Sums of eight codes each, raised by 128.
+            let both = _mm256_set_m128i(codes[1], codes[0]);
+            let raised = _mm256_xor_si256(both, _mm256_set1_epi8(-128));
+            let sums = _mm256_sad_epu8(raised, _mm256_setzero_si256());
+            let mut each = [0_i64; 4];
+            _mm256_storeu_si256(each.as_mut_ptr().cast(), sums);
+            let half = |i: usize| (each[i] + each[i + 1]) as i32 - 16 * 128;
+            let sums = [half(0) + half(2), half(0), half(2)];
+            let scale = most / 127.0;
+            let mut block = CodeBlock {
+                codes: [0; BLOCK],
+                scale,
+                minus: sums.map(|s| -s),
+                sum: sums.map(|s| scale * s as f32),
+            };
+            _mm256_storeu_si256(block.codes.as_mut_ptr().cast(), both);
+            out(b, block);
+        }
+    }
+}

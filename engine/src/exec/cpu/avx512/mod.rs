@@ -8,8 +8,8 @@
     clippy::needless_range_loop
 )]
 
-mod attention;
 mod integer;
 
-pub(crate) use attention::{scores_f16, sums_f16};
-pub(crate) use integer::{kv_scores, kv_sums, products, soften};
+pub(crate) use integer::{
+    encode, float_scores, float_sums, key_tile, kv_scores, kv_sums, products, soften,
+};

@@ -75,6 +75,47 @@ macro_rules! entry {
             }
         }
     };
+    ($features:tt, $vector:ty, float_scores as $name:ident) => {
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $name(
+            q: &$crate::exec::cpu::kv_floats::Queries<'_>,
+            keys: $crate::exec::cpu::kv_floats::Kept<'_>,
+            seen: $crate::exec::cpu::kv_floats::Seen,
+            scale: f32,
+            next: *const u8,
+            scores: &mut [f32],
+        ) {
+            // SAFETY: by the contract.
+            unsafe {
+                $crate::exec::cpu::kv_floats::scores::<$vector>(q, keys, seen, scale, next, scores);
+            }
+        }
+    };
+    ($features:tt, $vector:ty, float_sums as $name:ident) => {
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $name(
+            weights: &[f32],
+            values: $crate::exec::cpu::kv_floats::Kept<'_>,
+            shape: (usize, usize),
+            seen: $crate::exec::cpu::kv_floats::Seen,
+            next: *const u8,
+            sums: &mut [f32],
+        ) {
+            // SAFETY: by the contract.
+            unsafe {
+                $crate::exec::cpu::kv_floats::add_sums::<$vector>(
+                    weights, values, shape, seen, next, sums,
+                );
+            }
+        }
+    };
+    ($features:tt, $vector:ty, key_tile as $name:ident) => {
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $name(keys: &[u8], n: usize, dim: usize, tile: &mut [f32]) {
+            // SAFETY: by the contract.
+            unsafe { $crate::exec::cpu::kv_floats::key_tile::<$vector>(keys, n, dim, tile) }
+        }
+    };
     ($features:tt, $vector:ty, soften as $name:ident) => {
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn $name(scores: &mut [f32], n: usize) -> [f32; 2] {

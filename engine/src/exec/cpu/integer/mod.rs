@@ -66,7 +66,7 @@ pub(super) const BLOCK: usize = 32;
 /// is computed, as far as it goes.
 pub(super) const WITH_SCORES: usize = 40;
 /// Below this magnitude a block counts as zero: 127 by it would overflow.
-const TINY: f32 = 1e-30;
+pub(super) const TINY: f32 = 1e-30;
 
 /// Whether products with weights of type `ty` can run in whole numbers; the others stay in floats.
 pub(super) fn covers(ty: BlockType) -> bool {
@@ -133,32 +133,36 @@ impl CodeBlock {
     };
 
     /// Room for `n` blocks in `blocks`, for tasks to write to.
-    pub(super) fn shared(blocks: &mut Vec<Self>, n: usize) -> Blocks {
+    pub(super) fn shared(blocks: &mut Vec<Self>, n: usize) -> Shared<Self> {
         blocks.resize(n, Self::ZERO);
-        Blocks {
-            ptr: blocks.as_mut_ptr(),
-            len: n,
-        }
+        Shared::new(blocks)
     }
 }
 
-/// Blocks that tasks write to, each its own.
-pub(super) struct Blocks {
-    ptr: *mut CodeBlock,
+/// Items that tasks write to, each its own.
+pub(super) struct Shared<T> {
+    ptr: *mut T,
     len: usize,
 }
 
-// SAFETY: a plain address; `set` is only called for blocks that one task owns.
-unsafe impl Sync for Blocks {}
+// SAFETY: a plain address; `set` is only called for items that one task owns.
+unsafe impl<T: Send> Sync for Shared<T> {}
 
-impl Blocks {
+impl<T: Copy> Shared<T> {
+    fn new(items: &mut [T]) -> Self {
+        Self {
+            ptr: items.as_mut_ptr(),
+            len: items.len(),
+        }
+    }
+
     /// # Safety
-    /// No other thread may access block `i` at the same time, and what [`CodeBlock::shared`] was
+    /// No other thread may access item `i` at the same time, and what [`new`](Self::new) was
     /// given must still be borrowed by the caller.
-    pub(super) unsafe fn set(&self, i: usize, block: CodeBlock) {
+    pub(super) unsafe fn set(&self, i: usize, item: T) {
         assert!(i < self.len);
         // SAFETY: in range; exclusive by the contract.
-        unsafe { *self.ptr.add(i) = block }
+        unsafe { *self.ptr.add(i) = item }
     }
 }
 
@@ -169,6 +173,9 @@ type Begin = [i32; 2];
 #[derive(Debug, Default)]
 pub(super) struct Codes {
     rows: usize,
+    /// Blocks from a block of all rows to the next: odd, so that a row's blocks do not all want the same
+    /// place of the cache.
+    stride: usize,
     blocks: Vec<CodeBlock>,
     /// For quants whose offset is 2 to this power: in the order of `blocks`.
     begins: [Vec<Begin>; 8],
@@ -185,31 +192,37 @@ impl Codes {
         stride: usize,
     ) {
         self.rows = rows;
+        self.stride = rows | 1;
         self.begins.iter_mut().for_each(Vec::clear);
-        let out = CodeBlock::shared(&mut self.blocks, rows * (stride / BLOCK));
+        let apart = self.stride;
+        let out = CodeBlock::shared(&mut self.blocks, apart * (stride / BLOCK));
         session.ranges(rows, 8, &|range| {
             for r in range {
                 // SAFETY: row `r` belongs to this task alone, and each row has its own blocks.
                 isa.encode(&x[r * stride..(r + 1) * stride], &mut |b, block| unsafe {
-                    out.set(b * rows + r, block);
+                    out.set(b * apart + r, block);
                 });
             }
         });
     }
 
     /// Prepares for products with weights of type `ty`.
-    pub(super) fn prepare(&mut self, ty: BlockType) {
+    pub(super) fn prepare(&mut self, session: &Session<'_>, ty: BlockType) {
         // One row does not repay the way to memory.
         let Some(power) = offset(ty).checked_ilog2().filter(|_| self.rows > 1) else {
             return;
         };
         let begins = &mut self.begins[power as usize];
         if begins.is_empty() {
-            let of = |b: &CodeBlock| {
-                let [_, first, last] = b.minus.map(|m| m << power);
-                [first, last]
-            };
-            begins.extend(self.blocks.iter().map(of));
+            begins.resize(self.blocks.len(), [0; 2]);
+            let (blocks, out) = (&self.blocks, Shared::new(begins));
+            session.ranges(blocks.len(), 512, &|range| {
+                for i in range {
+                    let [_, first, last] = blocks[i].minus.map(|m| m << power);
+                    // SAFETY: item `i` belongs to this task alone.
+                    unsafe { out.set(i, [first, last]) };
+                }
+            });
         }
     }
 
@@ -229,7 +242,7 @@ impl Codes {
             return &[];
         };
         let all = self.begins.get(power as usize);
-        all.and_then(|all| all.get(b * self.rows..(b + 1) * self.rows))
+        all.and_then(|all| all.get(b * self.stride..b * self.stride + self.rows))
             .unwrap_or_default()
     }
 
@@ -240,13 +253,13 @@ impl Codes {
 
     /// Blocks of a row.
     pub(super) fn per_row(&self) -> usize {
-        self.blocks.len() / self.rows.max(1)
+        self.blocks.len() / self.stride.max(1)
     }
 
     /// Block `b` of all rows.
     #[inline]
     pub(super) fn of(&self, b: usize) -> &[CodeBlock] {
-        &self.blocks[b * self.rows..(b + 1) * self.rows]
+        &self.blocks[b * self.stride..][..self.rows]
     }
 }
 

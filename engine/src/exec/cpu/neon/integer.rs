@@ -384,7 +384,10 @@ impl<D: Dot> Vector for V<D> {
     }
 }
 
-integer::entries!("neon", V<Widening>: products, kv_scores, kv_sums);
+integer::entries!(
+    "neon",
+    V<Widening>: products, kv_scores, kv_sums, float_scores, float_sums, key_tile
+);
 integer::entries!(
     "neon,dotprod",
     V<Sdot>: products as products_dot, kv_scores as kv_scores_dot

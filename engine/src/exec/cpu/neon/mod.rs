@@ -22,8 +22,11 @@ mod super256;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-pub(crate) use attention::{add_weighted_f32, scores_f16, scores_f32, softmax, sums_f16};
-pub(crate) use integer::{kv_scores, kv_scores_dot, kv_sums, products, products_dot, products_mat};
+pub(crate) use attention::softmax;
+pub(crate) use integer::{
+    float_scores, float_sums, key_tile, kv_scores, kv_scores_dot, kv_sums, products, products_dot,
+    products_mat,
+};
 pub(crate) use matmul::matmul;
 
 use super::lanes::{LANES, exp};

@@ -1,6 +1,5 @@
 //! Kernels in plain Rust: the definition that every other instruction set must equal bit for bit.
 
-mod attention;
 mod block32;
 mod float;
 mod grouped;
@@ -10,9 +9,6 @@ mod super256;
 
 use formats::blocks::BlockType;
 
-#[cfg(target_arch = "aarch64")]
-pub(crate) use attention::dot_f16;
-pub(crate) use attention::{dot_f32, scores_f16, sums_f16};
 pub(crate) use integer::products;
 pub(crate) use kv::{kv_scores, kv_sums};
 pub(crate) use super256::{scale_k3, scale_min_k4};
