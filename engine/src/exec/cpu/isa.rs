@@ -368,7 +368,10 @@ impl Isa {
             Kind::Scalar => scalar::softmax(s),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::softmax(s) },
+            Kind::Avx2 => unsafe { avx2::softmax(s) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::softmax(s) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe { neon::softmax(s) },
@@ -381,7 +384,10 @@ impl Isa {
             Kind::Scalar => scalar::swiglu(gate, up),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected.
-            Kind::Avx2 | Kind::Avx512 => unsafe { avx2::swiglu(gate, up) },
+            Kind::Avx2 => unsafe { avx2::swiglu(gate, up) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { avx512::swiglu(gate, up) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe { neon::swiglu(gate, up) },

@@ -319,7 +319,7 @@ integer::entries!(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 pub(crate) unsafe fn encode(x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
     for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-        // SAFETY: 32 floats are there, and as many codes in the block.
+        // SAFETY: 32 floats are there; a block is 64 bytes: codes, step, three sums twice, four of padding.
         unsafe {
             let v = [
                 _mm512_loadu_ps(x.as_ptr()),
@@ -346,15 +346,18 @@ pub(crate) unsafe fn encode(x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
             let mut each = [0_i64; 4];
             _mm256_storeu_si256(each.as_mut_ptr().cast(), sums);
             let half = |i: usize| (each[i] + each[i + 1]) as i32 - 16 * 128;
-            let sums = [half(0) + half(2), half(0), half(2)];
-            let scale = most / 127.0;
-            let mut block = CodeBlock {
-                codes: [0; BLOCK],
-                scale,
-                minus: sums.map(|s| -s),
-                sum: sums.map(|s| scale * s as f32),
-            };
-            _mm256_storeu_si256(block.codes.as_mut_ptr().cast(), both);
+            let sums = _mm_set_epi32(half(2), half(0), half(0) + half(2), 0);
+            let scale = _mm_set1_ps(most / 127.0);
+            // Written as they will be copied: a copy waits for what was written in smaller pieces.
+            let minus = _mm_castsi128_ps(_mm_sub_epi32(_mm_setzero_si128(), sums));
+            let minus = _mm_move_ss(minus, scale);
+            let sums = _mm_cvtepi32_ps(_mm_srli_si128::<4>(sums));
+            let mut block = CodeBlock::ZERO;
+            let place = (&raw mut block).cast::<f32>();
+            _mm256_storeu_si256(place.cast(), both);
+            _mm_storeu_ps(place.add(8), minus);
+            // The last of four is no part of the block that anyone sees.
+            _mm_storeu_ps(place.add(12), _mm_mul_ps(scale, sums));
             out(b, block);
         }
     }

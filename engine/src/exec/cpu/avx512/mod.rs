@@ -1,4 +1,4 @@
-//! AVX-512 kernels with VNNI: products in whole numbers, attention. All else runs in [`super::avx2`], which
+//! AVX-512 kernels with VNNI: products in whole numbers, attention, SwiGLU. All else runs in [`super::avx2`], which
 //! such a processor has as well.
 
 // As in `avx2`.
@@ -8,8 +8,10 @@
     clippy::needless_range_loop
 )]
 
+mod elementwise;
 mod integer;
 
+pub(crate) use elementwise::{softmax, swiglu};
 pub(crate) use integer::{
     encode, float_scores, float_sums, key_tile, kv_scores, kv_sums, products, soften,
 };

@@ -125,7 +125,7 @@ pub(super) struct CodeBlock {
 }
 
 impl CodeBlock {
-    const ZERO: Self = Self {
+    pub(super) const ZERO: Self = Self {
         codes: [0; BLOCK],
         scale: 0.0,
         minus: [0; 3],

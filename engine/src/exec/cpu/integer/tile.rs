@@ -244,6 +244,8 @@ unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
     let mut last = Vec::new();
     for first in (0..x.rows()).step_by(MAX_ROWS) {
         let acts = first..x.rows().min(first + MAX_ROWS);
+        // Zero again at the end of each super-block.
+        let inner = inner.zeros(acts.len() * V::LANES).as_mut_ptr();
         for i in rows.clone().step_by(V::LANES) {
             let n = V::LANES.min(rows.end - i);
             // Where the last rows do not fill the lanes, those before are multiplied once more.
@@ -268,7 +270,7 @@ unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
                 let ahead = lanes * row_bytes;
                 let sums = Sums {
                     acc: used.as_mut_ptr(),
-                    inner: inner.zeros(used.len()).as_mut_ptr(),
+                    inner,
                 };
                 if acts.len() == 1 {
                     tile::<V, T, C, true>(p, ahead, x, acts.clone(), sums);
