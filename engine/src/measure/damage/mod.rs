@@ -262,6 +262,16 @@ pub fn damage(
     })
 }
 
+/// The geometric mean of `to / from` over pairs in which both are above 0; 1 where there is none.
+fn mean_ratio(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
+    let (mut sum, mut n) = (0.0, 0);
+    for (from, to) in pairs.filter(|(from, to)| *from > 0.0 && *to > 0.0) {
+        sum += (to / from).ln();
+        n += 1;
+    }
+    (sum / f64::from(n.max(1))).exp()
+}
+
 /// What a file can say of it.
 const ADDITIVITY: [f64; 2] = [1e-3, 1e3];
 

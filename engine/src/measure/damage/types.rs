@@ -6,7 +6,7 @@ use formats::blocks::{BlockType, Effort, dequantize_row, quantize_row};
 use formats::imatrix::KINDS;
 use formats::measured::TypeDamage;
 
-use super::{TYPES, finite, fit};
+use super::{TYPES, finite, fit, mean_ratio};
 use crate::measure::sensitivity::{Undisturbed, each, matrix_mut};
 use crate::model::{LayerTensors, Tensor};
 use crate::role::RunError;
@@ -255,15 +255,7 @@ impl Group {
 /// What many matrices cost together by the sum of their own divergences: the geometric mean over
 /// groups, of which each has its sum and what was measured.
 pub(super) fn additivity(groups: &[(f64, f64)]) -> f64 {
-    let logs: Vec<f64> = groups
-        .iter()
-        .filter(|(sum, together)| *sum > 0.0 && *together > 0.0)
-        .map(|(sum, together)| (together / sum).ln())
-        .collect();
-    if logs.is_empty() {
-        return 1.0;
-    }
-    (logs.iter().sum::<f64>() / logs.len() as f64).exp()
+    mean_ratio(groups.iter().copied())
 }
 
 #[cfg(test)]

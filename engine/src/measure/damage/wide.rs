@@ -15,7 +15,7 @@ use formats::measured::CodecPoint;
 use serde::{Deserialize, Serialize};
 
 use super::codecs::{self, CODECS};
-use super::{figure, finite};
+use super::{figure, finite, mean_ratio};
 use crate::exec::cpu::CpuExecutor;
 use crate::measure::sensitivity::{Undisturbed, pick_pieces};
 use crate::role::RunError;
@@ -132,19 +132,10 @@ pub(super) fn probes(n_layer: usize) -> Vec<(usize, usize)> {
 /// By what figures of a few tokens are taken to many windows: the geometric mean over `probes`, of
 /// which each has its cut, its codec and its figure there; 1 where nothing is known.
 pub(super) fn level(probes: &[(usize, usize, f64)], points: &[CodecPoint]) -> f64 {
-    let logs: Vec<f64> = probes
-        .iter()
-        .filter_map(|(cut, spec, wide)| {
-            let own =
-                |p: &&CodecPoint| !p.fitted && p.cut as usize == *cut && p.codec == CODECS[*spec];
-            let few = points.iter().find(own)?.kl;
-            (few > 0.0 && *wide > 0.0).then(|| (wide / few).ln())
-        })
-        .collect();
-    if logs.is_empty() {
-        return 1.0;
-    }
-    (logs.iter().sum::<f64>() / logs.len() as f64).exp()
+    mean_ratio(probes.iter().filter_map(|(cut, spec, wide)| {
+        let own = |p: &&CodecPoint| !p.fitted && p.cut as usize == *cut && p.codec == CODECS[*spec];
+        Some((points.iter().find(own)?.kl, *wide))
+    }))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 // As in `tile`.
 #![allow(clippy::inline_always)]
 
+use super::super256::{Scales, high_byte};
 use super::tile::Blocks;
 use super::vector::Vector;
 use super::{BLOCK, Begin, CodeBlock};
@@ -77,24 +78,26 @@ pub(super) trait Whole<V: Vector>: Blocks<V> {
 }
 
 /// Types of super-blocks whose groups are halves of a block of 32.
-pub(super) trait Halved<V: Vector>: Blocks<V> {
-    /// What all scales of a super-block are multiplied with.
-    ///
-    /// # Safety
-    /// `V`'s instruction set.
-    unsafe fn unit(head: &Self::Head) -> V::F;
-
+pub(super) trait Halved<V: Vector>: Blocks<V, Head = Scales<V>> {
     /// The scale of group `g` of the panel, a whole number of 8 bits.
     ///
     /// # Safety
     /// `V`'s instruction set.
-    unsafe fn size(head: &Self::Head, g: usize) -> V;
+    #[inline(always)]
+    unsafe fn size(head: &Scales<V>, g: usize) -> V {
+        // SAFETY: by the contract.
+        unsafe { high_byte(&head.sizes, g) }
+    }
 
     /// The minimum of group `g` of the panel, if groups have one.
     ///
     /// # Safety
     /// `V`'s instruction set.
-    unsafe fn min(head: &Self::Head, g: usize) -> V::F;
+    #[inline(always)]
+    unsafe fn min(_: &Scales<V>, _: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::splat(0.0) }
+    }
 }
 
 /// How products of blocks are summed: `[acc, inner]` are the sums so far.
@@ -429,6 +432,6 @@ impl<V: Vector, T: Halved<V>> Chain<V, T> for Halves {
     #[inline(always)]
     unsafe fn end(head: &T::Head, [acc, inner]: [V::F; 2]) -> [V::F; 2] {
         // SAFETY: by the contract.
-        unsafe { [V::fma(T::unit(head), inner, acc), V::splat(0.0)] }
+        unsafe { [V::fma(head.d, inner, acc), V::splat(0.0)] }
     }
 }

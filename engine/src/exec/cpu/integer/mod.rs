@@ -100,13 +100,16 @@ pub(super) fn covers(ty: BlockType) -> bool {
     }
 }
 
-/// What is taken off the quants of type `ty`, a power of two, or 0; of types of groups of 16 alone. In
-/// blocks of one group it is one sum in eight products, and no trip to memory pays.
-fn offset(ty: BlockType) -> u32 {
+/// What is taken off the quants of types of groups of 16, powers of two. In blocks of one group it is
+/// one sum in eight products, and no trip to memory pays.
+const OFFSETS: [u32; 2] = [4, 32];
+
+/// Which of [`OFFSETS`] type `ty` has.
+fn offset(ty: BlockType) -> Option<usize> {
     match ty {
-        BlockType::Q3_K => 4,
-        BlockType::Q6_K => 32,
-        _ => 0,
+        BlockType::Q3_K => Some(0),
+        BlockType::Q6_K => Some(1),
+        _ => None,
     }
 }
 
@@ -177,8 +180,8 @@ pub(super) struct Codes {
     /// place of the cache.
     stride: usize,
     blocks: Vec<CodeBlock>,
-    /// For quants whose offset is 2 to this power: in the order of `blocks`.
-    begins: [Vec<Begin>; 8],
+    /// For each of [`OFFSETS`]: in the order of `blocks`.
+    begins: [Vec<Begin>; OFFSETS.len()],
 }
 
 impl Codes {
@@ -209,10 +212,11 @@ impl Codes {
     /// Prepares for products with weights of type `ty`.
     pub(super) fn prepare(&mut self, session: &Session<'_>, ty: BlockType) {
         // One row does not repay the way to memory.
-        let Some(power) = offset(ty).checked_ilog2().filter(|_| self.rows > 1) else {
+        let Some(which) = offset(ty).filter(|_| self.rows > 1) else {
             return;
         };
-        let begins = &mut self.begins[power as usize];
+        let power = OFFSETS[which].trailing_zeros();
+        let begins = &mut self.begins[which];
         if begins.is_empty() {
             begins.resize(self.blocks.len(), [0; 2]);
             let (blocks, out) = (&self.blocks, Shared::new(begins));
@@ -229,19 +233,17 @@ impl Codes {
     /// Whether all is there that products with weights of type `ty` need.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn is_prepared(&self, ty: BlockType) -> bool {
-        let power = offset(ty).checked_ilog2().filter(|_| self.rows > 1);
-        power.is_none_or(|p| self.begins[p as usize].len() == self.blocks.len())
+        let which = offset(ty).filter(|_| self.rows > 1);
+        which.is_none_or(|i| self.begins[i].len() == self.blocks.len())
     }
 
     /// What sums of block `b` of all rows begin with, for weights whose offset is `offset`; nothing if
-    /// that is 0, there is one row, or nobody has [prepared](Self::prepare) for it.
+    /// that is none of [`OFFSETS`], there is one row, or nobody has [prepared](Self::prepare) for it.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[inline]
     fn begins(&self, offset: u32, b: usize) -> &[Begin] {
-        let Some(power) = offset.checked_ilog2() else {
-            return &[];
-        };
-        let all = self.begins.get(power as usize);
+        let which = OFFSETS.iter().position(|o| *o == offset);
+        let all = which.map(|i| &self.begins[i]);
         all.and_then(|all| all.get(b * self.stride..b * self.stride + self.rows))
             .unwrap_or_default()
     }

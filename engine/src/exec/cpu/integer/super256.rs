@@ -14,9 +14,10 @@ use super::vector::{Rows, Vector};
 
 /// Integer scales (and minima) of all rows, four a lane, and what they are multiplied with.
 pub(super) struct Scales<V: Vector> {
-    d: V::F,
+    /// What all sizes of a super-block are multiplied with.
+    pub(super) d: V::F,
     dmin: V::F,
-    sizes: [V; 4],
+    pub(super) sizes: [V; 4],
     mins: [V; 4],
 }
 
@@ -78,7 +79,7 @@ unsafe fn low_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
 /// # Safety
 /// `V`'s instruction set.
 #[inline(always)]
-unsafe fn high_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
+pub(super) unsafe fn high_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
     // SAFETY: by the contract.
     unsafe { words[g / 4].shl(24 - 8 * (g % 4)).sar(24) }
 }
@@ -268,11 +269,6 @@ impl<V: Vector> Blocks<V> for Q2K {
 
 impl<V: Vector> Halved<V> for Q2K {
     #[inline(always)]
-    unsafe fn unit(h: &Scales<V>) -> V::F {
-        h.d
-    }
-
-    #[inline(always)]
     unsafe fn size(h: &Scales<V>, g: usize) -> V {
         // SAFETY: by the contract.
         unsafe { low_byte(&h.sizes, g) }
@@ -344,24 +340,7 @@ impl<V: Vector> Blocks<V> for Q3K {
     }
 }
 
-impl<V: Vector> Halved<V> for Q3K {
-    #[inline(always)]
-    unsafe fn unit(h: &Scales<V>) -> V::F {
-        h.d
-    }
-
-    #[inline(always)]
-    unsafe fn size(h: &Scales<V>, g: usize) -> V {
-        // SAFETY: by the contract.
-        unsafe { high_byte(&h.sizes, g) }
-    }
-
-    #[inline(always)]
-    unsafe fn min(_: &Scales<V>, _: usize) -> V::F {
-        // SAFETY: by the contract.
-        unsafe { V::splat(0.0) }
-    }
-}
+impl<V: Vector> Halved<V> for Q3K {}
 
 /// Six bits; sixteen signed 8-bit scales.
 pub(super) struct Q6K;
@@ -414,24 +393,7 @@ impl<V: Vector> Blocks<V> for Q6K {
     }
 }
 
-impl<V: Vector> Halved<V> for Q6K {
-    #[inline(always)]
-    unsafe fn unit(h: &Scales<V>) -> V::F {
-        h.d
-    }
-
-    #[inline(always)]
-    unsafe fn size(h: &Scales<V>, g: usize) -> V {
-        // SAFETY: by the contract.
-        unsafe { high_byte(&h.sizes, g) }
-    }
-
-    #[inline(always)]
-    unsafe fn min(_: &Scales<V>, _: usize) -> V::F {
-        // SAFETY: by the contract.
-        unsafe { V::splat(0.0) }
-    }
-}
+impl<V: Vector> Halved<V> for Q6K {}
 
 /// The levels of IQ4_NL; eight 6-bit scales.
 pub(super) struct Iq4Xs;
