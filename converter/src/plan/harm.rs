@@ -20,18 +20,14 @@ const PRIOR: f64 = 2e8;
 enum Basis {
     /// `--sensitivity`: matrix and type; nats per layer and unit of squared relative error for
     /// matrices that it has nothing of.
-    Types {
-        known: Known,
-        additivity: f64,
-        prior: f64,
-    },
+    Types { known: Known, prior: f64 },
     /// An importance matrix with sensitivities: matrix, per unit of squared relative error.
     Errors(Vec<[f32; KINDS.len()]>),
     /// Nothing was measured: nats per layer and unit of squared relative error.
     Prior(f64),
 }
 
-/// Types and nats, by layer and place in [`KINDS`] (or [`WHOLE`]).
+/// Types and nats, as they add up where many are changed, by layer and place in [`KINDS`] (or [`WHOLE`]).
 type Known = HashMap<(u32, usize), Vec<(BlockType, f64)>>;
 
 /// Says what a matrix in a type costs.
@@ -95,7 +91,6 @@ impl Harm {
                     ),
                     basis: Basis::Types {
                         known: known(m),
-                        additivity: m.additivity,
                         prior,
                     },
                 });
@@ -140,11 +135,7 @@ impl Harm {
 
     fn matrix(&self, layer: u32, kind: usize, ty: BlockType, lacks: &mut Lacks) -> f64 {
         match &self.basis {
-            Basis::Types {
-                known,
-                additivity,
-                prior,
-            } => {
+            Basis::Types { known, prior } => {
                 // A type that loses nothing needs no figure.
                 if typical(ty) <= 0.0 {
                     return 0.0;
@@ -153,7 +144,7 @@ impl Harm {
                     if !own {
                         lacks.types.insert(ty);
                     }
-                    additivity * kl
+                    kl
                 } else {
                     lacks.layers.insert(layer);
                     prior * share(kind) * typical(ty)
@@ -185,7 +176,8 @@ fn known(m: &LayerSensitivity) -> Known {
             None => continue,
         };
         if let Ok(ty) = t.block_type.parse() {
-            known.entry((t.layer, kind)).or_default().push((ty, t.kl));
+            let kl = t.kl * m.additivity_of(t.layer);
+            known.entry((t.layer, kind)).or_default().push((ty, kl));
         }
     }
     known
@@ -216,7 +208,7 @@ fn of_type(known: &Known, layer: u32, kind: usize, ty: BlockType) -> Option<(f64
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use formats::measured::{SENSITIVITY_VERSION, TypeDamage};
+    use formats::measured::{Front, SENSITIVITY_VERSION, TypeDamage};
 
     pub(in crate::plan) fn nothing_measured(n_layer: u32) -> LayerSensitivity {
         LayerSensitivity {
@@ -233,6 +225,7 @@ pub(super) mod tests {
             perplexity: None,
             quick: false,
             additivity: 1.0,
+            front: None,
             types: Vec::new(),
             codecs: Vec::new(),
         }
@@ -266,16 +259,26 @@ pub(super) mod tests {
         let (q5, own) = of("attn_v", BlockType::Q5_K).unwrap();
         let factor = typical(BlockType::Q5_K) / typical(BlockType::Q4_K);
         assert!((q5 - 0.03 * factor).abs() < 1e-9 && !own);
+        // The front adds up in its own way.
+        let v = KINDS.iter().position(|k| *k == "attn_v").unwrap();
+        let front = |layers| LayerSensitivity {
+            additivity: 2.0,
+            front: Some(Front {
+                layers,
+                additivity: 0.5,
+            }),
+            ..measured.clone()
+        };
+        let figures = |m: &LayerSensitivity| of_type(&super::known(m), 1, v, BlockType::Q2_K);
+        assert_eq!(figures(&front(2)), Some((0.25, true)));
         let harm = Harm {
             basis: Basis::Types {
-                known: known.clone(),
-                additivity: 2.0,
+                known: super::known(&front(1)),
                 prior: 10.0,
             },
             said: String::new(),
         };
         let mut lacks = Lacks::default();
-        let v = KINDS.iter().position(|k| *k == "attn_v").unwrap();
         assert_eq!(harm.matrix(1, v, BlockType::Q2_K, &mut lacks), 1.0);
         // F16 is as good as what it is made from, of a layer that was measured or was not.
         assert_eq!(harm.matrix(1, v, BlockType::F16, &mut lacks), 0.0);

@@ -44,7 +44,7 @@ pub struct Half {
 impl Half {
     /// Keys and values of all sessions with a context of `n` positions.
     pub fn kv(&self, n: u64) -> u64 {
-        let taken = usize::try_from(n).map_or(u64::MAX, |n| self.kv_type.positions(n) as u64);
+        let taken = usize::try_from(n).map_or(u64::MAX, |n| KvType::positions(n) as u64);
         self.kv_bytes.saturating_mul(taken)
     }
 }

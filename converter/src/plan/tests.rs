@@ -194,7 +194,7 @@ fn by_hand(p: &Problem, c: &Choice) -> ([u64; 2], [f64; 5]) {
     let with = usize::from(e.uses_importance || s.uses_importance);
     let held = |h: &Half| {
         let scores = scores_by_hand(&h.scores, c.context) * p.edges;
-        h.file_bytes[with] + h.fixed_bytes + h.kv_bytes * c.context + scores
+        h.file_bytes[with] + h.fixed_bytes + h.kv_bytes * c.context.div_ceil(16) * 16 + scores
     };
     let n = c.context as f64;
     let edge = e.row_ns / 1e6 + attention_ms(p, 0, e.layers, n);

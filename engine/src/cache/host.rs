@@ -51,7 +51,7 @@ impl KvShape {
 
     /// Bytes of one head's keys, or values, of `n_ctx` positions.
     fn head_bytes(self, n_ctx: usize) -> Option<usize> {
-        (self.kv_type.bytes(self.head_dim)).checked_mul(self.kv_type.positions(n_ctx))
+        (self.kv_type.bytes(self.head_dim)).checked_mul(KvType::positions(n_ctx))
     }
 }
 
@@ -429,7 +429,7 @@ mod tests {
             // Pages begin at lines, and a cache takes what the memory equations say.
             assert_eq!(
                 kv.bytes(),
-                2 * 2 * 3 * kv_type.bytes(dim) * kv_type.positions(37)
+                2 * 2 * 3 * kv_type.bytes(dim) * KvType::positions(37)
             );
             let rows: Vec<_> = (0..37)
                 .map(|_| (noise.take(3 * dim), noise.take(3 * dim)))

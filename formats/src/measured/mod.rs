@@ -22,4 +22,6 @@ pub use curve::{Curve, MAX_POINTS, MAX_ROWS};
 pub use error::{MeasuredError, MeasuredErrorKind};
 pub use file::MAX_BYTES;
 pub use profile::{AttentionTime, CodecTime, MatrixTime, PROFILE_VERSION, Profile};
-pub use sensitivity::{CodecPoint, LayerSensitivity, SENSITIVITY_VERSION, TypeDamage, WHOLE_LAYER};
+pub use sensitivity::{
+    CodecPoint, Front, LayerSensitivity, SENSITIVITY_VERSION, TypeDamage, WHOLE_LAYER,
+};

@@ -2,7 +2,7 @@
 //!
 //! Every figure is a mean Kullback-Leibler divergence per token, D(source ‖ changed), over the
 //! text that the file names. The model of a whole plan is a sum: of the divergences of its
-//! matrices, each taken to its type alone, times [`LayerSensitivity::additivity`], and of the
+//! matrices, each taken to its type alone, times [`LayerSensitivity::additivity_of`] its layer, and of the
 //! divergence of the codec at the cut.
 
 use std::collections::BTreeSet;
@@ -70,6 +70,9 @@ pub struct LayerSensitivity {
     /// and by what figures of few tokens are taken to more of the text; 1 when it was not.
     #[serde(default = "one")]
     pub additivity: f64,
+    /// What holds of the first layers instead; `None` where they add up as all others do.
+    #[serde(default)]
+    pub front: Option<Front>,
     /// What types cost.
     pub types: Vec<TypeDamage>,
     /// What codecs cost, and how many bytes they take.
@@ -79,6 +82,15 @@ pub struct LayerSensitivity {
 
 fn one() -> f64 {
     1.0
+}
+
+/// How the matrices of the first layers add up, as [`LayerSensitivity::additivity`] says it of others.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Front {
+    /// How many layers these are.
+    pub layers: u32,
+    /// Their divergence together by the sum of their own ones.
+    pub additivity: f64,
 }
 
 /// One matrix of a layer, or all of a layer, taken to one type; all others as in the source.
@@ -146,6 +158,14 @@ impl LayerSensitivity {
         true
     }
 
+    /// By what figures of matrices of `layer` are multiplied where many are changed.
+    pub fn additivity_of(&self, layer: u32) -> f64 {
+        match self.front {
+            Some(front) if layer < front.layers => front.additivity,
+            _ => self.additivity,
+        }
+    }
+
     /// Whether a text can have this perplexity.
     pub fn is_perplexity(value: f64) -> bool {
         PERPLEXITY.contains(&value)
@@ -169,6 +189,17 @@ impl LayerSensitivity {
         for (key, n) in [("types", self.types.len()), ("codecs", self.codecs.len())] {
             if n > MAX_ENTRIES {
                 return Err(value(key, format!("{n} entries, more than {MAX_ENTRIES}")));
+            }
+        }
+        if let Some(front) = self.front {
+            if front.layers > self.n_layer {
+                let why = format!("the model has {} layers", self.n_layer);
+                return Err(value("front.layers", why));
+            }
+            if !ADDITIVITY.contains(&front.additivity) {
+                let (low, high) = (ADDITIVITY.start(), ADDITIVITY.end());
+                let why = format!("{} is not between {low} and {high}", front.additivity);
+                return Err(value("front.additivity", why));
             }
         }
         if !ADDITIVITY.contains(&self.additivity) {

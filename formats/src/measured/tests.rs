@@ -68,6 +68,10 @@ fn sensitivity() -> LayerSensitivity {
         perplexity: Some(16.0),
         quick: false,
         additivity: 1.1,
+        front: Some(Front {
+            layers: 2,
+            additivity: 0.8,
+        }),
         types: vec![TypeDamage {
             layer: 3,
             kind: "attn_v".into(),
@@ -164,22 +168,38 @@ fn what_cannot_be_is_refused_by_name() {
     refused(|p| p.runtime_bytes = u64::MAX, "runtime_bytes");
     refused(|p| p.memory_bytes = Some(u64::MAX), "memory_bytes");
     refused(|p| p.threads = u32::MAX, "threads");
-    let refused = |change: fn(&mut LayerSensitivity), key: &str| {
+    let refused = |change: &dyn Fn(&mut LayerSensitivity), key: &str| {
         let mut s = sensitivity();
         change(&mut s);
         let said = s.check().unwrap_err().to_string();
         assert!(said.contains(key), "{said}");
     };
     assert!(sensitivity().check().is_ok());
-    refused(|s| s.n_layer = 0, "n_layer");
-    refused(|s| s.types[0].kl = 1e308, "that large");
-    refused(|s| s.codecs[0].bytes_per_token = f64::NAN, "at least 0");
+    refused(&|s| s.n_layer = 0, "n_layer");
+    let front = Front {
+        layers: 5,
+        additivity: 1.0,
+    };
+    refused(&|s| s.front = Some(front), "front.layers");
+    let of = |layer| sensitivity().additivity_of(layer);
+    assert_eq!([of(0), of(1), of(2)], [0.8, 0.8, 1.1]);
+    refused(&|s| s.types[0].kl = 1e308, "that large");
+    refused(&|s| s.codecs[0].bytes_per_token = f64::NAN, "at least 0");
     for additivity in [0.0, -1.0, 1e308, f64::NAN] {
         let s = LayerSensitivity {
             additivity,
             ..sensitivity()
         };
         assert!(s.check().unwrap_err().to_string().contains("additivity"));
+        refused(
+            &|s| {
+                s.front = Some(Front {
+                    layers: 1,
+                    additivity,
+                });
+            },
+            "front.additivity",
+        );
     }
     for perplexity in [-1.0, 1.0, 1e308, f64::NAN] {
         let s = LayerSensitivity {
@@ -188,12 +208,12 @@ fn what_cannot_be_is_refused_by_name() {
         };
         assert!(s.check().unwrap_err().to_string().contains("perplexity"));
     }
-    refused(|s| s.types[0].layer = 4, "4 layers");
-    refused(|s| s.types[0].kind = "attn".into(), "ffn_down, layer");
-    refused(|s| s.types[0].kl = -0.1, "at least 0");
-    refused(|s| s.types.push(s.types[0].clone()), "twice");
-    refused(|s| s.codecs[0].cut = 0, "cuts 1 to 3");
-    refused(|s| s.codecs.push(s.codecs[0].clone()), "twice");
+    refused(&|s| s.types[0].layer = 4, "4 layers");
+    refused(&|s| s.types[0].kind = "attn".into(), "ffn_down, layer");
+    refused(&|s| s.types[0].kl = -0.1, "at least 0");
+    refused(&|s| s.types.push(s.types[0].clone()), "twice");
+    refused(&|s| s.codecs[0].cut = 0, "cuts 1 to 3");
+    refused(&|s| s.codecs.push(s.codecs[0].clone()), "twice");
 }
 
 #[test]

@@ -74,7 +74,7 @@ impl HParams {
     /// 2 · layers · positions · bytes of H_kv · D values.
     pub fn kv_bytes(&self, kv_type: KvType, layers: &Range<usize>, n_ctx: usize) -> usize {
         let heads = self.n_head_kv.saturating_mul(kv_type.bytes(self.head_dim));
-        [2, layers.len(), kv_type.positions(n_ctx), heads]
+        [2, layers.len(), KvType::positions(n_ctx), heads]
             .into_iter()
             .fold(1, usize::saturating_mul)
     }

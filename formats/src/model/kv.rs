@@ -56,8 +56,8 @@ impl KvType {
         }
     }
 
-    /// Positions that memory is taken for where `n_ctx` are asked for.
-    pub const fn positions(self, n_ctx: usize) -> usize {
+    /// Positions that memory is taken for where `n_ctx` are asked for: whole pages.
+    pub const fn positions(n_ctx: usize) -> usize {
         n_ctx.div_ceil(KV_PAGE).saturating_mul(KV_PAGE)
     }
 }
@@ -102,7 +102,6 @@ mod tests {
         }
         assert!("q5_0".parse::<KvType>().is_err());
         assert!(KvType::F16.fits(80) && !KvType::Q8_0.fits(80) && KvType::Q4_0.fits(96));
-        let taken = KvType::ALL.map(|t| t.positions(17));
-        assert_eq!(taken, [17, 32, 32]);
+        assert_eq!([0, 1, 16, 17].map(KvType::positions), [0, 16, 16, 32]);
     }
 }

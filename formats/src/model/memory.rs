@@ -88,8 +88,7 @@ impl Load<'_> {
     /// Counts.
     pub fn memory(&self) -> Memory {
         let buffers = (self.buffer_bytes()).saturating_add(self.scores().bytes(self.n_ctx));
-        let taken =
-            usize::try_from(self.n_ctx).map_or(u64::MAX, |n| self.kv_type.positions(n) as u64);
+        let taken = usize::try_from(self.n_ctx).map_or(u64::MAX, |n| KvType::positions(n) as u64);
         Memory {
             weights: self.file_bytes,
             kv: times(&[self.kv_bytes_per_position(), taken, self.sessions]),

@@ -18,9 +18,9 @@
 use formats::model::KV_PAGE;
 
 use super::integer::SPAN;
-use crate::cache::half_of_key;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::integer::Vector;
+use crate::cache::half_of_key;
 
 /// Positions of a tile.
 pub(super) const TILE: usize = 64;

@@ -177,8 +177,8 @@ pub(super) fn spread(n: usize) -> Vec<usize> {
     out
 }
 
-/// All types of `allowed[layer][kind]`: one of each kind in the last layer and the first ones, then in
-/// the first round one matrix of each layer in one type, always another kind and another type, until
+/// All types of `allowed[layer][kind]`: one of each kind in the last layer and the first ones, all of the
+/// last, then in the first round one matrix of each layer in one type, always another kind and another type, until
 /// all have had their turn.
 pub(super) fn order(allowed: &[Vec<Vec<BlockType>>]) -> Vec<Job> {
     let kinds = KINDS.len();
@@ -192,6 +192,20 @@ pub(super) fn order(allowed: &[Vec<Vec<BlockType>>]) -> Vec<Job> {
         for (kind, types) in allowed[layer].iter().enumerate() {
             if let Some(&ty) = types.get((kind + layer) % types.len().max(1)) {
                 out.push(Job { layer, kind, ty });
+            }
+        }
+    }
+    // Behind the last layer there is none to be run: all of its types cost little.
+    let last = allowed.len().saturating_sub(1);
+    for (kind, types) in allowed.get(last).into_iter().flatten().enumerate() {
+        for &ty in types {
+            let job = Job {
+                layer: last,
+                kind,
+                ty,
+            };
+            if !out.contains(&job) {
+                out.push(job);
             }
         }
     }

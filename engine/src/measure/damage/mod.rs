@@ -24,9 +24,9 @@ use std::time::{Duration, Instant};
 
 use formats::blocks::BlockType;
 use formats::imatrix::KINDS;
-use formats::measured::{CodecPoint, LayerSensitivity, SENSITIVITY_VERSION, TypeDamage};
+use formats::measured::{CodecPoint, Front, LayerSensitivity, SENSITIVITY_VERSION, TypeDamage};
 
-use self::wide::{Extent, Wide};
+use self::wide::Wider;
 use super::journal::Journal;
 use super::sensitivity::{Undisturbed, most_tokens, pick_pieces};
 use super::windows::windows;
@@ -52,11 +52,13 @@ const TYPES: [BlockType; 9] = [
     BlockType::IQ4_XS,
 ];
 
-/// Of the time, what codecs may take, and what is kept at most for groups of matrices and what follows.
+/// Of the time, what codecs may take, what is kept at most for groups of matrices, and what for estimates.
 const CODECS_SHARE: f64 = 0.25;
 const GROUPS_SHARE: f64 = 0.35;
-/// Of that, what more of the text may take.
-const WIDE_SHARE: f64 = 0.15;
+const FIT_SHARE: f64 = 0.03;
+/// Of the time, what more of the text may take, about and at most.
+const WIDE_SHARE: f64 = 0.25;
+const WIDE_LIMIT: f64 = 0.4;
 
 /// What to measure on, and for how long.
 #[derive(Clone, Debug)]
@@ -106,7 +108,9 @@ pub fn damage(
     let cuts_all = cuts.len();
     let groups = types::groups(n_layer);
     let mut probed = wide::probes(n_layer);
-    let kept = most_tokens(parts) / all.first().map_or(1, Vec::len).max(1);
+    let tokens_run = model.before[0].len() / hp.n_embd.max(1);
+    let kept =
+        most_tokens(parts).saturating_sub(tokens_run) / all.first().map_or(1, Vec::len).max(1);
     if kept == 0 {
         // Windows of a very long context cannot be kept: nothing is to be had from them.
         probed.clear();
@@ -115,7 +119,7 @@ pub fn damage(
     cuts.sort_by_key(|c| !probed.contains(c));
     let mut count = Count {
         done: 0,
-        of: jobs.len() + cuts.len() + groups.len() + probed.len(),
+        of: jobs.len() + cuts.len() + probed.len() + groups.len() * if kept > 0 { 2 } else { 1 },
         progress,
     };
     let late = |share: f64| began.elapsed().as_secs_f64() > options.time.as_secs_f64() * share;
@@ -142,18 +146,31 @@ pub fn damage(
         points.push(point);
         count.one();
     }
-    // Time for the groups, and for more of the text: what a plan costs hangs on them most.
+    // Then more of the text: what a plan costs hangs on that most.
     let seconds = options.time.as_secs_f64();
-    let tokens_run = model.before[0].len() / hp.n_embd.max(1);
-    let measure = (pass.as_secs_f64(), tokens_run);
-    // A run that goes on keeps to the windows that the first has chosen.
-    let held: Option<usize> = journal.get(WINDOWS);
-    let (n_wide, each_s) = wide::windows_in(WIDE_SHARE * seconds, measure, held, &all);
+    let pass = pass.as_secs_f64();
+    let (n_wide, each_s) =
+        wide::windows_in(WIDE_SHARE * seconds, (pass, tokens_run), journal, &all);
     let n_wide = n_wide.min(kept);
     let wide_s = each_s * n_wide as f64;
-    // Encoding takes as long as a pass, or longer.
-    let groups_s = 3.0 * pass.as_secs_f64() * groups.len() as f64;
-    let share = (1.0 - (groups_s + wide_s) / seconds.max(1e-9)).max(1.0 - GROUPS_SHARE);
+    let mut wide = Wider {
+        parts,
+        all,
+        windows: n_wide,
+        found: wide::Found::new(probed, if kept > 0 { groups.len() } else { 0 }),
+    };
+    if wide_s <= WIDE_LIMIT * seconds {
+        wide.ask(
+            journal,
+            (&groups, &jobs),
+            &|| late(CODECS_SHARE + WIDE_LIMIT),
+            &mut count,
+        )?;
+    }
+    // Groups that have no figure there get one over the few tokens. Encoding takes as long as a pass, or
+    // longer.
+    let groups_s = 3.0 * pass * wide.found.groups.iter().filter(|kl| kl.is_none()).count() as f64;
+    let share = (1.0 - groups_s / seconds.max(1e-9)).clamp(1.0 - GROUPS_SHARE, 1.0 - FIT_SHARE);
     let mut damages: Vec<TypeDamage> = Vec::new();
     for job in &jobs {
         let key = job.key();
@@ -180,8 +197,8 @@ pub fn damage(
     if points.is_empty() && damages.is_empty() {
         return Err(RunError::Request(format!(
             "{:.0} s are over after the first pass of the model as it is, which took {:.0} s: give --seconds more, or --sensitivity fewer tokens than {}",
-            options.time.as_secs_f64(),
-            pass.as_secs_f64(),
+            seconds,
+            pass,
             model.tokens()
         )));
     }
@@ -195,54 +212,59 @@ pub fn damage(
     } else {
         fit::codecs(&[], &mut points);
     }
-    let mut together = Vec::new();
-    for group in &groups {
+    let sums: Vec<f64> = groups.iter().map(|g| g.sum(&jobs, &damages)).collect();
+    let mut together: Vec<Option<f64>> = Vec::new();
+    for (i, group) in groups.iter().enumerate() {
         let key = group.key();
         let held: Option<f64> = journal.get(&key);
-        let held = held.filter(|kl| (0.0..1e15).contains(kl));
-        let kl = if let Some(kl) = held {
-            kl
-        } else {
-            let Some(kl) = group.measure(&mut model, &jobs, &|| late(1.0 - WIDE_SHARE))? else {
-                continue;
-            };
-            journal.put(&key, &kl)?;
-            kl
-        };
-        together.push((group.sum(&jobs, &damages), kl));
-        count.one();
+        let mut kl = held.filter(|kl| (0.0..1e15).contains(kl));
+        let widely = wide.found.groups.get(i).copied().flatten();
+        if kl.is_none() && widely.is_none() {
+            kl = group.measure(&mut model, &jobs, &|| late(1.0))?;
+            if let Some(kl) = kl {
+                journal.put(&key, &kl)?;
+            }
+        }
+        together.push(kl);
+        if widely.or(kl).is_some() {
+            count.one();
+        }
     }
     let tokens = model.tokens() as u64;
     let few = model.surprise(&windows);
     let few = few.iter().sum::<f64>() / few.len().max(1) as f64;
     drop(model);
-    // Over more of the text, if there is time: for the rows as they are and one figure.
+    // What there was no time for before, if there is now: for the rows as they are and one figure.
     let in_time = seconds - 2.0 * wide_s / wide::PASSES;
     let late = || began.elapsed().as_secs_f64() > in_time;
-    let mut wide = Wider {
-        parts,
-        all,
-        windows: n_wide,
-        model: None,
-    };
-    let mut probes = Vec::new();
-    for (cut, spec) in probed {
-        if let Some(kl) = wide.figure(journal, (cut, spec), &late)? {
-            probes.push((cut, spec, kl));
-            count.one();
-        }
-    }
-    let extent: Option<Extent> = journal.get(EXTENT);
-    let extent = extent.filter(|e| !probes.is_empty() && e.is_sound(n_wide));
-    let surprise = extent.map_or(few, |e| e.surprise);
+    wide.ask(journal, (&groups, &jobs), &late, &mut count)?;
+    let surprise = wide.surprise(journal).unwrap_or(few);
     let perplexity = Some(surprise.exp()).filter(|p| LayerSensitivity::is_perplexity(*p));
-    let level = wide::level(&probes, &points);
+    let level = wide::level(&wide.found.probes(), &points);
     for p in &mut points {
         p.kl *= level;
     }
     let quick = count.done < count.of;
-    // Figures of types stay as they were measured: what there is of them is one factor for all.
-    let additivity = (types::additivity(&together) * level).clamp(ADDITIVITY[0], ADDITIVITY[1]);
+    // Figures of types stay as they were measured: a factor for the front and one for the rest say how
+    // they add up on more of the text.
+    let factors: Vec<Option<f64>> = sums
+        .iter()
+        .enumerate()
+        .map(|(i, sum)| {
+            let few = together[i].filter(|kl| *kl > 0.0).map(|kl| kl * level);
+            let many = wide.found.groups.get(i).copied().flatten();
+            let kl = many.filter(|kl| *kl > 0.0).or(few)?;
+            (*sum > 0.0).then(|| (kl / sum).clamp(ADDITIVITY[0], ADDITIVITY[1]))
+        })
+        .collect();
+    let front = factors.first().copied().flatten();
+    let rest = factors.get(1).copied().flatten();
+    // Where there is no time for one of them, the other is the better guess.
+    let additivity = rest.or(front).unwrap_or(level);
+    let front = (factors.len() > 1).then(|| Front {
+        layers: types::front(n_layer) as u32,
+        additivity: front.unwrap_or(additivity),
+    });
     Ok(LayerSensitivity {
         format: LayerSensitivity::FORMAT.into(),
         version: SENSITIVITY_VERSION,
@@ -257,6 +279,7 @@ pub fn damage(
         perplexity,
         quick,
         additivity,
+        front,
         types: damages,
         codecs: points,
     })
@@ -272,51 +295,8 @@ fn mean_ratio(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
     (sum / f64::from(n.max(1))).exp()
 }
 
-/// What a file can say of it.
+/// What a file can say of how figures add up.
 const ADDITIVITY: [f64; 2] = [1e-3, 1e3];
-
-/// Where a journal has how many windows probes are measured on, and what was found of them.
-const WINDOWS: &str = "windows";
-const EXTENT: &str = "wide";
-
-/// The model over more of the text, which is run when something is first asked of it.
-struct Wider<'a> {
-    parts: &'a [Arc<CpuExecutor>],
-    all: Vec<Vec<u32>>,
-    windows: usize,
-    model: Option<Wide<'a>>,
-}
-
-impl Wider<'_> {
-    /// The figure that `journal` has of a codec at a cut over so many windows, else what is measured;
-    /// `None` when it is `late` for that.
-    fn figure(
-        &mut self,
-        journal: &mut Journal,
-        (cut, spec): (usize, usize),
-        late: &dyn Fn() -> bool,
-    ) -> Result<Option<f64>, RunError> {
-        let key = format!("probe/{cut}/{}/{}", CODECS[spec], self.windows);
-        let held: Option<f64> = journal.get(&key);
-        if let Some(kl) = held.filter(|kl| (0.0..1e15).contains(kl)) {
-            return Ok(Some(kl));
-        }
-        if late() {
-            return Ok(None);
-        }
-        let wide = if let Some(wide) = self.model.take() {
-            self.model.insert(wide)
-        } else {
-            let wide = Wide::run(self.parts, self.all.clone(), self.windows)?;
-            journal.put(WINDOWS, &self.windows)?;
-            journal.put(EXTENT, &wide.extent())?;
-            self.model.insert(wide)
-        };
-        let kl = finite(wide.codec(cut, spec)?, &key)?;
-        journal.put(&key, &kl)?;
-        Ok(Some(kl))
-    }
-}
 
 /// Says how far it is.
 struct Count<'a> {

@@ -6,7 +6,7 @@ use formats::blocks::{BlockType, Effort, dequantize_row, quantize_row};
 use formats::imatrix::KINDS;
 use formats::measured::TypeDamage;
 
-use super::{TYPES, finite, fit, mean_ratio};
+use super::{TYPES, finite, fit};
 use crate::measure::sensitivity::{Undisturbed, each, matrix_mut};
 use crate::model::{LayerTensors, Tensor};
 use crate::role::RunError;
@@ -161,42 +161,36 @@ fn by_size(row: &[f32]) -> Vec<f32> {
     row.iter().map(|x| base + x.abs()).collect()
 }
 
-/// Layers whose matrices are changed together: from the first on, as the edge of a plan has them,
-/// or to the last.
+/// Bits per weight that matrices of a group have at most, if they can: about four, as plans have them.
+const GROUP_BITS: f64 = 5.0;
+
+/// Layers whose matrices are changed together: the front of a model or what is behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Group {
-    layers: Range<usize>,
-    /// Whether each matrix goes to the type of fewest bits, or of most.
-    fewest: bool,
+    pub(super) layers: Range<usize>,
 }
 
-/// The groups of a model of `n` layers, the most telling first.
-pub(super) fn groups(n: usize) -> Vec<Group> {
-    let first = |part: usize, of: usize| 0..(n * part).div_ceil(of);
-    let mut out: Vec<Group> = Vec::new();
-    for (layers, fewest) in [
-        (first(1, 3), true),
-        (first(2, 3), false),
-        (n - n / 3..n, true),
-        (first(1, 3), false),
-        (first(1, 1), false),
-        (n / 3..n, false),
-    ] {
-        let group = Group { layers, fewest };
-        if !group.layers.is_empty() && !out.contains(&group) {
-            out.push(group);
-        }
-    }
-    out
+/// Layers of the front, which adds up in its own way.
+pub(super) fn front(n_layer: usize) -> usize {
+    n_layer.div_ceil(3)
+}
+
+/// The groups of a model of `n_layer` layers: the front, and the rest, if there is one.
+pub(super) fn groups(n_layer: usize) -> Vec<Group> {
+    let front = front(n_layer);
+    let all = [0..front, front..n_layer].into_iter();
+    all.filter(|layers| !layers.is_empty())
+        .map(|layers| Group { layers })
+        .collect()
 }
 
 impl Group {
     pub(super) fn key(&self) -> String {
-        let which = if self.fewest { "fewest" } else { "most" };
-        format!("group/{}-{}/{which}", self.layers.start, self.layers.end)
+        format!("group/{}-{}", self.layers.start, self.layers.end)
     }
 
-    /// The job of each matrix of the group that can be changed.
+    /// The job of each matrix of the group that can be changed: of the most bits up to
+    /// [`GROUP_BITS`], else of the fewest.
     fn jobs<'a>(&self, jobs: &'a [Job]) -> Vec<&'a Job> {
         let mut out = Vec::new();
         for layer in self.layers.clone() {
@@ -206,11 +200,8 @@ impl Group {
                     let bits = a.ty.bits_per_weight().total_cmp(&b.ty.bits_per_weight());
                     bits.then(a.ty.id().cmp(&b.ty.id()))
                 };
-                out.extend(if self.fewest {
-                    own.min_by(order)
-                } else {
-                    own.max_by(order)
-                });
+                let few = own.clone().filter(|j| j.ty.bits_per_weight() <= GROUP_BITS);
+                out.extend(few.max_by(order).or_else(|| own.min_by(order)));
             }
         }
         out
@@ -229,13 +220,13 @@ impl Group {
         own.map(|d| d.kl).sum()
     }
 
-    /// Their divergence when all are changed together; `None` when it gets `late` on the way.
-    pub(super) fn measure(
+    /// The rows behind the group when all are changed together; `None` when it gets `late` on the way.
+    pub(super) fn rows(
         &self,
         model: &mut Undisturbed<'_>,
         jobs: &[Job],
         late: &dyn Fn() -> bool,
-    ) -> Result<Option<f64>, RunError> {
+    ) -> Result<Option<Vec<f32>>, RunError> {
         let all = self.jobs(jobs);
         let mut rows = model.before[self.layers.start].clone();
         for l in self.layers.clone() {
@@ -248,14 +239,21 @@ impl Group {
             }
             model.layer(l, &weights, &mut rows)?;
         }
+        Ok(Some(rows))
+    }
+
+    /// Their divergence when all are changed together; `None` when it gets `late` on the way.
+    pub(super) fn measure(
+        &self,
+        model: &mut Undisturbed<'_>,
+        jobs: &[Job],
+        late: &dyn Fn() -> bool,
+    ) -> Result<Option<f64>, RunError> {
+        let Some(rows) = self.rows(model, jobs, late)? else {
+            return Ok(None);
+        };
         finite(model.behind(self.layers.end, rows)?, &self.key()).map(Some)
     }
-}
-
-/// What many matrices cost together by the sum of their own divergences: the geometric mean over
-/// groups, of which each has its sum and what was measured.
-pub(super) fn additivity(groups: &[(f64, f64)]) -> f64 {
-    mean_ratio(groups.iter().copied())
 }
 
 #[cfg(test)]
@@ -264,24 +262,27 @@ mod tests {
 
     #[test]
     fn groups_are_parts_of_a_model() {
-        let all = groups(30);
-        assert_eq!(all.len(), 6);
-        assert_eq!(all[0].key(), "group/0-10/fewest");
-        assert_eq!(all[2].layers, 20..30);
-        assert_eq!(groups(1).len(), 2);
+        let all = groups(31);
+        assert_eq!(all.len(), 2);
+        assert_eq!(all[0].key(), "group/0-11");
+        assert_eq!(all[1].layers, 11..31);
+        assert_eq!(groups(1).len(), 1);
+        assert!(groups(0).is_empty());
         let job = |layer, ty| Job { layer, kind: 1, ty };
         let jobs = [
             job(0, BlockType::Q4_K),
+            job(0, BlockType::Q6_K),
             job(0, BlockType::Q2_K),
-            job(1, BlockType::Q3_K),
+            job(1, BlockType::Q8_0),
+            job(1, BlockType::Q6_K),
             job(12, BlockType::Q2_K),
         ];
-        assert_eq!(all[0].jobs(&jobs), [&jobs[1], &jobs[2]]);
-        assert_eq!(all[3].jobs(&jobs), [&jobs[0], &jobs[2]]);
+        assert_eq!(all[0].jobs(&jobs), [&jobs[0], &jobs[4]]);
+        assert_eq!(all[1].jobs(&jobs), [&jobs[5]]);
         let damages = [
             (0, "Q2_K", 0.5),
             (0, "Q4_K", 0.1),
-            (1, "Q3_K", 0.25),
+            (1, "Q6_K", 0.25),
             (12, "Q2_K", 1.0),
         ];
         let damages = damages.map(|(layer, ty, kl)| TypeDamage {
@@ -291,7 +292,7 @@ mod tests {
             kl,
             fitted: false,
         });
-        assert_eq!(all[0].sum(&jobs, &damages), 0.75);
+        assert_eq!(all[0].sum(&jobs, &damages), 0.35);
     }
 
     #[test]
@@ -303,13 +304,5 @@ mod tests {
             }
         }
         assert_eq!(some(0..9, 3).collect::<Vec<_>>(), [2, 5, 8]);
-    }
-
-    #[test]
-    fn together_by_the_sum() {
-        assert_eq!(additivity(&[]), 1.0);
-        assert_eq!(additivity(&[(0.0, 0.1)]), 1.0);
-        assert!((additivity(&[(1.0, 0.5), (1.0, 2.0)]) - 1.0).abs() < 1e-12);
-        assert!((additivity(&[(2.0, 1.0)]) - 0.5).abs() < 1e-12);
     }
 }

@@ -3,7 +3,9 @@
 //! One figure after the other is measured on a few tokens, the same for all, so that they can be
 //! compared. How large they are together hangs on the text: windows of one text differ by a factor
 //! of two, and so do texts. A few codecs, which need no matrix to be encoded, are therefore measured
-//! on many windows as well; by what comes of them all figures are taken there. A window's divergence goes with its
+//! on many windows as well; by what comes of them all figures of codecs are taken there. And the matrices
+//! of the front, and all others, are changed together there: so figures of types are taken there, and it
+//! shows how they add up. A window's divergence goes with its
 //! surprise (nats per token of the model as it is): SmolLM2-135M with 25 layers in four bits
 //! diverges by 0.0280 to 0.0297 of it on texts where it comes to 0.051 to 0.107 nats
 //! (docs/planning.md). The mean over windows is that of logarithms of the shares, since what is
@@ -15,15 +17,18 @@ use formats::measured::CodecPoint;
 use serde::{Deserialize, Serialize};
 
 use super::codecs::{self, CODECS};
-use super::{figure, finite, mean_ratio};
+use super::types::{Group, Job};
+use super::{Count, figure, finite, mean_ratio};
 use crate::exec::cpu::CpuExecutor;
+use crate::measure::journal::Journal;
 use crate::measure::sensitivity::{Undisturbed, pick_pieces};
 use crate::role::RunError;
 
 /// The most windows.
 const MOST_WINDOWS: usize = 8;
-/// Passes of the model over all of them, about: as it is, and of the probes.
-pub(super) const PASSES: f64 = 3.0;
+/// Passes of the model over all of them, about: as it is, of the probes and of both groups, for which
+/// matrices are encoded.
+pub(super) const PASSES: f64 = 5.0;
 
 /// Windows, and the model's surprise on them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +50,16 @@ impl Extent {
 pub(super) fn windows_in(
     seconds: f64,
     (pass, tokens): (f64, usize),
+    journal: &Journal,
+    all: &[Vec<u32>],
+) -> (usize, f64) {
+    // A run that goes on keeps to the windows that the first has chosen.
+    windows_or(seconds, (pass, tokens), journal.get(WINDOWS), all)
+}
+
+fn windows_or(
+    seconds: f64,
+    (pass, tokens): (f64, usize),
     chosen: Option<usize>,
     all: &[Vec<u32>],
 ) -> (usize, f64) {
@@ -53,6 +68,122 @@ pub(super) fn windows_in(
     let fit = (seconds / each.max(1e-9)) as usize;
     let n = chosen.unwrap_or(fit).clamp(1, MOST_WINDOWS);
     (n.min(all.len().max(1)), each)
+}
+
+/// Where a journal has how many windows probes are measured on, and what was found of them.
+const WINDOWS: &str = "windows";
+const EXTENT: &str = "wide";
+
+/// What was measured over more of the text.
+pub(super) struct Found {
+    /// Cuts and codecs, and what they cost.
+    codecs: Vec<((usize, usize), Option<f64>)>,
+    /// What the matrices of groups cost together.
+    pub(super) groups: Vec<Option<f64>>,
+}
+
+impl Found {
+    /// Nothing yet of these cuts and codecs, and so many groups.
+    pub(super) fn new(probes: Vec<(usize, usize)>, groups: usize) -> Self {
+        Self {
+            codecs: probes.into_iter().map(|p| (p, None)).collect(),
+            groups: vec![None; groups],
+        }
+    }
+
+    /// Cuts, codecs and what they cost, of those that were measured.
+    pub(super) fn probes(&self) -> Vec<(usize, usize, f64)> {
+        let all = self.codecs.iter();
+        all.filter_map(|((cut, spec), kl)| Some((*cut, *spec, (*kl)?)))
+            .collect()
+    }
+}
+
+/// The model over more of the text, which is run when something is first asked of it.
+pub(super) struct Wider<'a> {
+    pub(super) parts: &'a [Arc<CpuExecutor>],
+    pub(super) all: Vec<Vec<u32>>,
+    pub(super) windows: usize,
+    pub(super) found: Found,
+}
+
+impl<'w> Wider<'w> {
+    /// Measures what is missing, as far as it is not `late`. What `journal` has is not measured again.
+    pub(super) fn ask(
+        &mut self,
+        journal: &mut Journal,
+        (groups, jobs): (&[Group], &[Job]),
+        late: &dyn Fn() -> bool,
+        count: &mut Count<'_>,
+    ) -> Result<(), RunError> {
+        let mut model = None;
+        for i in 0..self.found.codecs.len() {
+            let ((cut, spec), None) = self.found.codecs[i] else {
+                continue;
+            };
+            let key = format!("probe/{cut}/{}", CODECS[spec]);
+            let measure = |wide: &mut Wide<'_>| wide.codec(cut, spec).map(Some);
+            self.found.codecs[i].1 = self.figure(&mut model, journal, &key, late, measure)?;
+            if self.found.codecs[i].1.is_some() {
+                count.one();
+            }
+        }
+        for (i, group) in groups.iter().enumerate() {
+            let Some(None) = self.found.groups.get(i) else {
+                continue;
+            };
+            let key = format!("probe/{}", group.key());
+            let measure = |wide: &mut Wide<'_>| wide.group(group, jobs, late);
+            self.found.groups[i] = self.figure(&mut model, journal, &key, late, measure)?;
+            if self.found.groups[i].is_some() {
+                count.one();
+            }
+        }
+        Ok(())
+    }
+
+    /// Nats per token of what `ask` has found something on.
+    pub(super) fn surprise(&self, journal: &Journal) -> Option<f64> {
+        let any = self.found.codecs.iter().any(|(_, kl)| kl.is_some())
+            || self.found.groups.iter().any(Option::is_some);
+        let extent: Option<Extent> = journal.get(EXTENT);
+        let extent = extent.filter(|e| any && e.is_sound(self.windows));
+        extent.map(|e| e.surprise)
+    }
+
+    /// The figure `key` that `journal` has over so many windows, else what `measure` says of `model`, which
+    /// is run first if nobody has; `None` when it is `late` for that.
+    fn figure(
+        &self,
+        model: &mut Option<Wide<'w>>,
+        journal: &mut Journal,
+        key: &str,
+        late: &dyn Fn() -> bool,
+        measure: impl FnOnce(&mut Wide<'w>) -> Result<Option<f64>, RunError>,
+    ) -> Result<Option<f64>, RunError> {
+        let key = format!("{key}/{}", self.windows);
+        let held: Option<f64> = journal.get(&key);
+        if let Some(kl) = held.filter(|kl| (0.0..1e15).contains(kl)) {
+            return Ok(Some(kl));
+        }
+        if late() {
+            return Ok(None);
+        }
+        let wide = if let Some(wide) = model.take() {
+            model.insert(wide)
+        } else {
+            let wide = Wide::run(self.parts, self.all.clone(), self.windows)?;
+            journal.put(WINDOWS, &self.windows)?;
+            journal.put(EXTENT, &wide.extent())?;
+            model.insert(wide)
+        };
+        let Some(kl) = measure(wide)? else {
+            return Ok(None);
+        };
+        let kl = finite(kl, &key)?;
+        journal.put(&key, &kl)?;
+        Ok(Some(kl))
+    }
 }
 
 /// The model over many windows.
@@ -87,8 +218,28 @@ impl<'a> Wide<'a> {
     /// What the codec `spec` costs at the cut after `cut` layers, in windows of usual surprise.
     pub(super) fn codec(&mut self, cut: usize, spec: usize) -> Result<f64, RunError> {
         let rows = codecs::coded(&self.model, cut, CODECS[spec])?;
-        let kls = self.model.behind_by_window(cut, rows)?;
-        let all = kls.into_iter().map(|kl| finite(kl, CODECS[spec]));
+        self.behind(cut, rows, CODECS[spec])
+    }
+
+    /// What the matrices of `group` cost together, in windows of usual surprise; `None` when it gets
+    /// `late` on the way.
+    pub(super) fn group(
+        &mut self,
+        group: &Group,
+        jobs: &[Job],
+        late: &dyn Fn() -> bool,
+    ) -> Result<Option<f64>, RunError> {
+        let Some(rows) = group.rows(&mut self.model, jobs, late)? else {
+            return Ok(None);
+        };
+        let kl = self.behind(group.layers.end, rows, &group.key())?;
+        Ok(Some(kl))
+    }
+
+    /// The divergence of `rows` in front of layer `from`, in windows of usual surprise.
+    fn behind(&mut self, from: usize, rows: Vec<f32>, what: &str) -> Result<f64, RunError> {
+        let kls = self.model.behind_by_window(from, rows)?;
+        let all = kls.into_iter().map(|kl| finite(kl, what));
         let kls = all.collect::<Result<Vec<f64>, _>>()?;
         Ok(figure(usual(&kls, &self.surprise)))
     }
@@ -155,12 +306,12 @@ mod tests {
     #[test]
     fn windows_are_as_many_as_there_is_time_for() {
         let all = vec![vec![0; 512]; 20];
-        let of = |s, n| windows_in(s, (1.0, 512), None, &all[..n]);
-        assert_eq!(of(90.0, 20), (8, 3.0));
-        assert_eq!(of(14.0, 20), (4, 3.0));
+        let of = |s, n| windows_or(s, (1.0, 512), None, &all[..n]);
+        assert_eq!(of(90.0, 20), (8, 5.0));
+        assert_eq!(of(24.0, 20), (4, 5.0));
         assert_eq!((of(0.0, 20).0, of(90.0, 2).0, of(90.0, 0).0), (1, 2, 1));
         // A second run, of whatever time, keeps to what the first has chosen.
-        let again = |n| windows_in(27.0, (1.0, 512), Some(n), &all).0;
+        let again = |n| windows_or(27.0, (1.0, 512), Some(n), &all).0;
         assert_eq!((again(6), again(0), again(99)), (6, 1, 8));
     }
 
