@@ -273,7 +273,7 @@ mod tests {
         }
 
         fn cache_memory(&self) -> Option<usize> {
-            Some(64 * 250)
+            Some(64 * 300)
         }
 
         fn embed(&self, _: &[u32], _: &mut Vec<f32>) -> Result<(), ExecError> {
@@ -384,15 +384,15 @@ mod tests {
 
     #[test]
     fn sessions_share_a_budget_and_give_it_back() {
-        // 2 layers, keys and values, 8 halves each: 64 bytes a position.
-        let backend = backend().with_kv_budget(64 * 250);
+        // 2 layers, keys and values, 8 halves each: 64 bytes a position, in pages of 16.
+        let backend = backend().with_kv_budget(64 * 300);
         let first = backend.open(&request("f16")).unwrap();
         let _second = backend.open(&request("f16")).unwrap();
         let refusal = backend.open(&request("f16")).err().unwrap();
         let Refusal::Full(text) = refusal else {
             panic!("{refusal:?}")
         };
-        for number in ["100 positions", "6400 bytes", "12800 of the 16000"] {
+        for number in ["100 positions", "7168 bytes", "14336 of the 19200"] {
             assert!(text.contains(number), "{text} lacks {number}");
         }
         // A shorter one still fits, and then one as long as the one that ends.
@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn the_budget_is_of_the_executors_memory() {
         let backend = backend();
-        assert_eq!(backend.kv_budget, Some(64 * 200));
+        assert_eq!(backend.kv_budget, Some(64 * 240));
         let _first = backend.open(&request("f16")).unwrap();
         let _second = backend.open(&request("f16")).unwrap();
         assert!(matches!(

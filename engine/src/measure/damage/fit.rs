@@ -367,10 +367,12 @@ mod tests {
         let jobs = order(&allowed);
         assert_eq!(jobs.len(), 20 * 15);
         let set = |f: &dyn Fn(&Job) -> usize, n: usize| {
-            let all: std::collections::BTreeSet<usize> = jobs[28..28 + n].iter().map(f).collect();
+            let all: std::collections::BTreeSet<usize> = jobs[36..36 + n].iter().map(f).collect();
             all.len()
         };
         assert!(jobs[..28].iter().all(|j| j.layer < 3 || j.layer == 19));
+        // All types of the last layer.
+        assert!(jobs[28..36].iter().all(|j| j.layer == 19));
         assert_eq!(order(&allowed[..1]).len(), 15);
         // Of the next twenty nearly each is of another layer, and all kinds and types are among them.
         assert!(set(&|j| j.layer, 20) >= 18);
@@ -571,7 +573,10 @@ mod tests {
             kl: value(j),
             fitted: false,
         };
-        let mut damages: Vec<_> = jobs[..jobs.len() / 7].iter().map(damage).collect();
+        // Besides the other types of the last layer, which say little of the rest.
+        let last = 2 * KINDS.len();
+        let some = jobs.len() / 7 + last;
+        let mut damages: Vec<_> = jobs[..some].iter().map(damage).collect();
         super::types(&jobs, &bits_of(&jobs), &mut damages);
         assert_eq!(damages.len(), jobs.len());
         let all: f64 = jobs.iter().map(value).sum();
