@@ -193,7 +193,7 @@ fn keys_and_values_are_planned_in_the_form_that_is_asked_for() {
     // Whole pages of 16 positions, 34 bytes for 64.
     let server = |json: &Json| number(&json["server"], "kv_bytes");
     let layers = 6 - number(&f16["best"], "split");
-    assert_eq!(server(&f16), layers * 500 * 2 * 2 * 64 * 2);
+    assert_eq!(server(&f16), layers * 512 * 2 * 2 * 64 * 2);
     let layers = 6 - number(fewer, "split");
     assert_eq!(server(&q8_0), layers * 512 * 2 * 2 * 68);
 

@@ -25,7 +25,8 @@ usage: cargo xtask COMMAND
   arm               the kernels and an edge on aarch64, under qemu
   bench             measures on the real model and prints the rows of the README's table
   report [SECTION…] [--out DIR] [--tasks DIR [--questions N]] [--quick]
-                    measures and writes docs/results (or DIR): a page with tables and plots;
+                    measures and writes pages with tables and plots to docs/results (or DIR;
+                    with --quick target/results); tasks only with --tasks DIR;
                     sections: {SECTIONS}
   bench NAME [--peer LLAMA_BENCH] [--only MODEL] [--save FILE]
                     runs benches/NAME.json, in turn with llama-bench if its path is given, and

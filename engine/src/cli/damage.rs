@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use formats::gguf::Value;
-use formats::measured::LayerSensitivity;
+use formats::measured::{Front, LayerSensitivity};
 use serde::Serialize;
 use serde_json::{Map, json};
 
@@ -33,6 +33,7 @@ struct Report {
     codecs_fitted: usize,
     tokens_scored: u64,
     additivity: f64,
+    front: Option<Front>,
     seconds: f64,
 }
 
@@ -126,14 +127,19 @@ fn report(args: &Calibrate, found: &LayerSensitivity, seconds: f64) -> Result<()
         codecs_fitted: found.codecs.iter().filter(|c| c.fitted).count(),
         tokens_scored: found.tokens,
         additivity: found.additivity,
+        front: found.front,
         seconds,
     };
     if args.json {
         return print_json(&report);
     }
+    let first = found.front.map_or_else(String::new, |front| {
+        let Front { layers, additivity } = front;
+        format!("those of the first {layers} layers {additivity:.2}, all others ")
+    });
     print_line(&format!(
         "{}: {} figures of matrices in types ({} fitted), {} of codecs at cuts ({} fitted), over {} tokens in {:.0} s; \
-         together they cost {:.2} of their sum",
+         together they cost {first}{:.2} of their sum",
         report.file,
         report.types,
         report.types_fitted,

@@ -36,7 +36,7 @@ pub trait Executor: Send + Sync {
         KvType::F16
     }
 
-    /// Bytes of a cache for up to `n_ctx` positions.
+    /// Bytes of a cache for up to `n_ctx` positions, in whole pages of 16 (a card may take fewer).
     fn cache_bytes(&self, n_ctx: usize) -> usize {
         self.hparams()
             .kv_bytes(self.kv_type(), &self.layers(), n_ctx)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use formats::model::KvType;
+use formats::model::{KV_PAGE, KvType};
 use serde::Serialize;
 
 use crate::exec::cpu::CpuExecutor;
@@ -390,7 +390,7 @@ pub fn bench(
     }
     let held = |p: &Arc<dyn Executor>| match options.depth {
         0 => 0,
-        depth => p.cache_bytes(depth) as u64,
+        depth => (depth * p.cache_bytes(KV_PAGE) / KV_PAGE) as u64,
     };
     let decode_tokens_per_s = median(&mut decoded);
     Ok(BenchReport {

@@ -15,8 +15,8 @@ use super::file::{self, Form};
 use crate::blocks::BlockType;
 use crate::imatrix::KINDS;
 
-/// The newest version of the file.
-pub const SENSITIVITY_VERSION: u32 = 1;
+/// The newest version of the file. The first has no [`LayerSensitivity::front`].
+pub const SENSITIVITY_VERSION: u32 = 2;
 
 /// The kind of an entry that is about all matrices of a layer together.
 pub const WHOLE_LAYER: &str = "layer";

@@ -70,7 +70,7 @@ impl HParams {
         self.n_head_kv * self.head_dim
     }
 
-    /// Bytes of keys and values in `kv_type` for `n_ctx` positions of `layers`:
+    /// Bytes of keys and values in `kv_type` for `n_ctx` positions of `layers`, in whole pages:
     /// 2 · layers · positions · bytes of H_kv · D values.
     pub fn kv_bytes(&self, kv_type: KvType, layers: &Range<usize>, n_ctx: usize) -> usize {
         let heads = self.n_head_kv.saturating_mul(kv_type.bytes(self.head_dim));

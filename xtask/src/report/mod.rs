@@ -28,6 +28,9 @@ use crate::versus::today;
 const INDEX: &str = "README.md";
 /// What stands below the heading of everything that is written, by which it is known again.
 const WRITTEN_BY: &str = "Written by `cargo xtask report";
+/// Where pages go unless told otherwise, and where those go of which nothing is to be concluded.
+const KEPT: &str = "docs/results";
+const PASSING: &str = "target/results";
 /// How long one command may take.
 const DEADLINE: Duration = Duration::from_hours(2);
 /// Windows of [`C4`] that a pair is calibrated on.
@@ -36,20 +39,23 @@ const CALIBRATED_ON: &str = "6";
 /// Measures a part of the page.
 type Make = fn(&Report) -> Result<Section, Failure>;
 
+/// The section that needs what is not part of this project.
+const TASKS: &str = "tasks";
+
 /// All parts, by the name that a person types, in the page's order.
 const SECTIONS: &[(&str, Make)] = &[
     ("opsc", opsc::make),
     ("codecs", codecs::make),
     ("links", links::make),
-    ("tasks", tasks::make),
+    (TASKS, tasks::make),
     ("context", context::make),
 ];
 
 /// What to measure.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Options {
-    /// Folder of the pages.
-    pub(crate) out: PathBuf,
+    /// Folder of the pages; `None` for [`KEPT`], or with `quick` for [`PASSING`].
+    pub(crate) out: Option<PathBuf>,
     /// Names of sections; empty for all.
     pub(crate) sections: Vec<String>,
     /// Few windows, to see whether everything runs.
@@ -64,7 +70,7 @@ impl Options {
     /// Reads what follows `report`; `None` when it is not understood.
     pub(crate) fn parse(args: &[&str]) -> Option<Self> {
         let mut options = Self {
-            out: "docs/results".into(),
+            out: None,
             sections: Vec::new(),
             quick: false,
             tasks: None,
@@ -73,7 +79,7 @@ impl Options {
         let mut args = args.iter();
         while let Some(&arg) = args.next() {
             match arg {
-                "--out" => options.out = args.next()?.into(),
+                "--out" => options.out = Some(args.next()?.into()),
                 "--quick" => options.quick = true,
                 "--tasks" => options.tasks = Some(args.next()?.into()),
                 "--questions" => {
@@ -195,17 +201,22 @@ impl Report {
 pub(crate) fn run(workspace: &Workspace, options: Options) -> Result<(), Failure> {
     let programs = workspace.build(Profile::Release)?;
     let report = Report { programs, options };
-    let out = workspace.root.join(&report.options.out);
+    let usual = if report.options.quick { PASSING } else { KEPT };
+    let folder = report.options.out.as_deref().unwrap_or(Path::new(usual));
+    let out = workspace.root.join(folder);
     let asked = |name: &str| {
-        let asked = &report.options.sections;
-        asked.is_empty() || asked.iter().any(|a| a == name)
+        let options = &report.options;
+        // A page that somebody has measured is not replaced by one without figures.
+        let can = name != TASKS || options.tasks.is_some();
+        let named = options.sections.iter().any(|a| a == name);
+        named || (options.sections.is_empty() && can)
     };
     let names: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
     let to_write = names.iter().filter(|n| asked(n)).map(|n| page(n));
     for name in to_write.chain([INDEX.to_owned()]) {
         if fs::read_to_string(out.join(&name)).is_ok_and(|t| heading(&t).is_none()) {
             return Err(Failure::Output {
-                line: format!("cargo xtask report --out {}", report.options.out.display()),
+                line: format!("cargo xtask report --out {}", folder.display()),
                 why: format!("a {name} stands there that no report wrote; choose another folder"),
             });
         }
@@ -299,11 +310,11 @@ mod tests {
     #[test]
     fn what_follows_report_is_read_strictly() {
         let read = |args: &[&str]| Options::parse(args);
-        assert_eq!(read(&[]).unwrap().out, Path::new("docs/results"));
+        assert_eq!(read(&[]).unwrap().out, None);
         let some = read(&["codecs", "--out", "x", "--quick"]).unwrap();
         assert_eq!(
             (some.sections, some.out, some.quick),
-            (vec!["codecs".to_owned()], "x".into(), true)
+            (vec!["codecs".to_owned()], Some("x".into()), true)
         );
         let tasks = read(&["--tasks", "y", "tasks"]).unwrap().tasks;
         assert_eq!(tasks.as_deref(), Some(Path::new("y")));

@@ -37,14 +37,12 @@ fn sets(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 /// Measures.
 pub(super) fn make(report: &Report) -> Result<Section, Failure> {
-    let title = "Questions".to_owned();
     let Some(folder) = &report.options.tasks else {
-        return Ok(Section {
-            title,
-            markdown: "Not measured: the sets are their authors' and not part of this project; \
-                       `cargo xtask report --tasks DIR` takes a folder of them."
+        return Err(Failure::Output {
+            line: "cargo xtask report tasks".into(),
+            why: "the sets are their authors' and not part of this project; --tasks DIR takes a \
+                  folder of them"
                 .into(),
-            plots: Vec::new(),
         });
     };
     let source = SMOLLM2.get()?;
@@ -98,7 +96,7 @@ pub(super) fn make(report: &Report) -> Result<Section, Failure> {
         "with",
     ];
     Ok(Section {
-        title,
+        title: "Questions".into(),
         markdown: format!(
             "SmolLM2-135M-Instruct Q4_1 and its pairs cut at {}, `--edge-bits {EDGE_BITS}`, through codec \
              `auto`. *OPSC*: the source's own bits behind the cut; *uniform*: {EDGE_BITS} bits there too. The first {limit} \

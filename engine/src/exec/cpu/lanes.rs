@@ -1,4 +1,4 @@
-//! The one order of every sum.
+//! The one order of every sum, but for attention (`kv_floats`).
 //!
 //! A sum along K runs in eight virtual lanes: element `k` belongs to lane `k mod 8`, products are
 //! accumulated with fused multiply-add in ascending `k`, and the lanes are folded in one fixed

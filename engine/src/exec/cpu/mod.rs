@@ -1,7 +1,7 @@
 //! The CPU executor.
 //!
 //! Weights stay in the memory map and are multiplied as they are; activations are f32; keys and
-//! values are f16, q8_0 or q4_0. Every sum runs in the one order of [`lanes`], so the result does not depend on
+//! values are f16, q8_0 or q4_0. Every sum runs in one order, that of [`lanes`] or of [`kv_floats`], so the result does not depend on
 //! the instruction set, the number of threads, or how a prompt is cut into chunks.
 
 mod attention;

@@ -4,7 +4,8 @@
 //! from it on are run over rows that were kept; likewise the rows at a cut go through a codec and
 //! the layers behind it. They are taken in an order in which layers, kinds, types and cuts all have
 //! their turn early, so that whenever the time is over what is missing can be estimated from what
-//! is there, and is marked so. Last, many matrices are changed together.
+//! is there, and is marked so. Codecs come first, then many matrices together over more of the text, then
+//! the matrices one by one.
 //!
 //! | file | idea |
 //! |---|---|
@@ -109,8 +110,8 @@ pub fn damage(
     let groups = types::groups(n_layer);
     let mut probed = wide::probes(n_layer);
     let tokens_run = model.before[0].len() / hp.n_embd.max(1);
-    let kept =
-        most_tokens(parts).saturating_sub(tokens_run) / all.first().map_or(1, Vec::len).max(1);
+    let window = all.first().map_or(1, Vec::len).max(1);
+    let kept = most_tokens(parts) / window;
     if kept == 0 {
         // Windows of a very long context cannot be kept: nothing is to be had from them.
         probed.clear();
@@ -159,14 +160,19 @@ pub fn damage(
         windows: n_wide,
         found: wide::Found::new(probed, if kept > 0 { groups.len() } else { 0 }),
     };
-    if wide_s <= WIDE_LIMIT * seconds {
-        wide.ask(
-            journal,
-            (&groups, &jobs),
-            &|| late(CODECS_SHARE + WIDE_LIMIT),
-            &mut count,
-        )?;
-    }
+    // A figure of a codec takes two passes at most, one of a group must encode its matrices besides.
+    let wide_pass = wide_s / wide::PASSES;
+    let costs = [2.0 * wide_pass, 2.0 * wide_pass + 3.0 * pass];
+    // With too little time or memory for that now, what is known already is found all the same.
+    let both = n_wide * window + tokens_run <= most_tokens(parts);
+    let share = if both && wide_s <= WIDE_LIMIT * seconds {
+        CODECS_SHARE + WIDE_LIMIT
+    } else {
+        0.0
+    };
+    let left = |share: f64| share * seconds - began.elapsed().as_secs_f64();
+    let asked = (&*groups, &*jobs);
+    wide.ask(journal, asked, &|| left(share), costs, &mut count)?;
     // Groups that have no figure there get one over the few tokens. Encoding takes as long as a pass, or
     // longer.
     let groups_s = 3.0 * pass * wide.found.groups.iter().filter(|kl| kl.is_none()).count() as f64;
@@ -226,18 +232,18 @@ pub fn damage(
             }
         }
         together.push(kl);
-        if widely.or(kl).is_some() {
-            count.one();
-        }
     }
     let tokens = model.tokens() as u64;
     let few = model.surprise(&windows);
     let few = few.iter().sum::<f64>() / few.len().max(1) as f64;
     drop(model);
-    // What there was no time for before, if there is now: for the rows as they are and one figure.
-    let in_time = seconds - 2.0 * wide_s / wide::PASSES;
-    let late = || began.elapsed().as_secs_f64() > in_time;
-    wide.ask(journal, (&groups, &jobs), &late, &mut count)?;
+    // What there was no time for before, if there is now.
+    wide.ask(journal, asked, &|| left(1.0), costs, &mut count)?;
+    for (i, few) in together.iter().enumerate() {
+        if few.is_some() || wide.found.groups.get(i).copied().flatten().is_some() {
+            count.one();
+        }
+    }
     let surprise = wide.surprise(journal).unwrap_or(few);
     let perplexity = Some(surprise.exp()).filter(|p| LayerSensitivity::is_perplexity(*p));
     let level = wide::level(&wide.found.probes(), &points);
@@ -260,6 +266,7 @@ pub fn damage(
     let front = factors.first().copied().flatten();
     let rest = factors.get(1).copied().flatten();
     // Where there is no time for one of them, the other is the better guess.
+    let level = level.clamp(ADDITIVITY[0], ADDITIVITY[1]);
     let additivity = rest.or(front).unwrap_or(level);
     let front = (factors.len() > 1).then(|| Front {
         layers: types::front(n_layer) as u32,

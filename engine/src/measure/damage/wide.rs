@@ -108,12 +108,14 @@ pub(super) struct Wider<'a> {
 }
 
 impl<'w> Wider<'w> {
-    /// Measures what is missing, as far as it is not `late`. What `journal` has is not measured again.
+    /// Measures what is missing, as far as there are seconds `left` for what a figure of a codec and one of
+    /// a group take. What `journal` has is not measured again.
     pub(super) fn ask(
         &mut self,
         journal: &mut Journal,
         (groups, jobs): (&[Group], &[Job]),
-        late: &dyn Fn() -> bool,
+        left: &dyn Fn() -> f64,
+        [codec_s, group_s]: [f64; 2],
         count: &mut Count<'_>,
     ) -> Result<(), RunError> {
         let mut model = None;
@@ -123,6 +125,7 @@ impl<'w> Wider<'w> {
             };
             let key = format!("probe/{cut}/{}", CODECS[spec]);
             let measure = |wide: &mut Wide<'_>| wide.codec(cut, spec).map(Some);
+            let late = left() < codec_s;
             self.found.codecs[i].1 = self.figure(&mut model, journal, &key, late, measure)?;
             if self.found.codecs[i].1.is_some() {
                 count.one();
@@ -133,7 +136,8 @@ impl<'w> Wider<'w> {
                 continue;
             };
             let key = format!("probe/{}", group.key());
-            let measure = |wide: &mut Wide<'_>| wide.group(group, jobs, late);
+            let measure = |wide: &mut Wide<'_>| wide.group(group, jobs, &|| left() < 0.0);
+            let late = left() < group_s;
             self.found.groups[i] = self.figure(&mut model, journal, &key, late, measure)?;
             if self.found.groups[i].is_some() {
                 count.one();
@@ -158,7 +162,7 @@ impl<'w> Wider<'w> {
         model: &mut Option<Wide<'w>>,
         journal: &mut Journal,
         key: &str,
-        late: &dyn Fn() -> bool,
+        late: bool,
         measure: impl FnOnce(&mut Wide<'w>) -> Result<Option<f64>, RunError>,
     ) -> Result<Option<f64>, RunError> {
         let key = format!("{key}/{}", self.windows);
@@ -166,7 +170,7 @@ impl<'w> Wider<'w> {
         if let Some(kl) = held.filter(|kl| (0.0..1e15).contains(kl)) {
             return Ok(Some(kl));
         }
-        if late() {
+        if late {
             return Ok(None);
         }
         let wide = if let Some(wide) = model.take() {

@@ -1,4 +1,4 @@
-//! AVX-512 kernels with VNNI: products in whole numbers, attention, SwiGLU. All else runs in [`super::avx2`], which
+//! AVX-512 kernels with VNNI: products in whole numbers and codes for them, attention, softmax, SwiGLU. All else runs in [`super::avx2`], which
 //! such a processor has as well.
 
 // As in `avx2`.

@@ -266,7 +266,7 @@ impl Codes {
 }
 
 /// Codes of one row: `out(b, block)` receives block `b`. The definition, and, compiled for wider
-/// registers, the only implementation.
+/// registers, an implementation.
 #[inline(always)]
 #[allow(clippy::inline_always)] // to be compiled with the features of the caller
 pub(super) fn encode(x: &[f32], out: &mut dyn FnMut(usize, CodeBlock)) {
