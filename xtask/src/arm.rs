@@ -185,6 +185,8 @@ impl Built {
                 command.args(["--config", &setting]);
             }
         }
+        // Keeping what a next build could use costs more than this one gains.
+        command.env("CARGO_INCREMENTAL", "0");
         command.env(format!("CARGO_TARGET_{TARGET_VAR}_LINKER"), LINKER);
         command.env(format!("CC_{}", TARGET.replace('-', "_")), LINKER);
         let line = say(&command);
