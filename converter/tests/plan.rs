@@ -446,7 +446,7 @@ fn damaged_and_hostile_measurements_are_named_and_make_no_plan() {
         }
         for (key, bad) in [
             ("version", json!(0)),
-            ("version", json!(2)),
+            ("version", json!(3)),
             ("version", json!(-1)),
             ("version", json!(1.5)),
             ("format", json!("splitconv.other")),
