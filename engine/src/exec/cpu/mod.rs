@@ -23,6 +23,7 @@ mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod observe;
+mod placement;
 mod pool;
 mod scalar;
 #[cfg(test)]

@@ -15,6 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::placement::{Place, apart};
+
 /// Items a job may have; callers with more work make larger items.
 const MAX_ITEMS: usize = u16::MAX as usize;
 /// Empty looks at the job word before a waiting thread lets others run.
@@ -72,6 +74,8 @@ struct Shared {
     stop: AtomicBool,
     /// Workers that sleep, or are about to. Who changes it holds `sleep`.
     asleep: AtomicUsize,
+    /// Of each worker.
+    places: Vec<Place>,
     sleep: Mutex<()>,
     wake: Condvar,
 }
@@ -137,12 +141,14 @@ impl Shared {
             // In one order with the session's store of `hot` and its look at this: one of the two
             // sees the other, so nobody sleeps through a session.
             self.asleep.fetch_add(1, Ordering::SeqCst);
+            self.places[own - 1].sleeps();
             while !self.awake() {
                 guard = self
                     .wake
                     .wait(guard)
                     .unwrap_or_else(PoisonError::into_inner);
             }
+            self.places[own - 1].wakes();
             self.asleep.fetch_sub(1, Ordering::SeqCst);
         }
     }
@@ -183,6 +189,7 @@ impl<T> Pool<T> {
             hot: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             asleep: AtomicUsize::new(0),
+            places: (1..threads).map(|_| Place::new()).collect(),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
         });
@@ -217,6 +224,7 @@ impl<T> Pool<T> {
             if shared.asleep.load(Ordering::SeqCst) > 0 {
                 // Who has counted itself but does not wait yet holds this.
                 drop(shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+                let _sent = apart(&shared.places);
                 shared.wake.notify_all();
             }
         }
