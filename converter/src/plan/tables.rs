@@ -251,6 +251,7 @@ impl<'a> Tables<'a> {
             n_ctx: 0,
             kv_type,
             sessions: if host == 0 { 1 } else { self.edges },
+            executors: 1,
             rows: self.chunk,
             threads: u64::from(self.profiles[host].threads),
             runtime_bytes: self.profiles[host].runtime_bytes,

@@ -20,7 +20,7 @@ pub(super) struct Held<'a> {
     pub(super) path: &'a Path,
     pub(super) hparams: &'a HParams,
     pub(super) layers: Range<usize>,
-    /// All files that are mapped, the one with the metadata first.
+    /// All models that are mapped, each with an executor, the one with the metadata first.
     pub(super) sets: Vec<&'a GgufSet>,
     pub(super) n_ctx: usize,
     pub(super) kv_type: KvType,
@@ -45,6 +45,7 @@ impl Held<'_> {
             n_ctx: self.n_ctx as u64,
             kv_type: self.kv_type,
             sessions,
+            executors: self.sets.len() as u64,
             rows: match self.role {
                 Role::Cloud => MOST_ROWS,
                 Role::Edge | Role::Both => (self.chunk as u64).clamp(CHUNK_ROWS, MOST_ROWS),

@@ -52,6 +52,9 @@ pub struct Load<'a> {
     pub kv_type: KvType,
     /// Sequences at a time.
     pub sessions: u64,
+    /// Executors that share the layers, each with buffers of its own: two where both halves are in one
+    /// process.
+    pub executors: u64,
     /// Rows that go through the layers at once, at most.
     pub rows: u64,
     /// Threads that compute.
@@ -87,7 +90,8 @@ impl Memory {
 impl Load<'_> {
     /// Counts.
     pub fn memory(&self) -> Memory {
-        let buffers = (self.buffer_bytes()).saturating_add(self.scores().bytes(self.n_ctx));
+        let scores = times(&[self.scores().bytes(self.n_ctx), self.executors]);
+        let buffers = self.buffer_bytes().saturating_add(scores);
         let taken = usize::try_from(self.n_ctx).map_or(u64::MAX, |n| KvType::positions(n) as u64);
         Memory {
             weights: self.file_bytes,
@@ -137,7 +141,7 @@ impl Load<'_> {
             KvType::F16 => 0,
             KvType::Q8_0 | KvType::Q4_0 => 16 * hp.q_width().div_ceil(KV_BLOCK) as u64,
         };
-        let pass = times(&[4, self.rows, layer + rows + codes]);
+        let pass = times(&[4, self.rows, layer + rows + codes, self.executors]);
         let head = if self.layers.end == hp.n_layer {
             // Logits, and candidates (id and logit) while a token is chosen.
             times(&[12, hp.n_vocab as u64])
@@ -277,6 +281,7 @@ mod tests {
             n_ctx,
             kv_type: KvType::F16,
             sessions: 1,
+            executors: 1,
             rows: CHUNK_ROWS,
             threads: 2,
             runtime_bytes: RUNTIME_BYTES,
@@ -339,6 +344,24 @@ mod tests {
             ..load(&hp, 0)
         };
         assert_eq!(absurd.memory().total(), u64::MAX);
+    }
+
+    /// Both halves in one process: buffers of a pass and of attention twice, logits and the rest once.
+    #[test]
+    fn two_executors_have_two_sets_of_buffers() {
+        let hp = llama_7b();
+        let one = load(&hp, 512);
+        let both = Load {
+            executors: 2,
+            ..one.clone()
+        };
+        let logits = 12 * hp.n_vocab as u64;
+        let (one, both) = (one.memory(), both.memory());
+        assert_eq!(both.activations, 2 * one.activations - logits);
+        assert_eq!(
+            both.total() - both.activations,
+            one.total() - one.activations
+        );
     }
 
     #[test]

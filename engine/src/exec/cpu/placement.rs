@@ -42,8 +42,7 @@ mod linux {
 
         /// The calling thread is about to sleep.
         pub(in super::super) fn sleeps(&self) {
-            self.thread
-                .store(gettid().as_raw_pid(), Ordering::Relaxed);
+            self.thread.store(gettid().as_raw_pid(), Ordering::Relaxed);
             self.processor.store(sched_getcpu(), Ordering::Release);
         }
 
@@ -76,41 +75,56 @@ mod linux {
         }
     }
 
-    /// Sends sleeping workers each to a processor of its own, other than the caller's: to that on which it ran
-    /// last if it can. To be dropped when they have been woken. Where the system forbids it, or there
-    /// are not enough processors, they stay.
+    /// Keeps sleeping workers off the caller's processor, and gives those that would meet there or on
+    /// each other's last one a processor of their own. To be dropped when they have been woken. Where the
+    /// system forbids it, or there are not enough processors, they stay.
     pub(in super::super) fn apart(places: &[Place]) -> Sent {
+        match sched_getaffinity(None) {
+            Ok(allowed) => send(places, sched_getcpu(), allowed),
+            Err(_) => Sent {
+                allowed: CpuSet::new(),
+                threads: ArrayVec::new(),
+            },
+        }
+    }
+
+    /// [`apart`] for a caller on the processor `here` that may run on those `allowed`.
+    pub(in super::super) fn send(places: &[Place], here: usize, allowed: CpuSet) -> Sent {
         let mut sent = Sent {
-            allowed: CpuSet::new(),
+            allowed,
             threads: ArrayVec::new(),
         };
-        let here = sched_getcpu();
-        let Ok(mut free) = sched_getaffinity(None) else {
-            return sent;
-        };
-        sent.allowed = free;
+        let mut others = allowed;
         if here < CpuSet::MAX_CPU {
-            free.unset(here);
+            others.unset(here);
         }
-        let mut next = 0;
-        for (thread, last) in places.iter().filter_map(Place::asleep).take(MOST) {
-            let found = if free.is_set(last) {
-                Some(last)
+        let asleep = || places.iter().filter_map(Place::asleep).take(MOST);
+        // Who can stays where it was, or goes where the system finds it better.
+        let mut free = others;
+        let mut stay = ArrayVec::<bool, MOST>::new();
+        for (_, last) in asleep() {
+            stay.push(free.is_set(last));
+            free.unset(last);
+        }
+        let mut next = here + 1;
+        for ((thread, _), stays) in asleep().zip(stay) {
+            let places = if stays {
+                others
             } else {
-                (next..CpuSet::MAX_CPU).find(|p| free.is_set(*p))
+                let ring = (next..CpuSet::MAX_CPU).chain(0..next.min(CpuSet::MAX_CPU));
+                let Some(found) = ring.into_iter().find(|p| free.is_set(*p)) else {
+                    continue;
+                };
+                free.unset(found);
+                next = found + 1;
+                let mut only = CpuSet::new();
+                only.set(found);
+                only
             };
-            let Some(found) = found else {
-                break;
-            };
-            if found != last {
-                next = found;
-            }
-            free.unset(found);
-            let mut only = CpuSet::new();
-            only.set(found);
-            if sched_setaffinity(Some(thread), &only).is_ok() {
-                // It takes as many as have been looked at.
-                sent.threads.push(thread);
+            if sched_setaffinity(Some(thread), &places).is_ok() {
+                // There is room for as many as have been looked at; a worker that begins to sleep only now is
+                // none of them.
+                let _ = sent.threads.try_push(thread);
             }
         }
         sent
@@ -124,6 +138,11 @@ mod elsewhere {
     #[derive(Debug)]
     pub(in super::super) struct Place;
 
+    /// Threads that have been sent somewhere: none.
+    #[derive(Debug)]
+    pub(in super::super) struct Sent;
+
+    #[allow(clippy::unused_self)] // as on Linux
     impl Place {
         pub(in super::super) const fn new() -> Self {
             Self
@@ -134,8 +153,10 @@ mod elsewhere {
         pub(in super::super) fn wakes(&self) {}
     }
 
-    /// Nothing.
-    pub(in super::super) fn apart(_: &[Place]) {}
+    /// Sends nobody.
+    pub(in super::super) fn apart(_: &[Place]) -> Sent {
+        Sent
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -144,45 +165,83 @@ mod tests {
 
     use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
+    use super::linux::send;
     use super::*;
 
     /// Whoever sleeps where the caller runs is sent elsewhere, and may run everywhere afterwards.
     #[test]
     fn whoever_sleeps_here_wakes_elsewhere() {
         let all = sched_getaffinity(None).unwrap();
-        let Some(other) = (0..CpuSet::MAX_CPU).find(|p| all.is_set(*p)) else {
-            unreachable!("this thread runs somewhere");
-        };
+        let here = (0..CpuSet::MAX_CPU).find(|p| all.is_set(*p)).unwrap();
         if all.count() == 1 {
             return; // Nowhere to go.
         }
         let mut only = CpuSet::new();
-        only.set(other);
+        only.set(here);
         let place = Place::new();
-        assert!(apart(std::slice::from_ref(&place)).threads.is_empty());
-        let (asleep, sent) = (Barrier::new(2), Barrier::new(2));
+        let places = std::slice::from_ref(&place);
+        assert!(send(places, here, all).threads.is_empty(), "it is awake");
+        let [asleep, sent, back] = [(); 3].map(|()| Barrier::new(2));
         std::thread::scope(|s| {
             let sleeper = s.spawn(|| {
                 sched_setaffinity(None, &only).unwrap();
                 place.sleeps();
                 asleep.wait();
                 sent.wait();
-                let away = sched_getcpu();
-                place.wakes();
-                away
+                let away = (sched_getcpu(), sched_getaffinity(None).unwrap());
+                back.wait();
+                back.wait();
+                (away, sched_getaffinity(None).unwrap())
             });
             asleep.wait();
-            // The caller may run everywhere, and is on the sleeper's processor for now.
-            while sched_getcpu() != other {
-                sched_setaffinity(None, &only).unwrap();
-                sched_setaffinity(None, &all).unwrap();
-            }
-            let moved = apart(std::slice::from_ref(&place));
-            let threads = moved.threads.clone();
+            let moved = send(places, here, all);
+            let n = moved.threads.len();
             sent.wait();
-            let away = sleeper.join().unwrap();
-            assert_eq!(threads.len(), 1);
-            assert_ne!(away, other);
+            back.wait();
+            drop(moved);
+            back.wait();
+            let ((away, allowed), afterwards) = sleeper.join().unwrap();
+            assert_eq!(n, 1);
+            assert!(away != here && allowed.is_set(away) && !allowed.is_set(here));
+            assert_eq!(afterwards, all);
+        });
+    }
+
+    /// Two that slept on one processor do not meet there again.
+    #[test]
+    fn two_do_not_meet() {
+        let all = sched_getaffinity(None).unwrap();
+        let mut some = (0..CpuSet::MAX_CPU).filter(|p| all.is_set(*p));
+        let (Some(first), Some(second)) = (some.next(), some.next()) else {
+            return;
+        };
+        // The caller is on none of them: both processors are free.
+        let elsewhere = CpuSet::MAX_CPU - 1;
+        let mut only = CpuSet::new();
+        only.set(first);
+        let mut two = only;
+        two.set(second);
+        let places = [Place::new(), Place::new()];
+        let [asleep, sent] = [(); 2].map(|()| Barrier::new(3));
+        std::thread::scope(|s| {
+            let sleepers = [0, 1].map(|i| {
+                let (places, asleep, sent, only) = (&places, &asleep, &sent, &only);
+                s.spawn(move || {
+                    sched_setaffinity(None, only).unwrap();
+                    places[i].sleeps();
+                    asleep.wait();
+                    sent.wait();
+                    sched_getaffinity(None).unwrap()
+                })
+            });
+            asleep.wait();
+            let moved = send(&places, elsewhere, two);
+            sent.wait();
+            let [a, b] = sleepers.map(|t| t.join().unwrap());
+            drop(moved);
+            // The first may stay, the second has the other one.
+            assert_eq!(a, two);
+            assert!(b.is_set(second) && !b.is_set(first));
         });
     }
 }

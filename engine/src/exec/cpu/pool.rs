@@ -141,8 +141,8 @@ impl Shared {
             // In one order with the session's store of `hot` and its look at this: one of the two
             // sees the other, so nobody sleeps through a session.
             self.asleep.fetch_add(1, Ordering::SeqCst);
-            self.places[own - 1].sleeps();
             while !self.awake() {
+                self.places[own - 1].sleeps();
                 guard = self
                     .wake
                     .wait(guard)

@@ -178,7 +178,7 @@ pub(super) fn spread(n: usize) -> Vec<usize> {
 }
 
 /// All types of `allowed[layer][kind]`: one of each kind in the last layer and the first ones, all of the
-/// last, then in the first round one matrix of each layer in one type, always another kind and another type, until
+/// last and the first, then in the first round one matrix of each layer in one type, always another kind and another type, until
 /// all have had their turn.
 pub(super) fn order(allowed: &[Vec<Vec<BlockType>>]) -> Vec<Job> {
     let kinds = KINDS.len();
@@ -195,17 +195,16 @@ pub(super) fn order(allowed: &[Vec<Vec<BlockType>>]) -> Vec<Job> {
             }
         }
     }
-    // Behind the last layer there is none to be run: all of its types cost little.
+    // Behind the last layer there is none to be run: all of its types cost little. And what the first costs is
+    // most of what a small edge does.
     let last = allowed.len().saturating_sub(1);
-    for (kind, types) in allowed.get(last).into_iter().flatten().enumerate() {
-        for &ty in types {
-            let job = Job {
-                layer: last,
-                kind,
-                ty,
-            };
-            if !out.contains(&job) {
-                out.push(job);
+    for layer in [last, 0] {
+        for (kind, types) in allowed.get(layer).into_iter().flatten().enumerate() {
+            for &ty in types {
+                let job = Job { layer, kind, ty };
+                if !out.contains(&job) {
+                    out.push(job);
+                }
             }
         }
     }
@@ -367,12 +366,13 @@ mod tests {
         let jobs = order(&allowed);
         assert_eq!(jobs.len(), 20 * 15);
         let set = |f: &dyn Fn(&Job) -> usize, n: usize| {
-            let all: std::collections::BTreeSet<usize> = jobs[36..36 + n].iter().map(f).collect();
+            let all: std::collections::BTreeSet<usize> = jobs[44..44 + n].iter().map(f).collect();
             all.len()
         };
         assert!(jobs[..28].iter().all(|j| j.layer < 3 || j.layer == 19));
-        // All types of the last layer.
+        // All types of the last layer and the first.
         assert!(jobs[28..36].iter().all(|j| j.layer == 19));
+        assert!(jobs[36..44].iter().all(|j| j.layer == 0));
         assert_eq!(order(&allowed[..1]).len(), 15);
         // Of the next twenty nearly each is of another layer, of which the last has nothing left, and all
         // kinds and types are among them.
