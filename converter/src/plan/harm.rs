@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use formats::blocks::BlockType;
 use formats::imatrix::KINDS;
-use formats::measured::{Front, LayerSensitivity, WHOLE_LAYER};
+use formats::measured::{LayerSensitivity, WHOLE_LAYER};
 
 use crate::importance::Importance;
 use crate::recipe::{TensorPlan, stated, typical};
@@ -18,24 +18,16 @@ const PRIOR: f64 = 2e8;
 /// Where figures of harm come from.
 #[derive(Debug)]
 enum Basis {
-    /// `--sensitivity`.
-    Types {
-        /// Matrix and type.
-        known: Known,
-        /// Nats per layer and unit of squared relative error for matrices of which it has nothing.
-        prior: f64,
-        /// How figures of the first layers add up, if in their own way, and all others.
-        front: Option<Front>,
-        additivity: f64,
-    },
+    /// `--sensitivity`: matrix and type; nats per layer and unit of squared relative error for
+    /// matrices that it has nothing of.
+    Types { known: Known, prior: f64 },
     /// An importance matrix with sensitivities: matrix, per unit of squared relative error.
     Errors(Vec<[f32; KINDS.len()]>),
     /// Nothing was measured: nats per layer and unit of squared relative error.
     Prior(f64),
 }
 
-/// Types and nats, by layer and place in [`KINDS`] (or [`WHOLE`]): of the front as they were measured, of
-/// all others as they add up.
+/// Types and nats, as they add up where many are changed, by layer and place in [`KINDS`] (or [`WHOLE`]).
 type Known = HashMap<(u32, usize), Vec<(BlockType, f64)>>;
 
 /// Says what a matrix in a type costs.
@@ -100,8 +92,6 @@ impl Harm {
                     basis: Basis::Types {
                         known: known(m),
                         prior,
-                        front: m.front,
-                        additivity: m.additivity,
                     },
                 });
             }
@@ -126,40 +116,26 @@ impl Harm {
         !matches!(self.basis, Basis::Prior(_))
     }
 
-    /// Nats that writing `tensors` of a half costs, together: a sum over its matrices, of which those of the
-    /// front share a part. `lacks` gets what had to be guessed.
+    /// Nats that writing `tensors` of a half costs, together: a sum over its matrices. `lacks`
+    /// gets what had to be guessed.
     pub fn of<'a>(&self, tensors: impl Iterator<Item = &'a TensorPlan>, lacks: &mut Lacks) -> f64 {
-        let own = match &self.basis {
-            Basis::Types {
-                front: Some(front),
-                additivity,
-                ..
-            } => Some((front, *additivity)),
-            _ => None,
-        };
-        let (mut sum, mut squares, mut others) = (0.0, 0.0, 0.0);
-        for t in tensors.filter(|t| t.layer_matrix && t.encode) {
-            let Some(Place::Layer(layer)) = Place::of(&t.name) else {
-                continue;
-            };
-            let kind = t.name.split('.').nth(2);
-            let Some(kind) = KINDS.iter().position(|k| kind == Some(*k)) else {
-                continue;
-            };
-            let kl = self.matrix(layer, kind, t.to, lacks);
-            if own.is_some_and(|(front, _)| layer < front.layers) {
-                sum += kl;
-                squares += kl * kl;
-            } else {
-                others += kl;
-            }
-        }
-        others + own.map_or(sum, |(front, rest)| front.together(sum, squares, rest))
+        tensors
+            .filter(|t| t.layer_matrix && t.encode)
+            .filter_map(|t| {
+                let Some(Place::Layer(layer)) = Place::of(&t.name) else {
+                    return None;
+                };
+                let kind = KINDS
+                    .iter()
+                    .position(|k| t.name.split('.').nth(2) == Some(k))?;
+                Some(self.matrix(layer, kind, t.to, lacks))
+            })
+            .sum()
     }
 
     fn matrix(&self, layer: u32, kind: usize, ty: BlockType, lacks: &mut Lacks) -> f64 {
         match &self.basis {
-            Basis::Types { known, prior, .. } => {
+            Basis::Types { known, prior } => {
                 // A type that loses nothing needs no figure.
                 if typical(ty) <= 0.0 {
                     return 0.0;
@@ -200,10 +176,7 @@ fn known(m: &LayerSensitivity) -> Known {
             None => continue,
         };
         if let Ok(ty) = t.block_type.parse() {
-            let kl = match m.front_of(t.layer) {
-                Some(_) => t.kl,
-                None => t.kl * m.additivity,
-            };
+            let kl = t.kl * m.additivity_of(t.layer);
             known.entry((t.layer, kind)).or_default().push((ty, kl));
         }
     }
@@ -258,23 +231,6 @@ pub(super) mod tests {
         }
     }
 
-    fn written(name: &str, to: BlockType) -> TensorPlan {
-        TensorPlan {
-            name: name.into(),
-            source: name.into(),
-            role: formats::pair::HalfRole::Edge,
-            dims: vec![256, 4],
-            from: BlockType::F16,
-            to,
-            encode: true,
-            from_bytes: 0,
-            bytes: 0,
-            layer_matrix: true,
-            forced: false,
-            weighing: crate::importance::Weighing::Even,
-        }
-    }
-
     #[test]
     fn a_figure_is_found_or_scaled_from_the_nearest() {
         let damage = |kind: &str, ty: BlockType, kl| TypeDamage {
@@ -303,41 +259,25 @@ pub(super) mod tests {
         let (q5, own) = of("attn_v", BlockType::Q5_K).unwrap();
         let factor = typical(BlockType::Q5_K) / typical(BlockType::Q4_K);
         assert!((q5 - 0.03 * factor).abs() < 1e-9 && !own);
-        // The front adds up in its own way, which is said of all its matrices together.
+        // The front adds up in its own way.
         let v = KINDS.iter().position(|k| *k == "attn_v").unwrap();
         let front = |layers| LayerSensitivity {
             additivity: 2.0,
             front: Some(Front {
                 layers,
                 additivity: 0.5,
-                matrices: 4.0,
             }),
             ..measured.clone()
         };
         let figures = |m: &LayerSensitivity| of_type(&super::known(m), 1, v, BlockType::Q2_K);
-        assert_eq!(figures(&front(2)), Some((0.5, true)));
-        let harm = |m: &LayerSensitivity| Harm {
+        assert_eq!(figures(&front(2)), Some((0.25, true)));
+        let harm = Harm {
             basis: Basis::Types {
-                known: super::known(m),
+                known: super::known(&front(1)),
                 prior: 10.0,
-                front: m.front,
-                additivity: m.additivity,
             },
             said: String::new(),
         };
-        let two = [("attn_v", BlockType::Q2_K), ("attn_v", BlockType::Q2_K)];
-        let sum = |m: &LayerSensitivity, n: usize| {
-            let tensors: Vec<TensorPlan> = two[..n]
-                .iter()
-                .map(|(kind, ty)| written(&format!("blk.1.{kind}.weight"), *ty))
-                .collect();
-            harm(m).of(tensors.iter(), &mut Lacks::default())
-        };
-        // Behind the front; one of the front alone; two, of four that were measured.
-        assert_eq!(sum(&front(1), 2), 2.0);
-        assert_eq!(sum(&front(2), 1), 1.0);
-        assert!((sum(&front(2), 2) - 1.0).abs() < 1e-12);
-        let harm = harm(&front(1));
         let mut lacks = Lacks::default();
         assert_eq!(harm.matrix(1, v, BlockType::Q2_K, &mut lacks), 1.0);
         // F16 is as good as what it is made from, of a layer that was measured or was not.

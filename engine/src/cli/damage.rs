@@ -134,9 +134,7 @@ fn report(args: &Calibrate, found: &LayerSensitivity, seconds: f64) -> Result<()
         return print_json(&report);
     }
     let first = found.front.map_or_else(String::new, |front| {
-        let Front {
-            layers, additivity, ..
-        } = front;
+        let Front { layers, additivity } = front;
         format!("those of the first {layers} layers {additivity:.2}, all others ")
     });
     print_line(&format!(

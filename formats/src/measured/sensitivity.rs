@@ -91,30 +91,6 @@ pub struct Front {
     pub layers: u32,
     /// Their divergence together by the sum of their own ones.
     pub additivity: f64,
-    /// Of how many matrices that was measured, by [`Front::number`]; 1 where nobody says.
-    #[serde(default = "one")]
-    pub matrices: f64,
-}
-
-impl Front {
-    /// How many equal figures would have such a sum and sum of squares: `sum² / squares`, at least 1.
-    pub fn number(sum: f64, squares: f64) -> f64 {
-        let n = sum * sum / squares;
-        if n.is_finite() { n.max(1.0) } else { 1.0 }
-    }
-
-    /// The divergence of matrices changed together, of whose own ones these are the sum and the sum of
-    /// squares; `rest` is [`LayerSensitivity::additivity`].
-    ///
-    /// A matrix alone has nothing to share: it costs what it costs, which the rest takes to more of the
-    /// text. As many as were measured together share most, and fewer, a part of it: the factor goes from `rest`
-    /// to `additivity` with the logarithm of their number.
-    pub fn together(&self, sum: f64, squares: f64, rest: f64) -> f64 {
-        let part = Self::number(sum, squares).ln() / self.matrices.ln();
-        // One that was measured alone says nothing of fewer.
-        let part = if part.is_finite() { part.min(1.0) } else { 1.0 };
-        sum * rest.powf(1.0 - part) * self.additivity.powf(part)
-    }
 }
 
 /// One matrix of a layer, or all of a layer, taken to one type; all others as in the source.
@@ -182,9 +158,12 @@ impl LayerSensitivity {
         true
     }
 
-    /// How the matrices of `layer` add up, if it is one of the front.
-    pub fn front_of(&self, layer: u32) -> Option<&Front> {
-        self.front.as_ref().filter(|front| layer < front.layers)
+    /// By what figures of matrices of `layer` are multiplied where many are changed.
+    pub fn additivity_of(&self, layer: u32) -> f64 {
+        match self.front {
+            Some(front) if layer < front.layers => front.additivity,
+            _ => self.additivity,
+        }
     }
 
     /// Whether a text can have this perplexity.
@@ -221,10 +200,6 @@ impl LayerSensitivity {
                 let (low, high) = (ADDITIVITY.start(), ADDITIVITY.end());
                 let why = format!("{} is not between {low} and {high}", front.additivity);
                 return Err(value("front.additivity", why));
-            }
-            if !(1.0..=MAX_ENTRIES as f64).contains(&front.matrices) {
-                let why = format!("{} is not between 1 and {MAX_ENTRIES}", front.matrices);
-                return Err(value("front.matrices", why));
             }
         }
         if !ADDITIVITY.contains(&self.additivity) {

@@ -71,7 +71,6 @@ fn sensitivity() -> LayerSensitivity {
         front: Some(Front {
             layers: 2,
             additivity: 0.8,
-            matrices: 16.0,
         }),
         types: vec![TypeDamage {
             layer: 3,
@@ -120,34 +119,6 @@ fn divergences_go_with_the_logarithm_of_the_perplexity() {
     assert!(!s.read_at(16.0));
     assert_eq!(s, before);
     assert!(s.check().is_ok());
-}
-
-#[test]
-fn the_front_shares_more_the_more_matrices_there_are() {
-    let front = Front {
-        layers: 2,
-        additivity: 0.5,
-        matrices: 16.0,
-    };
-    let of = |all: &[f64], front: &Front| {
-        let sum: f64 = all.iter().sum();
-        front.together(sum, all.iter().map(|x| x * x).sum(), 2.0) / sum
-    };
-    // One alone, or that outweighs all others, goes as the rest does; many as they were measured.
-    assert_eq!(of(&[0.3], &front), 2.0);
-    assert!((of(&[0.3, 1e-9, 1e-9], &front) - 2.0).abs() < 1e-6);
-    assert!((of(&[0.1; 16], &front) - 0.5).abs() < 1e-12);
-    assert_eq!(of(&[0.1; 70], &front), 0.5);
-    // Four are half of the way.
-    assert!((of(&[0.1; 4], &front) - 1.0).abs() < 1e-12);
-    // Where it was measured on one, or nobody says on how many, it holds of all.
-    let one = Front {
-        matrices: 1.0,
-        ..front
-    };
-    assert_eq!(of(&[0.3], &one), 0.5);
-    assert_eq!(of(&[0.3, 0.3], &one), 0.5);
-    assert_eq!(front.together(0.0, 0.0, 2.0), 0.0);
 }
 
 #[test]
@@ -208,19 +179,10 @@ fn what_cannot_be_is_refused_by_name() {
     let front = Front {
         layers: 5,
         additivity: 1.0,
-        matrices: 1.0,
     };
     refused(&|s| s.front = Some(front), "front.layers");
-    let of = |layer| sensitivity().front_of(layer).map(|f| f.additivity);
-    assert_eq!([of(0), of(1), of(2)], [Some(0.8), Some(0.8), None]);
-    for matrices in [0.0, 0.5, f64::NAN, f64::INFINITY] {
-        let front = Front {
-            layers: 1,
-            additivity: 1.0,
-            matrices,
-        };
-        refused(&|s| s.front = Some(front), "front.matrices");
-    }
+    let of = |layer| sensitivity().additivity_of(layer);
+    assert_eq!([of(0), of(1), of(2)], [0.8, 0.8, 1.1]);
     refused(&|s| s.types[0].kl = 1e308, "that large");
     refused(&|s| s.codecs[0].bytes_per_token = f64::NAN, "at least 0");
     for additivity in [0.0, -1.0, 1e308, f64::NAN] {
@@ -234,7 +196,6 @@ fn what_cannot_be_is_refused_by_name() {
                 s.front = Some(Front {
                     layers: 1,
                     additivity,
-                    matrices: 1.0,
                 });
             },
             "front.additivity",

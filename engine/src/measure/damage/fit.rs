@@ -574,9 +574,9 @@ mod tests {
             kl: value(j),
             fitted: false,
         };
-        // Besides the other types of the last layer, which say little of the rest.
-        let last = 2 * KINDS.len();
-        let some = jobs.len() / 7 + last;
+        // Besides the other types of the last layer and the first, which say little of the rest.
+        let ends = 2 * 2 * KINDS.len();
+        let some = jobs.len() / 7 + ends;
         let mut damages: Vec<_> = jobs[..some].iter().map(damage).collect();
         super::types(&jobs, &bits_of(&jobs), &mut damages);
         assert_eq!(damages.len(), jobs.len());

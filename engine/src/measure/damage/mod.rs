@@ -218,7 +218,7 @@ pub fn damage(
     } else {
         fit::codecs(&[], &mut points);
     }
-    let sums: Vec<(f64, f64)> = groups.iter().map(|g| g.sums(&jobs, &damages)).collect();
+    let sums: Vec<f64> = groups.iter().map(|g| g.sum(&jobs, &damages)).collect();
     let mut together: Vec<Option<f64>> = Vec::new();
     for (i, group) in groups.iter().enumerate() {
         let key = group.key();
@@ -256,7 +256,7 @@ pub fn damage(
     let factors: Vec<Option<f64>> = sums
         .iter()
         .enumerate()
-        .map(|(i, (sum, _))| {
+        .map(|(i, sum)| {
             let few = together[i].filter(|kl| *kl > 0.0).map(|kl| kl * level);
             let many = wide.found.groups.get(i).copied().flatten();
             let kl = many.filter(|kl| *kl > 0.0).or(few)?;
@@ -271,7 +271,6 @@ pub fn damage(
     let front = (factors.len() > 1).then(|| Front {
         layers: types::front(n_layer) as u32,
         additivity: front.unwrap_or(additivity),
-        matrices: sums.first().map_or(1.0, |(a, b)| Front::number(*a, *b)),
     });
     Ok(LayerSensitivity {
         format: LayerSensitivity::FORMAT.into(),

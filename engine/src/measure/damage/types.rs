@@ -207,8 +207,8 @@ impl Group {
         out
     }
 
-    /// Their own divergences: the sum, and that of their squares.
-    pub(super) fn sums(&self, jobs: &[Job], damages: &[TypeDamage]) -> (f64, f64) {
+    /// The sum of their own divergences.
+    pub(super) fn sum(&self, jobs: &[Job], damages: &[TypeDamage]) -> f64 {
         let all = self.jobs(jobs);
         let own = damages.iter().filter(|d| {
             all.iter().any(|j| {
@@ -217,9 +217,7 @@ impl Group {
                     && j.ty.name() == d.block_type
             })
         });
-        own.fold((0.0, 0.0), |(sum, squares), d| {
-            (sum + d.kl, squares + d.kl * d.kl)
-        })
+        own.map(|d| d.kl).sum()
     }
 
     /// The rows behind the group when all are changed together; `None` when it gets `late` on the way.
@@ -294,7 +292,7 @@ mod tests {
             kl,
             fitted: false,
         });
-        assert_eq!(all[0].sums(&jobs, &damages), (0.35, 0.0725));
+        assert_eq!(all[0].sum(&jobs, &damages), 0.35);
     }
 
     #[test]
