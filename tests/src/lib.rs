@@ -27,17 +27,7 @@ pub fn program(name: &str) -> PathBuf {
         }
         cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
         cargo.env("CARGO_TARGET_DIR", dir.parent().unwrap());
-        // Cargo has described this test's package to us in these. Build scripts that look at them
-        // (ring's) would run again, and half of the workspace would be built again.
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"]
-                .iter()
-                .any(|p| text.starts_with(p))
-            {
-                cargo.env_remove(&name);
-            }
-        }
+        fixtures::forget_package(&mut cargo);
         assert!(
             cargo.status().unwrap().success(),
             "building the programs failed"

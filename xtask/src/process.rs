@@ -290,17 +290,7 @@ impl Workspace {
     pub(crate) fn cargo(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.cargo);
         command.args(args).current_dir(&self.root);
-        // Cargo has described xtask to us in these. Build scripts that look at them would run
-        // again, and whatever depends on them would be built again, each time.
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"]
-                .iter()
-                .any(|p| text.starts_with(p))
-            {
-                command.env_remove(&name);
-            }
-        }
+        fixtures::forget_package(&mut command);
         command
     }
 

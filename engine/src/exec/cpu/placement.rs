@@ -3,8 +3,8 @@
 //! In a virtual machine a processor that has slept for a while counts as taken away by the host, and
 //! the system does not look at it when it wakes a thread. Workers are then woken on the processor of
 //! whoever wakes them and wait there, for milliseconds, until the load is balanced: after each pause
-//! for the network a token was computed by one thread alone. So whoever wakes the workers sends each
-//! to a processor of its own, which it may leave again as soon as it is awake.
+//! for the network a token was computed by one thread alone. So whoever wakes the workers keeps them off
+//! its own processor and each other's while they are woken; afterwards they may go where they like.
 
 #[cfg(target_os = "linux")]
 pub(super) use linux::{Place, apart};
