@@ -27,8 +27,9 @@ pub struct Opened {
     pub max_rows_per_message: u32,
 }
 
-/// One generation. Lives on one thread, which computes for nobody else, and is dropped there.
-pub trait Session {
+/// One generation. One thread at a time computes for it: its own, which also drops it, or one of the network's, when it
+/// is quick and nobody else has a session.
+pub trait Session: Send {
     /// Decodes `frame`, runs its rows at the positions after those held, and samples what follows
     /// the last row if `want_token`. `frame` is from the network: anything may be in it.
     ///

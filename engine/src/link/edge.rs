@@ -141,7 +141,7 @@ impl EdgeLink {
                     reason: status::chain(&e),
                 })?,
         };
-        let reactor = Arc::new(Reactor::new(interrupt)?);
+        let reactor = Arc::new(Reactor::new(interrupt, keepalive)?);
         let deadline = Instant::now() + connect_timeout;
         let channel = match reactor.until(deadline, false, endpoint.connect()) {
             Waited::Done(connected) => {
@@ -444,8 +444,10 @@ impl Stream {
         if let Some(error) = &self.wire.dead {
             return Err(error.clone());
         }
+        // Who asked for a token waits for it next, and serves the socket then.
+        let off = !matches!(&kind, ToCloud::Rows(rows) if rows.want_token);
         let message = proto::EdgeMessage { kind: Some(kind) };
-        let message = match self.tx.try_send(message) {
+        let message = match (self.wire.reactor).send(off, || self.tx.try_send(message)) {
             Ok(()) => return Ok(()),
             Err(mpsc::error::TrySendError::Closed(_)) => {
                 return Err(self.wire.why(deadline, leaving));
@@ -455,7 +457,10 @@ impl Stream {
         let wait = self.wire.reply_timeout;
         let reactor = &self.wire.reactor;
         match reactor.until(deadline, leaving, self.tx.send(message)) {
-            Waited::Done(Ok(())) => Ok(()),
+            Waited::Done(Ok(())) => {
+                reactor.send(off, || ());
+                Ok(())
+            }
             Waited::Done(Err(_)) => Err(self.wire.why(deadline, leaving)),
             Waited::Late => Err(self.wire.fail(|peer| LinkError::Timeout {
                 peer,

@@ -1,16 +1,22 @@
 //! Waiting on the edge's side: for an answer, a deadline, or the user's Ctrl-C.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::Notify;
 use tokio::time::{Instant, interval, sleep_until};
 
 use super::error::LinkError;
 
 /// How often an [`Interrupt`] is asked. Fast enough to feel immediate, rare enough to cost nothing.
 const POLL: Duration = Duration::from_millis(50);
+
+/// How long nobody may serve the socket before the keeper does.
+const NAP: Duration = Duration::from_millis(50);
 
 /// Whether the user wants the link to stop waiting: a flag that a signal handler sets, most likely.
 /// It is asked every 50 ms, and only while the link waits.
@@ -45,29 +51,72 @@ pub(super) enum Waited<T> {
     Interrupted,
 }
 
-/// One thread that serves the socket and answers pings, also while the edge computes.
+/// Serves the socket: the thread that waits does it itself, so that no other must be woken for a message
+/// to leave or to be taken in, and while nobody waits the [`keeper`](keep) does.
 pub(super) struct Reactor {
-    runtime: Option<Runtime>,
+    shared: Arc<Shared>,
     interrupt: Option<Interrupt>,
 }
 
+/// What the waiting threads and the keeper have in common.
+struct Shared {
+    runtime: Unwaited,
+    /// Threads that wait, and so serve the socket.
+    inside: AtomicUsize,
+    /// How many have come to wait so far.
+    visits: AtomicUsize,
+    /// Whether the keeper serves the socket.
+    keeping: AtomicBool,
+    /// Tells the keeper that somebody came.
+    back: Notify,
+    orders: Mutex<Orders>,
+    /// New orders.
+    bell: Condvar,
+}
+
+/// What the keeper is told.
+#[derive(Default)]
+struct Orders {
+    /// Serve at once: there is more to send, and whoever sent it computes on.
+    begin: bool,
+    /// Leave for ever.
+    over: bool,
+}
+
 impl Reactor {
-    pub(super) fn new(interrupt: Option<Interrupt>) -> Result<Self, LinkError> {
+    /// Pings must be answered well within `keepalive`.
+    pub(super) fn new(
+        interrupt: Option<Interrupt>,
+        keepalive: Duration,
+    ) -> Result<Self, LinkError> {
         if Handle::try_current().is_ok() {
             return Err(LinkError::Runtime(
                 "an EdgeLink blocks and cannot be used inside an asynchronous task".to_owned(),
             ));
         }
-        Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("link")
+        let failed = |e: std::io::Error| LinkError::Runtime(e.to_string());
+        let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
-            .map(|runtime| Self {
-                runtime: Some(runtime),
-                interrupt,
-            })
-            .map_err(|e| LinkError::Runtime(e.to_string()))
+            .map_err(failed)?;
+        let shared = Arc::new(Shared {
+            runtime: Unwaited(Some(runtime)),
+            inside: AtomicUsize::new(0),
+            visits: AtomicUsize::new(0),
+            keeping: AtomicBool::new(false),
+            back: Notify::new(),
+            orders: Mutex::default(),
+            bell: Condvar::new(),
+        });
+        let this = Self {
+            shared: Arc::clone(&shared),
+            interrupt,
+        };
+        thread::Builder::new()
+            .name("link".to_owned())
+            .spawn(move || keep(&shared, NAP.min(keepalive / 4)))
+            .map_err(failed)?;
+        Ok(this)
     }
 
     /// Whether the user wants to stop.
@@ -85,11 +134,7 @@ impl Reactor {
         future: impl Future<Output = T>,
     ) -> Waited<T> {
         let interrupt = self.interrupt.as_ref().filter(|_| !leaving);
-        // The runtime is there until drop; an absent one would never answer either.
-        let Some(runtime) = self.runtime.as_ref() else {
-            return Waited::Late;
-        };
-        runtime.block_on(async {
+        self.shared.serve(async {
             tokio::select! {
                 biased;
                 done = future => Waited::Done(done),
@@ -97,6 +142,96 @@ impl Reactor {
                 () = sleep_until(deadline) => Waited::Late,
             }
         })
+    }
+
+    /// Queues something to send, and lets the queue go out as far as the network takes it at once. The
+    /// rest goes when somebody [waits](Self::until), or from now on if the sender is `off`, not to wait soon.
+    pub(super) fn send<T>(&self, off: bool, queue: impl FnOnce() -> T) -> T {
+        // In here, so that those who send it need not be woken.
+        let queued = self.shared.serve(async {
+            let queued = queue();
+            tokio::task::yield_now().await;
+            queued
+        });
+        if off {
+            self.shared.order(|orders| orders.begin = true);
+        }
+        queued
+    }
+}
+
+impl Shared {
+    /// Serves the socket on this thread until `future` is ready.
+    fn serve<T>(&self, future: impl Future<Output = T>) -> T {
+        self.visits.fetch_add(1, Ordering::Relaxed);
+        self.inside.fetch_add(1, Ordering::SeqCst);
+        // The keeper says that it serves before it looks whether somebody is here: one of both sees.
+        if self.keeping.load(Ordering::SeqCst) {
+            self.back.notify_one();
+        }
+        let done = self.runtime.block_on(future);
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+        done
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn order(&self, give: impl FnOnce(&mut Orders)) {
+        give(&mut self.orders());
+        self.bell.notify_one();
+    }
+}
+
+/// A runtime whose end nobody waits for: a name lookup may still hang in a thread of its own.
+struct Unwaited(Option<Runtime>);
+
+impl Unwaited {
+    /// Serves until `future` is ready.
+    fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        match &self.0 {
+            Some(runtime) => runtime.block_on(future),
+            None => unreachable!("it is there until it is dropped"),
+        }
+    }
+}
+
+impl Drop for Unwaited {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Serves the socket while nobody waits, so that pings are answered and what is queued goes out. It begins
+/// when nobody has come for `nap`, or when told to; it stops when somebody comes. Two threads that take turns token after
+/// token would cost a wake-up each; most tokens are made within a nap.
+fn keep(shared: &Shared, nap: Duration) {
+    let mut visits = 0;
+    loop {
+        let mut orders = shared.orders();
+        if !orders.begin && !orders.over {
+            (orders, _) =
+                (shared.bell.wait_timeout(orders, nap)).unwrap_or_else(PoisonError::into_inner);
+        }
+        if orders.over {
+            return;
+        }
+        let told = std::mem::take(&mut orders.begin);
+        drop(orders);
+        let before = std::mem::replace(&mut visits, shared.visits.load(Ordering::Relaxed));
+        if !told && (visits != before || shared.inside.load(Ordering::SeqCst) > 0) {
+            continue;
+        }
+        shared.keeping.store(true, Ordering::SeqCst);
+        shared.runtime.block_on(async {
+            while shared.inside.load(Ordering::SeqCst) == 0 && !shared.orders().over {
+                shared.back.notified().await;
+            }
+        });
+        shared.keeping.store(false, Ordering::SeqCst);
     }
 }
 
@@ -113,9 +248,7 @@ async fn fired(interrupt: Option<&Interrupt>) {
 
 impl Drop for Reactor {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // A name lookup may still hang in a thread of its own.
-            runtime.shutdown_background();
-        }
+        self.shared.order(|orders| orders.over = true);
+        self.shared.back.notify_one();
     }
 }

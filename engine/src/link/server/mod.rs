@@ -310,10 +310,11 @@ impl Drop for RunningServer {
     }
 }
 
-/// Two threads carry bytes for all sessions; compute has its own.
+/// One thread carries bytes for all sessions. A second would be woken with each message, to see whether there is more,
+/// and take a processor from those who compute.
 fn runtime() -> Result<Runtime, LinkError> {
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .thread_name("link")
         .enable_all()
         .build()

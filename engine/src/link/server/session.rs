@@ -12,6 +12,7 @@ use super::super::request::OpenRequest;
 use super::super::{PROTOCOL, proto, status};
 use super::accept::{Hold, Peer};
 use super::worker::{self, Work, Worker};
+use proto::cloud_message::Kind as CloudKind;
 use proto::edge_message::Kind as FromEdge;
 
 /// Messages that may wait for one session's thread: enough to hide the network, few enough that a
@@ -29,6 +30,13 @@ pub(super) struct Shared {
     pub(super) open_timeout: Duration,
     pub(super) idle_timeout: Duration,
     pub(super) stopping: watch::Receiver<bool>,
+}
+
+impl Shared {
+    /// Whether one session is all there is.
+    fn is_for_one(&self) -> bool {
+        self.slots.available_permits() + 1 >= self.max_sessions as usize
+    }
 }
 
 /// Serves one stream to its end.
@@ -134,11 +142,8 @@ impl Stream {
                     let kind = answer.unwrap_or_else(|| Err(Status::internal("the session ended by itself")))?;
                     in_flight -= 1;
                     last = Instant::now();
-                    let message = proto::CloudMessage { kind: Some(kind) };
-                    match timeout(idle, self.out.send(Ok(message))).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return Ok(()),
-                        Err(_) => return Err(idle_for(idle, "took no answer")),
+                    if !self.answer(kind).await? {
+                        return Ok(());
                     }
                 }
                 () = stopped(&mut self.stopping) => return Err(shutting_down()),
@@ -150,13 +155,20 @@ impl Stream {
                         Some(message) => match next_work(message)? {
                             None => closing = true,
                             Some(piece) => {
-                                // There is room, for fewer than QUEUE are in flight.
-                                if worker.work.try_send(piece).is_ok() {
-                                    in_flight += 1;
-                                } else {
-                                    // The thread ended; its last answer says why.
-                                    closing = true;
-                                    in_flight += 1;
+                                let here = in_flight == 0 && self.shared.is_for_one();
+                                match if here { worker.serve_here(piece) } else { Err(piece) } {
+                                    Ok(answer) => {
+                                        last = Instant::now();
+                                        if !self.answer(answer?).await? {
+                                            return Ok(());
+                                        }
+                                    }
+                                    Err(piece) => {
+                                        // There is room, for fewer than QUEUE are in flight; or the thread
+                                        // has ended, and its last answer says why.
+                                        closing = worker.work.try_send(piece).is_err();
+                                        in_flight += 1;
+                                    }
                                 }
                             }
                         },
@@ -166,6 +178,16 @@ impl Stream {
                     return Err(idle_for(idle, "sent nothing"));
                 }
             }
+        }
+    }
+
+    /// Sends an answer; whether the edge is still there.
+    async fn answer(&mut self, kind: CloudKind) -> Result<bool, Status> {
+        let idle = self.shared.idle_timeout;
+        let message = proto::CloudMessage { kind: Some(kind) };
+        match timeout(idle, self.out.send(Ok(message))).await {
+            Ok(sent) => Ok(sent.is_ok()),
+            Err(_) => Err(idle_for(idle, "took no answer")),
         }
     }
 }

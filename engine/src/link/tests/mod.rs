@@ -5,6 +5,7 @@ mod interrupt;
 mod protection;
 mod rogue;
 mod trouble;
+mod turns;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -38,12 +39,15 @@ struct Sums {
     living: Arc<AtomicUsize>,
     served: Arc<AtomicUsize>,
     opened: Mutex<Vec<OpenRequest>>,
+    threads: Arc<Mutex<Vec<String>>>,
 }
 
 struct Sum {
     held: Vec<u8>,
     living: Arc<AtomicUsize>,
     served: Arc<AtomicUsize>,
+    /// The names of the threads on which rows were run.
+    threads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Backend for Sums {
@@ -64,6 +68,7 @@ impl Backend for Sums {
                 held: Vec::new(),
                 living: self.living.clone(),
                 served: self.served.clone(),
+                threads: self.threads.clone(),
             }),
             n_ctx: N_CTX,
             max_rows_per_message: 64,
@@ -73,6 +78,8 @@ impl Backend for Sums {
 
 impl Session for Sum {
     fn rows(&mut self, frame: &[u8], want_token: bool) -> Result<RowsDone, SessionError> {
+        let name = thread::current().name().unwrap_or_default().to_owned();
+        self.threads.lock().unwrap().push(name);
         for &row in frame {
             match row {
                 PANIC => panic!("a kernel went wrong"),
