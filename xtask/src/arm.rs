@@ -31,42 +31,18 @@ const PACKAGES: [&str; 3] = [
     "libc6-dev-arm64-cross",
     "qemu-user-static",
 ];
-/// Crates that are quicker to build than to have fast. None of them is part of a macro or of a
-/// build script: those are the same ones as elsewhere, and are built only once.
-const LEAST: [&str; 34] = [
-    "axum",
-    "axum-core",
-    "clap_builder",
-    "comfy-table",
+/// Crates that are quicker to build than to have fast here, beside those of Cargo.toml. None of them is part
+/// of a macro or of a build script: those are the same ones as elsewhere, and are built only once.
+const LEAST: [&str; 10] = [
     "compact_str",
-    "crossterm",
     "daachorse",
     "fancy-regex",
-    "futures-util",
-    "gguf-rs",
-    "h2",
-    "hyper",
-    "hyper-util",
-    "minijinja",
-    "mio",
-    "nix",
     "nom",
     "proptest",
     "rand",
     "rayon",
     "rayon-core",
-    "rcgen",
-    "ring",
-    "rustls",
-    "rustls-webpki",
-    "rustyline",
-    "time",
     "tokenizers",
-    "tokio",
-    "tokio-util",
-    "tonic",
-    "tower",
-    "tracing-subscriber",
     "zstd-sys",
 ];
 /// Crates in which the emulated tokens spend their time.

@@ -58,7 +58,7 @@ fn products_agree_with_decoded_weights_and_between_instruction_sets() {
                 w.extend(bytes);
                 plain.push(back);
             }
-            for n in [1, 2, 3, 8, 15] {
+            for n in [1, 2, 3, 8, 15, 39] {
                 let x = noise.take(n * cols);
                 let want = product(Isa::SCALAR, ty, &w, rows, &x, n);
                 for (at, v) in want.iter().enumerate() {

@@ -7,7 +7,16 @@ use formats::blocks::BlockType;
 
 use super::super::lanes::LANES;
 use super::super::matmul::{Acts, Out};
+use super::panel::{self, Registers};
 use super::{block32, float, fold, grouped, super256};
+
+/// From so many activation rows on weights are made floats once for all of them.
+const fn many(registers: Registers) -> usize {
+    match registers {
+        Registers::Sixteen => 32,
+        Registers::ThirtyTwo => 16,
+    }
+}
 
 /// How a block type gives its quants to the kernel.
 pub(super) trait Groups {
@@ -139,7 +148,7 @@ unsafe fn cell<T: Groups, const W: usize, const R: usize>(
     }
 }
 
-/// All products of weight rows `rows`.
+/// All products of weight rows `rows`, for few activation rows.
 ///
 /// # Safety
 /// AVX2, FMA, F16C; `weights` holds `rows.end` rows; columns `rows` of `out` are this task's.
@@ -185,12 +194,35 @@ unsafe fn tile<T: Groups>(
     }
 }
 
+/// All products of weight rows `rows`.
+///
+/// # Safety
+/// As [`matmul`].
+unsafe fn tiles<T: Groups>(
+    registers: Registers,
+    weights: &[u8],
+    row_bytes: usize,
+    rows: Range<usize>,
+    x: &Acts<'_>,
+    out: Out,
+) {
+    // SAFETY: by the contract.
+    unsafe {
+        if x.rows() < many(registers) {
+            tile::<T>(weights, row_bytes, rows, x, out);
+        } else {
+            panel::products::<T>(registers, weights, row_bytes, rows, x, out);
+        }
+    }
+}
+
 /// Weight rows `rows` of type `ty` times all activation rows.
 ///
 /// # Safety
-/// AVX2, FMA, F16C; `weights` holds `rows.end` rows of `row_bytes`; columns `rows` of `out` are
+/// AVX2, FMA, F16C, and if there are thirty-two `registers` AVX-512 F and VL; `weights` holds `rows.end` rows of `row_bytes`; columns `rows` of `out` are
 /// this task's to write.
 pub(crate) unsafe fn matmul(
+    registers: Registers,
     ty: BlockType,
     weights: &[u8],
     row_bytes: usize,
@@ -202,31 +234,47 @@ pub(crate) unsafe fn matmul(
     // SAFETY: by the contract.
     unsafe {
         match ty {
-            BlockType::F32 => tile::<float::F32>(weights, row_bytes, rows, x, out),
-            BlockType::F16 => tile::<float::F16>(weights, row_bytes, rows, x, out),
-            BlockType::BF16 => tile::<float::Bf16>(weights, row_bytes, rows, x, out),
-            BlockType::Q4_0 => tile::<block32::Q4_0>(weights, row_bytes, rows, x, out),
-            BlockType::Q4_1 => tile::<block32::Q4_1>(weights, row_bytes, rows, x, out),
-            BlockType::Q5_0 => tile::<block32::Q5_0>(weights, row_bytes, rows, x, out),
-            BlockType::Q5_1 => tile::<block32::Q5_1>(weights, row_bytes, rows, x, out),
-            BlockType::Q8_0 => tile::<block32::Q8_0>(weights, row_bytes, rows, x, out),
-            BlockType::IQ4_NL => tile::<block32::Iq4Nl>(weights, row_bytes, rows, x, out),
-            BlockType::Q2_K => tile::<super256::Q2K>(weights, row_bytes, rows, x, out),
-            BlockType::Q3_K => tile::<super256::Q3K>(weights, row_bytes, rows, x, out),
-            BlockType::Q4_K => tile::<super256::Q4K>(weights, row_bytes, rows, x, out),
-            BlockType::Q5_K => tile::<super256::Q5K>(weights, row_bytes, rows, x, out),
-            BlockType::Q6_K => tile::<super256::Q6K>(weights, row_bytes, rows, x, out),
-            BlockType::IQ1_S => tile::<grouped::Iq1S>(weights, row_bytes, rows, x, out),
-            BlockType::IQ1_M => tile::<grouped::Iq1M>(weights, row_bytes, rows, x, out),
-            BlockType::IQ2_XXS => tile::<grouped::Iq2Xxs>(weights, row_bytes, rows, x, out),
-            BlockType::IQ2_XS => tile::<grouped::Iq2Xs>(weights, row_bytes, rows, x, out),
-            BlockType::IQ2_S => tile::<grouped::Iq2S>(weights, row_bytes, rows, x, out),
-            BlockType::IQ3_XXS => tile::<grouped::Iq3Xxs>(weights, row_bytes, rows, x, out),
-            BlockType::IQ3_S => tile::<grouped::Iq3S>(weights, row_bytes, rows, x, out),
-            BlockType::IQ4_XS => tile::<grouped::Iq4Xs>(weights, row_bytes, rows, x, out),
-            BlockType::TQ1_0 => tile::<grouped::Tq1_0>(weights, row_bytes, rows, x, out),
-            BlockType::TQ2_0 => tile::<grouped::Tq2_0>(weights, row_bytes, rows, x, out),
-            BlockType::MXFP4 => tile::<grouped::Mxfp4>(weights, row_bytes, rows, x, out),
+            BlockType::F32 => tiles::<float::F32>(registers, weights, row_bytes, rows, x, out),
+            BlockType::F16 => tiles::<float::F16>(registers, weights, row_bytes, rows, x, out),
+            BlockType::BF16 => tiles::<float::Bf16>(registers, weights, row_bytes, rows, x, out),
+            BlockType::Q4_0 => tiles::<block32::Q4_0>(registers, weights, row_bytes, rows, x, out),
+            BlockType::Q4_1 => tiles::<block32::Q4_1>(registers, weights, row_bytes, rows, x, out),
+            BlockType::Q5_0 => tiles::<block32::Q5_0>(registers, weights, row_bytes, rows, x, out),
+            BlockType::Q5_1 => tiles::<block32::Q5_1>(registers, weights, row_bytes, rows, x, out),
+            BlockType::Q8_0 => tiles::<block32::Q8_0>(registers, weights, row_bytes, rows, x, out),
+            BlockType::IQ4_NL => {
+                tiles::<block32::Iq4Nl>(registers, weights, row_bytes, rows, x, out)
+            }
+            BlockType::Q2_K => tiles::<super256::Q2K>(registers, weights, row_bytes, rows, x, out),
+            BlockType::Q3_K => tiles::<super256::Q3K>(registers, weights, row_bytes, rows, x, out),
+            BlockType::Q4_K => tiles::<super256::Q4K>(registers, weights, row_bytes, rows, x, out),
+            BlockType::Q5_K => tiles::<super256::Q5K>(registers, weights, row_bytes, rows, x, out),
+            BlockType::Q6_K => tiles::<super256::Q6K>(registers, weights, row_bytes, rows, x, out),
+            BlockType::IQ1_S => tiles::<grouped::Iq1S>(registers, weights, row_bytes, rows, x, out),
+            BlockType::IQ1_M => tiles::<grouped::Iq1M>(registers, weights, row_bytes, rows, x, out),
+            BlockType::IQ2_XXS => {
+                tiles::<grouped::Iq2Xxs>(registers, weights, row_bytes, rows, x, out)
+            }
+            BlockType::IQ2_XS => {
+                tiles::<grouped::Iq2Xs>(registers, weights, row_bytes, rows, x, out)
+            }
+            BlockType::IQ2_S => tiles::<grouped::Iq2S>(registers, weights, row_bytes, rows, x, out),
+            BlockType::IQ3_XXS => {
+                tiles::<grouped::Iq3Xxs>(registers, weights, row_bytes, rows, x, out)
+            }
+            BlockType::IQ3_S => tiles::<grouped::Iq3S>(registers, weights, row_bytes, rows, x, out),
+            BlockType::IQ4_XS => {
+                tiles::<grouped::Iq4Xs>(registers, weights, row_bytes, rows, x, out)
+            }
+            BlockType::TQ1_0 => {
+                tiles::<grouped::Tq1_0>(registers, weights, row_bytes, rows, x, out)
+            }
+            BlockType::TQ2_0 => {
+                tiles::<grouped::Tq2_0>(registers, weights, row_bytes, rows, x, out)
+            }
+            BlockType::MXFP4 => {
+                tiles::<grouped::Mxfp4>(registers, weights, row_bytes, rows, x, out)
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ mod float;
 mod grouped;
 mod integer;
 mod matmul;
+mod panel;
 mod super256;
 
 use std::arch::x86_64::*;
@@ -27,6 +28,7 @@ pub(crate) use integer::{
     encode, float_scores, float_sums, key_tile, kv_scores, kv_sums, products, soften,
 };
 pub(crate) use matmul::matmul;
+pub(crate) use panel::Registers;
 
 use super::lanes::{LANES, exp};
 use super::scalar;
