@@ -31,6 +31,11 @@ pub trait Executor: Send + Sync {
     /// The layers this executor holds.
     fn layers(&self) -> Range<usize>;
 
+    /// Whether the processor computes, and no device that has to be waited for.
+    fn is_on_host(&self) -> bool {
+        true
+    }
+
     /// In what form its caches keep keys and values.
     fn kv_type(&self) -> KvType {
         KvType::F16

@@ -37,6 +37,13 @@ pub trait Session: Send {
     /// Any; the session is over then.
     fn rows(&mut self, frame: &[u8], want_token: bool) -> Result<RowsDone, SessionError>;
 
+    /// Whether `frame` has one row, as far as can be seen at a glance, and the processor computes it: nothing that
+    /// may hang, and nothing that takes longer than the row before. `frame` is from the network: anything may be in it.
+    fn is_single(&self, frame: &[u8]) -> bool {
+        let _ = frame;
+        false
+    }
+
     /// Forgets the positions from `len` on; `len` is at most the number held.
     ///
     /// # Errors

@@ -444,10 +444,16 @@ impl Stream {
         if let Some(error) = &self.wire.dead {
             return Err(error.clone());
         }
-        // Who asked for a token waits for it next, and serves the socket then.
-        let off = !matches!(&kind, ToCloud::Rows(rows) if rows.want_token);
+        // Who wants a token, or the end, waits for it next, and serves the socket then.
+        let off = match &kind {
+            ToCloud::Rows(rows) => !rows.want_token,
+            ToCloud::Truncate(_) => true,
+            ToCloud::Open(_) | ToCloud::Close(_) => false,
+        };
         let message = proto::EdgeMessage { kind: Some(kind) };
-        let message = match (self.wire.reactor).send(off, || self.tx.try_send(message)) {
+        #[allow(clippy::result_large_err)] // tokio's own
+        let queue = || self.tx.try_send(message);
+        let message = match self.wire.reactor.send(off, queue) {
             Ok(()) => return Ok(()),
             Err(mpsc::error::TrySendError::Closed(_)) => {
                 return Err(self.wire.why(deadline, leaving));
@@ -469,6 +475,13 @@ impl Stream {
             })),
             Waited::Interrupted => Err(self.wire.interrupted()),
         }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // The server is told by the end of what is sent, at once.
+        self.wire.reactor.attend();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Waiting on the edge's side: for an answer, a deadline, or the user's Ctrl-C.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -17,6 +17,8 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// How long nobody may serve the socket before the keeper does.
 const NAP: Duration = Duration::from_millis(50);
+/// The least that this is shortened to for the sake of pings.
+const LEAST_NAP: Duration = Duration::from_millis(1);
 
 /// Whether the user wants the link to stop waiting: a flag that a signal handler sets, most likely.
 /// It is asked every 50 ms, and only while the link waits.
@@ -63,8 +65,9 @@ struct Shared {
     runtime: Unwaited,
     /// Threads that wait, and so serve the socket.
     inside: AtomicUsize,
-    /// How many have come to wait so far.
-    visits: AtomicUsize,
+    /// When the last one left, in microseconds after `start`.
+    left: AtomicU64,
+    start: Instant,
     /// Whether the keeper serves the socket.
     keeping: AtomicBool,
     /// Tells the keeper that somebody came.
@@ -102,7 +105,8 @@ impl Reactor {
         let shared = Arc::new(Shared {
             runtime: Unwaited(Some(runtime)),
             inside: AtomicUsize::new(0),
-            visits: AtomicUsize::new(0),
+            left: AtomicU64::new(0),
+            start: Instant::now(),
             keeping: AtomicBool::new(false),
             back: Notify::new(),
             orders: Mutex::default(),
@@ -114,7 +118,7 @@ impl Reactor {
         };
         thread::Builder::new()
             .name("link".to_owned())
-            .spawn(move || keep(&shared, NAP.min(keepalive / 4)))
+            .spawn(move || keep(&shared, NAP.min(keepalive / 4).max(LEAST_NAP)))
             .map_err(failed)?;
         Ok(this)
     }
@@ -144,7 +148,7 @@ impl Reactor {
         })
     }
 
-    /// Queues something to send, and lets the queue go out as far as the network takes it at once. The
+    /// Queues something to send and lets the queue go out, as a rule at once as far as the network takes it. The
     /// rest goes when somebody [waits](Self::until), or from now on if the sender is `off`, not to wait soon.
     pub(super) fn send<T>(&self, off: bool, queue: impl FnOnce() -> T) -> T {
         // In here, so that those who send it need not be woken.
@@ -154,24 +158,31 @@ impl Reactor {
             queued
         });
         if off {
-            self.shared.order(|orders| orders.begin = true);
+            self.attend();
         }
         queued
+    }
+
+    /// Lets the keeper serve the socket from now on, until somebody waits.
+    pub(super) fn attend(&self) {
+        self.shared.order(|orders| orders.begin = true);
     }
 }
 
 impl Shared {
     /// Serves the socket on this thread until `future` is ready.
     fn serve<T>(&self, future: impl Future<Output = T>) -> T {
-        self.visits.fetch_add(1, Ordering::Relaxed);
-        self.inside.fetch_add(1, Ordering::SeqCst);
+        let _visit = Visit::new(self);
         // The keeper says that it serves before it looks whether somebody is here: one of both sees.
         if self.keeping.load(Ordering::SeqCst) {
             self.back.notify_one();
         }
-        let done = self.runtime.block_on(future);
-        self.inside.fetch_sub(1, Ordering::SeqCst);
-        done
+        self.runtime.block_on(future)
+    }
+
+    /// Microseconds since the start.
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
@@ -181,6 +192,23 @@ impl Shared {
     fn order(&self, give: impl FnOnce(&mut Orders)) {
         give(&mut self.orders());
         self.bell.notify_one();
+    }
+}
+
+/// A thread that waits. It leaves even if what it waits for panics.
+struct Visit<'a>(&'a Shared);
+
+impl<'a> Visit<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.inside.fetch_add(1, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.0.left.store(self.0.now(), Ordering::Relaxed);
+        self.0.inside.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -209,22 +237,28 @@ impl Drop for Unwaited {
 /// when nobody has come for `nap`, or when told to; it stops when somebody comes. Two threads that take turns token after
 /// token would cost a wake-up each; most tokens are made within a nap.
 fn keep(shared: &Shared, nap: Duration) {
-    let mut visits = 0;
     loop {
         let mut orders = shared.orders();
         if !orders.begin && !orders.over {
-            (orders, _) =
-                (shared.bell.wait_timeout(orders, nap)).unwrap_or_else(PoisonError::into_inner);
+            let away = shared
+                .now()
+                .saturating_sub(shared.left.load(Ordering::Relaxed));
+            let rest = nap.saturating_sub(Duration::from_micros(away));
+            let somebody = || shared.inside.load(Ordering::SeqCst) > 0;
+            if somebody() || !rest.is_zero() {
+                let rest = if somebody() { nap } else { rest };
+                (orders, _) = (shared.bell.wait_timeout(orders, rest))
+                    .unwrap_or_else(PoisonError::into_inner);
+                if !orders.begin && !orders.over {
+                    continue;
+                }
+            }
         }
         if orders.over {
             return;
         }
-        let told = std::mem::take(&mut orders.begin);
+        orders.begin = false;
         drop(orders);
-        let before = std::mem::replace(&mut visits, shared.visits.load(Ordering::Relaxed));
-        if !told && (visits != before || shared.inside.load(Ordering::SeqCst) > 0) {
-            continue;
-        }
         shared.keeping.store(true, Ordering::SeqCst);
         shared.runtime.block_on(async {
             while shared.inside.load(Ordering::SeqCst) == 0 && !shared.orders().over {

@@ -226,6 +226,10 @@ impl Executor for Batched {
         self.exec.layers()
     }
 
+    fn is_on_host(&self) -> bool {
+        self.exec.is_on_host()
+    }
+
     fn kv_type(&self) -> KvType {
         self.exec.kv_type()
     }

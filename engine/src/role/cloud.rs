@@ -161,6 +161,7 @@ impl Backend for CloudBackend {
             session: Box::new(CloudSession {
                 session,
                 n_ctx,
+                on_host: self.exec.is_on_host(),
                 contract: self.contract,
                 coding,
                 scratch: Scratch::calibrated(self.channels.clone()),
@@ -176,6 +177,7 @@ impl Backend for CloudBackend {
 struct CloudSession {
     session: BackSession,
     n_ctx: usize,
+    on_host: bool,
     contract: Contract,
     coding: Coding,
     scratch: Scratch,
@@ -227,6 +229,10 @@ impl Session for CloudSession {
             rows: header.rows as u32,
             token,
         })
+    }
+
+    fn is_single(&self, frame: &[u8]) -> bool {
+        self.on_host && wire::rows_at_a_glance(frame) == Some(1)
     }
 
     fn truncate(&mut self, len: u32) -> Result<(), SessionError> {

@@ -457,6 +457,16 @@ pub fn decode(
     result
 }
 
+/// [`super::rows_at_a_glance`] of a frame put together here.
+pub(super) fn rows_at_a_glance(frame: &[u8]) -> Option<u32> {
+    let mut r = Reader::new(frame);
+    let [mark, _] = r.array("header").ok()?;
+    let _: [u8; 4] = r.array("pair").ok()?;
+    r.varint("first position").ok()?;
+    let rows = r.varint("number of rows").ok()?;
+    (mark == MARK | FIRST_VERSION).then_some(rows)
+}
+
 fn decode_into(
     bytes: &[u8],
     expect: &Expect,

@@ -73,6 +73,11 @@ pub use frame::{
 pub use statistics::{CutStatistics, KL_STEPS};
 pub use ts::trimmed_sigma;
 
+/// How many rows `frame` says that it has, at a glance: nothing else of it is looked at.
+pub fn rows_at_a_glance(frame: &[u8]) -> Option<u32> {
+    frame::rows_at_a_glance(frame).or_else(|| thin::rows_at_a_glance(frame))
+}
+
 /// Rows that a model in order computes: NaN or an infinity is an error that says where it is.
 fn check_finite(rows: &[f32], width: usize) -> Result<(), EncodeError> {
     // A maximum of integers vectorises where a search does not.

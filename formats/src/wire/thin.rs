@@ -30,6 +30,20 @@ fn seed(pair_tag: PairTag, width: usize, front: &[u8]) -> u32 {
     u32::from(u16::from_le_bytes([a, b])) & ((1 << entropy::SEED_BITS) - 1)
 }
 
+/// [`super::rows_at_a_glance`] of a frame of this version.
+pub(super) fn rows_at_a_glance(frame: &[u8]) -> Option<u32> {
+    let mut r = Reader::new(frame);
+    let [mark, coding] = r.array("header").ok()?;
+    r.varint("first position").ok()?;
+    if mark != MARK | VERSION {
+        return None;
+    }
+    if coding & FLAG_MANY == 0 {
+        return Some(1);
+    }
+    r.varint("number of rows").ok()
+}
+
 /// Writes `rows`, which `super::encode` has checked to be whole ones.
 pub(super) fn encode(
     params: Tcq,

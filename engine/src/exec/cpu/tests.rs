@@ -87,6 +87,39 @@ fn products_agree_with_decoded_weights_and_between_instruction_sets() {
     }
 }
 
+/// What is made floats in panels goes on from one to the next: more weight rows, columns and activation rows than
+/// one has, rows that do not start at the first, and what does not fill a panel.
+#[test]
+fn products_of_many_rows_agree_across_panels() {
+    let mut noise = Noise::new(11);
+    let (rows, n) = (37, 130);
+    for (ty, cols) in [
+        (BlockType::F32, 807),
+        (BlockType::BF16, 800),
+        (BlockType::Q8_0, 800),
+        (BlockType::Q4_1, 1568),
+        (BlockType::Q6_K, 1024),
+        (BlockType::Q2_K, 1024),
+    ] {
+        let mut w = Vec::new();
+        for _ in 0..rows {
+            w.extend(noise.row(ty, cols));
+        }
+        let x = noise.take(n * cols);
+        let want = product(Isa::SCALAR, ty, &w, rows, &x, n);
+        for isa in Isa::available() {
+            let mut acts = activations(&x, n);
+            let view = acts.view(grouping(ty));
+            let mut got = vec![0.0; n * rows];
+            for part in [0..5, 5..rows] {
+                let out = Out::new(&mut got, rows);
+                isa.matmul(ty, &w, w.len() / rows, part, &view, out);
+            }
+            assert_eq!(bits(&got), bits(&want), "{isa} {ty}");
+        }
+    }
+}
+
 /// [`product`] in whole numbers.
 fn whole(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) -> Vec<f32> {
     let mut acts = activations(x, n);

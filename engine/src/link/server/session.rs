@@ -162,6 +162,8 @@ impl Stream {
                                         if !self.answer(answer?).await? {
                                             return Ok(());
                                         }
+                                        // Others of the network may want this thread.
+                                        tokio::task::yield_now().await;
                                     }
                                     Err(piece) => {
                                         // There is room, for fewer than QUEUE are in flight; or the thread

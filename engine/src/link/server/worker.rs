@@ -34,12 +34,15 @@ pub(super) struct Worker {
 /// The session, for whoever serves it; none before it is open and after its end.
 type Place = Mutex<Option<Seat>>;
 
-/// How long a thread of the network may compute. Two wake-ups are saved, some 0.1 ms, so more is not worth it.
-const QUICK: Duration = Duration::from_millis(5);
+/// How long a thread of the network may compute, as far as one can tell. Two wake-ups are saved, some 0.1 ms, so more is not
+/// worth it. (Tests share their machine.)
+const QUICK: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5 });
+/// After so long nothing can be told: memory may have gone to others.
+const FRESH: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// Does `piece` on this thread, if the session has nothing else to do and will take no longer than
-    /// [`QUICK`], as far as its last token tells; gives it back otherwise.
+    /// Does `piece` on this thread, if the session has nothing else to do and it is a row after a row that
+    /// took no longer than [`QUICK`]; gives it back otherwise.
     pub(super) fn serve_here(&self, piece: Work) -> Result<Result<Kind, Status>, Work> {
         let Ok(mut place) = self.place.try_lock() else {
             return Err(piece);
@@ -156,21 +159,25 @@ struct Seat {
     n_ctx: u32,
     /// Compute since the last token.
     spent: Duration,
-    /// Bytes of the last frame, and how long it took.
-    last: Option<(usize, Duration)>,
+    /// If the last piece was one row that wanted a token: when it was done, and how long it took.
+    last: Option<(Instant, Duration)>,
 }
 
 impl Seat {
     /// Whether `piece` asks for a token that is probably as soon done as the last one.
     fn is_quick(&self, piece: &Work) -> bool {
-        let (Work::Rows(rows), Some((bytes, took))) = (piece, self.last) else {
-            return false;
-        };
-        // Frames of as many rows differ in size, by their codec; those of more rows by more.
-        rows.want_token && rows.frame.len() < 2 * bytes && took <= QUICK
+        let quick = |(at, took): (Instant, Duration)| took <= QUICK && at.elapsed() <= FRESH;
+        self.last.is_some_and(quick) && self.is_token(piece)
+    }
+
+    /// Whether `piece` is one row that wants a token.
+    fn is_token(&self, piece: &Work) -> bool {
+        matches!(piece, Work::Rows(rows) if rows.want_token && self.session.is_single(&rows.frame))
     }
 
     fn serve(&mut self, piece: Work) -> Result<Kind, Status> {
+        let is_token = self.is_token(&piece);
+        self.last = None;
         match piece {
             Work::Truncate(len) => {
                 if len > self.len {
@@ -183,7 +190,13 @@ impl Seat {
                 self.len = len;
                 Ok(Kind::Progress(proto::Progress { len }))
             }
-            Work::Rows(rows) => self.rows(&rows),
+            Work::Rows(rows) => {
+                let start = Instant::now();
+                let answer = self.rows(&rows)?;
+                let end = Instant::now();
+                self.last = is_token.then_some((end, end - start));
+                Ok(answer)
+            }
         }
     }
 
@@ -202,9 +215,7 @@ impl Seat {
         }
         let start = Instant::now();
         let done = self.session.rows(&message.frame, message.want_token)?;
-        let took = start.elapsed();
-        self.spent += took;
-        self.last = Some((message.frame.len(), took));
+        self.spent += start.elapsed();
         self.len = self.len.saturating_add(done.rows);
         match (message.want_token, done.token) {
             (true, Some(token)) => Ok(Kind::Token(self.token(token))),

@@ -105,6 +105,10 @@ impl Session for Sum {
         })
     }
 
+    fn is_single(&self, frame: &[u8]) -> bool {
+        frame.len() == 1
+    }
+
     fn truncate(&mut self, len: u32) -> Result<(), SessionError> {
         self.held.truncate(len as usize);
         Ok(())

@@ -6,12 +6,12 @@ use super::*;
 #[test]
 fn an_edge_that_computes_for_long_stays_connected() {
     let (server, _) = serve(ServerOptions {
-        keepalive: Duration::from_millis(200),
+        keepalive: Duration::from_millis(500),
         ..ServerOptions::default()
     });
     let link = dial(&server);
     let mut stream = link.open(&request()).unwrap();
-    for (i, pause) in [(0, 0), (1, 1500), (2, 20), (3, 700), (4, 0)] {
+    for (i, pause) in [(0, 0), (1, 3000), (2, 20), (3, 2000), (4, 0)] {
         thread::sleep(Duration::from_millis(pause));
         stream.send_rows(i, vec![1], true).unwrap();
         assert_eq!(stream.recv_token().unwrap().id, i + 1);
@@ -23,7 +23,7 @@ fn rows_go_out_while_their_sender_computes() {
     let (server, backend) = serve(ServerOptions::default());
     let mut stream = dial(&server).open(&request()).unwrap();
     let served = || backend.served.load(Ordering::SeqCst);
-    // Before the keeper would look by itself, and more than a socket and HTTP/2's first window hold.
+    // One of them is more than a socket and HTTP/2's first window hold.
     let limit = stream.info().max_frame_bytes;
     for (i, frame) in [vec![1], vec![0; limit], vec![1]].into_iter().enumerate() {
         stream.send_rows(i as u32, frame, false).unwrap();
@@ -48,13 +48,18 @@ fn quick_tokens_of_a_single_session_are_made_where_their_row_came_in() {
         at += rows;
         backend.threads.lock().unwrap().pop().unwrap()
     };
-    // Nothing is known of the first; the second is like it, a prompt is not, and after it again.
+    // Nothing is known of the first, nor of a prompt or what comes after one.
     assert_eq!(token(&mut stream, vec![1]), "session");
     assert_eq!(token(&mut stream, vec![1]), "link");
     assert_eq!(token(&mut stream, vec![1; 2]), "session");
+    assert_eq!(token(&mut stream, vec![1]), "session");
     assert_eq!(token(&mut stream, vec![1]), "link");
     // One that took long is no reason to expect a quick one.
     assert_eq!(token(&mut stream, vec![SLOW]), "link");
+    assert_eq!(token(&mut stream, vec![1]), "session");
+    assert_eq!(token(&mut stream, vec![1]), "link");
+    // Nor one of long ago.
+    thread::sleep(Duration::from_millis(1100));
     assert_eq!(token(&mut stream, vec![1]), "session");
     assert_eq!(token(&mut stream, vec![1]), "link");
     // Others are not kept waiting.

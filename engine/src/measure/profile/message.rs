@@ -25,8 +25,9 @@ type Make<'a> = &'a dyn Fn(ModelPart) -> Result<Arc<dyn Executor>, RunError>;
 /// Messages before the time counts, and those of which it does.
 const FIRST: u32 = 10;
 const TIMES: u32 = 61;
-/// How long the other side computes, or a message is on its way.
-const PAUSE: Duration = Duration::from_millis(5);
+/// How long the other side computes, or a message is on its way: as long as with a small model, where a message weighs
+/// most, and where the server computes on the network's thread.
+const PAUSE: Duration = Duration::from_millis(3);
 
 /// An executor that answers late.
 struct Late {
@@ -42,6 +43,10 @@ impl Executor for Late {
 
     fn layers(&self) -> Range<usize> {
         self.exec.layers()
+    }
+
+    fn is_on_host(&self) -> bool {
+        self.exec.is_on_host()
     }
 
     fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {

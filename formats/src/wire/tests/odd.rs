@@ -49,3 +49,24 @@ fn what_is_not_finite_is_still_read() {
     let back = read(&sealed(body), 4).unwrap();
     assert!(back[..3] == [1.0; 3] && back[3].is_nan());
 }
+
+#[test]
+fn rows_are_seen_at_a_glance() {
+    for spec in ["f32", "f16", "int8", "ts-tabq"] {
+        for n in [0, 1, 2, 64] {
+            let frame = frame(spec, 8, &vec![0.5; 8 * n as usize]);
+            assert_eq!(rows_at_a_glance(&frame), Some(n), "{spec}");
+        }
+    }
+    // Version 2: a number of rows where there is more than one, or none.
+    assert_eq!(rows_at_a_glance(&[0xa2, 0x04, 7]), Some(1));
+    assert_eq!(rows_at_a_glance(&[0xa2, 0x14, 7, 3]), Some(3));
+    for odd in [
+        &[][..],
+        &[0xa1],
+        &[0xa2, 0x14, 7],
+        &[0xa3, 4, 7, 1, 1, 1, 1, 1],
+    ] {
+        assert_eq!(rows_at_a_glance(odd), None, "{odd:?}");
+    }
+}

@@ -231,50 +231,37 @@ pub(crate) unsafe fn matmul(
     out: Out,
 ) {
     assert!(weights.len() >= rows.end * row_bytes);
-    // SAFETY: by the contract.
-    unsafe {
-        match ty {
-            BlockType::F32 => tiles::<float::F32>(registers, weights, row_bytes, rows, x, out),
-            BlockType::F16 => tiles::<float::F16>(registers, weights, row_bytes, rows, x, out),
-            BlockType::BF16 => tiles::<float::Bf16>(registers, weights, row_bytes, rows, x, out),
-            BlockType::Q4_0 => tiles::<block32::Q4_0>(registers, weights, row_bytes, rows, x, out),
-            BlockType::Q4_1 => tiles::<block32::Q4_1>(registers, weights, row_bytes, rows, x, out),
-            BlockType::Q5_0 => tiles::<block32::Q5_0>(registers, weights, row_bytes, rows, x, out),
-            BlockType::Q5_1 => tiles::<block32::Q5_1>(registers, weights, row_bytes, rows, x, out),
-            BlockType::Q8_0 => tiles::<block32::Q8_0>(registers, weights, row_bytes, rows, x, out),
-            BlockType::IQ4_NL => {
-                tiles::<block32::Iq4Nl>(registers, weights, row_bytes, rows, x, out)
-            }
-            BlockType::Q2_K => tiles::<super256::Q2K>(registers, weights, row_bytes, rows, x, out),
-            BlockType::Q3_K => tiles::<super256::Q3K>(registers, weights, row_bytes, rows, x, out),
-            BlockType::Q4_K => tiles::<super256::Q4K>(registers, weights, row_bytes, rows, x, out),
-            BlockType::Q5_K => tiles::<super256::Q5K>(registers, weights, row_bytes, rows, x, out),
-            BlockType::Q6_K => tiles::<super256::Q6K>(registers, weights, row_bytes, rows, x, out),
-            BlockType::IQ1_S => tiles::<grouped::Iq1S>(registers, weights, row_bytes, rows, x, out),
-            BlockType::IQ1_M => tiles::<grouped::Iq1M>(registers, weights, row_bytes, rows, x, out),
-            BlockType::IQ2_XXS => {
-                tiles::<grouped::Iq2Xxs>(registers, weights, row_bytes, rows, x, out)
-            }
-            BlockType::IQ2_XS => {
-                tiles::<grouped::Iq2Xs>(registers, weights, row_bytes, rows, x, out)
-            }
-            BlockType::IQ2_S => tiles::<grouped::Iq2S>(registers, weights, row_bytes, rows, x, out),
-            BlockType::IQ3_XXS => {
-                tiles::<grouped::Iq3Xxs>(registers, weights, row_bytes, rows, x, out)
-            }
-            BlockType::IQ3_S => tiles::<grouped::Iq3S>(registers, weights, row_bytes, rows, x, out),
-            BlockType::IQ4_XS => {
-                tiles::<grouped::Iq4Xs>(registers, weights, row_bytes, rows, x, out)
-            }
-            BlockType::TQ1_0 => {
-                tiles::<grouped::Tq1_0>(registers, weights, row_bytes, rows, x, out)
-            }
-            BlockType::TQ2_0 => {
-                tiles::<grouped::Tq2_0>(registers, weights, row_bytes, rows, x, out)
-            }
-            BlockType::MXFP4 => {
-                tiles::<grouped::Mxfp4>(registers, weights, row_bytes, rows, x, out)
-            }
-        }
+    macro_rules! products {
+        ($t:ty) => {
+            // SAFETY: by the contract.
+            unsafe { tiles::<$t>(registers, weights, row_bytes, rows, x, out) }
+        };
+    }
+    match ty {
+        BlockType::F32 => products!(float::F32),
+        BlockType::F16 => products!(float::F16),
+        BlockType::BF16 => products!(float::Bf16),
+        BlockType::Q4_0 => products!(block32::Q4_0),
+        BlockType::Q4_1 => products!(block32::Q4_1),
+        BlockType::Q5_0 => products!(block32::Q5_0),
+        BlockType::Q5_1 => products!(block32::Q5_1),
+        BlockType::Q8_0 => products!(block32::Q8_0),
+        BlockType::IQ4_NL => products!(block32::Iq4Nl),
+        BlockType::Q2_K => products!(super256::Q2K),
+        BlockType::Q3_K => products!(super256::Q3K),
+        BlockType::Q4_K => products!(super256::Q4K),
+        BlockType::Q5_K => products!(super256::Q5K),
+        BlockType::Q6_K => products!(super256::Q6K),
+        BlockType::IQ1_S => products!(grouped::Iq1S),
+        BlockType::IQ1_M => products!(grouped::Iq1M),
+        BlockType::IQ2_XXS => products!(grouped::Iq2Xxs),
+        BlockType::IQ2_XS => products!(grouped::Iq2Xs),
+        BlockType::IQ2_S => products!(grouped::Iq2S),
+        BlockType::IQ3_XXS => products!(grouped::Iq3Xxs),
+        BlockType::IQ3_S => products!(grouped::Iq3S),
+        BlockType::IQ4_XS => products!(grouped::Iq4Xs),
+        BlockType::TQ1_0 => products!(grouped::Tq1_0),
+        BlockType::TQ2_0 => products!(grouped::Tq2_0),
+        BlockType::MXFP4 => products!(grouped::Mxfp4),
     }
 }

@@ -1,4 +1,5 @@
-//! AVX2 kernels with FMA and F16C. Bit for bit what [`super::scalar`] computes.
+//! AVX2 kernels with FMA and F16C. Bit for bit what [`super::scalar`] computes. Products of many rows in floats are also compiled
+//! for the registers of AVX-512 (`panel`).
 //!
 //! The pattern: small `#[inline(always)]` pieces without a target feature of their own, inlined
 //! into entry points that have it.

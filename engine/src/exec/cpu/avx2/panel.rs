@@ -42,6 +42,8 @@ struct Panel {
 }
 
 impl Panel {
+    // A sixteenth of a thread's stack, and nothing to allocate or to clear.
+    #[allow(clippy::large_stack_arrays)]
     const NEW: Self = Self {
         quants: [const { MaybeUninit::uninit() }; ROWS * COLS],
         scales: [const { MaybeUninit::uninit() }; ROWS * COLS / 16],
@@ -291,10 +293,16 @@ pub(super) unsafe fn products<T: Groups>(
             }
             for (k, r) in acts.clone().enumerate() {
                 for j in 0..n {
-                    // SAFETY: the sums of these rows were written; the columns are this task's.
+                    // SAFETY: the sums of these rows were written, if there was a column; the columns of `out` are
+                    // this task's.
                     unsafe {
                         let p = panel.sums.as_ptr().add((k * ROWS + j) * LANES);
-                        out.set(r, i + j, fold(_mm256_loadu_ps(p.cast())));
+                        let sum = if blocks == 0 {
+                            0.0
+                        } else {
+                            fold(_mm256_loadu_ps(p.cast()))
+                        };
+                        out.set(r, i + j, sum);
                     }
                 }
             }

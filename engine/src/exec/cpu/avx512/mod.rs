@@ -1,5 +1,5 @@
 //! AVX-512 kernels with VNNI: products in whole numbers and codes for them, attention, softmax, SwiGLU. All else runs in [`super::avx2`], which
-//! such a processor has as well.
+//! such a processor has as well; products in floats of many rows with the registers of AVX-512.
 
 // As in `avx2`.
 #![allow(
