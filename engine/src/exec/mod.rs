@@ -33,7 +33,7 @@ pub trait Executor: Send + Sync {
 
     /// Whether the processor computes, and no device that has to be waited for.
     fn is_on_host(&self) -> bool {
-        true
+        false
     }
 
     /// In what form its caches keep keys and values.

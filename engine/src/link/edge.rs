@@ -480,7 +480,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // The server is told by the end of what is sent, at once.
+        // The end of what is sent tells the server at once, or that of the connection, if the link goes as well.
         self.wire.reactor.attend();
     }
 }

@@ -15,8 +15,8 @@ use super::error::LinkError;
 /// How often an [`Interrupt`] is asked. Fast enough to feel immediate, rare enough to cost nothing.
 const POLL: Duration = Duration::from_millis(50);
 
-/// How long nobody may serve the socket before the keeper does.
-const NAP: Duration = Duration::from_millis(50);
+/// How long nobody may serve the socket before the keeper does. (In tests so long that they see whether it was told to.)
+const NAP: Duration = Duration::from_millis(if cfg!(test) { 5000 } else { 50 });
 /// The least that this is shortened to for the sake of pings.
 const LEAST_NAP: Duration = Duration::from_millis(1);
 
@@ -163,7 +163,8 @@ impl Reactor {
         queued
     }
 
-    /// Lets the keeper serve the socket from now on, until somebody waits.
+    /// Lets the keeper serve the socket from now on, until somebody waits; where another thread of this link waits
+    /// already, from a nap after it on.
     pub(super) fn attend(&self) {
         self.shared.order(|orders| orders.begin = true);
     }
@@ -178,6 +179,16 @@ impl Shared {
             self.back.notify_one();
         }
         self.runtime.block_on(future)
+    }
+
+    /// How long the keeper need not look; nothing if nobody has served the socket for `nap`.
+    fn pause(&self, nap: Duration) -> Option<Duration> {
+        // Before `left`, which whoever leaves writes first.
+        if self.inside.load(Ordering::SeqCst) > 0 {
+            return Some(nap);
+        }
+        let away = self.now().saturating_sub(self.left.load(Ordering::Relaxed));
+        Some(nap.saturating_sub(Duration::from_micros(away))).filter(|rest| !rest.is_zero())
     }
 
     /// Microseconds since the start.
@@ -239,20 +250,12 @@ impl Drop for Unwaited {
 fn keep(shared: &Shared, nap: Duration) {
     loop {
         let mut orders = shared.orders();
-        if !orders.begin && !orders.over {
-            let away = shared
-                .now()
-                .saturating_sub(shared.left.load(Ordering::Relaxed));
-            let rest = nap.saturating_sub(Duration::from_micros(away));
-            let somebody = || shared.inside.load(Ordering::SeqCst) > 0;
-            if somebody() || !rest.is_zero() {
-                let rest = if somebody() { nap } else { rest };
-                (orders, _) = (shared.bell.wait_timeout(orders, rest))
-                    .unwrap_or_else(PoisonError::into_inner);
-                if !orders.begin && !orders.over {
-                    continue;
-                }
-            }
+        while !orders.begin && !orders.over {
+            let Some(pause) = shared.pause(nap) else {
+                break;
+            };
+            (orders, _) =
+                (shared.bell.wait_timeout(orders, pause)).unwrap_or_else(PoisonError::into_inner);
         }
         if orders.over {
             return;

@@ -289,6 +289,10 @@ impl Executor for CpuExecutor {
         self.part.layers.clone()
     }
 
+    fn is_on_host(&self) -> bool {
+        true
+    }
+
     fn kv_type(&self) -> KvType {
         self.kv_type
     }

@@ -353,10 +353,6 @@ impl Executor for GpuExecutor {
         self.part.layers.clone()
     }
 
-    fn is_on_host(&self) -> bool {
-        false
-    }
-
     fn new_cache(&self, n_ctx: usize) -> Result<KvCache, ExecError> {
         if n_ctx == 0 {
             return Err(ExecError::CacheTooLarge { n_ctx, bytes: 0 });

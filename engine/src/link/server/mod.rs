@@ -50,7 +50,8 @@ pub struct ServerOptions {
     pub open_timeout: Duration,
     /// How long a session may do nothing: its user may be reading or thinking.
     pub idle_timeout: Duration,
-    /// Pings go out at this interval, and must be answered as soon; an edge that computes takes up to 50 ms. A connection without a sign of life for three is cut off.
+    /// Pings go out at this interval and must be answered within another: some 200 ms at least, for an edge
+    /// that computes takes up to 50 to answer. A connection without a sign of life for three is cut off.
     pub keepalive: Duration,
     /// How long streams get to end when the server stops.
     pub shutdown_grace: Duration,

@@ -47,9 +47,13 @@ impl Worker {
         let Ok(mut place) = self.place.try_lock() else {
             return Err(piece);
         };
-        match place.as_mut().filter(|seat| seat.is_quick(&piece)) {
-            Some(seat) => Ok(guarded("running", || seat.serve(piece))),
-            None => Err(piece),
+        let Some(seat) = place.as_mut() else {
+            return Err(piece);
+        };
+        match guarded("looking at work of", || Ok(seat.is_quick(&piece))) {
+            Ok(false) => Err(piece),
+            Ok(true) => Ok(guarded("running", || seat.serve(piece))),
+            Err(status) => Ok(Err(status)),
         }
     }
 }

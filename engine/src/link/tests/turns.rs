@@ -9,7 +9,11 @@ fn an_edge_that_computes_for_long_stays_connected() {
         keepalive: Duration::from_millis(500),
         ..ServerOptions::default()
     });
-    let link = dial(&server);
+    let link = EdgeLink::connect(EdgeOptions {
+        keepalive: Duration::from_millis(500),
+        ..to(server.local_addr())
+    })
+    .unwrap();
     let mut stream = link.open(&request()).unwrap();
     for (i, pause) in [(0, 0), (1, 3000), (2, 20), (3, 2000), (4, 0)] {
         thread::sleep(Duration::from_millis(pause));
@@ -25,6 +29,7 @@ fn rows_go_out_while_their_sender_computes() {
     let served = || backend.served.load(Ordering::SeqCst);
     // One of them is more than a socket and HTTP/2's first window hold.
     let limit = stream.info().max_frame_bytes;
+    let start = Instant::now();
     for (i, frame) in [vec![1], vec![0; limit], vec![1]].into_iter().enumerate() {
         stream.send_rows(i as u32, frame, false).unwrap();
         eventually("the frame is served", || served() == i + 1);
@@ -32,6 +37,9 @@ fn rows_go_out_while_their_sender_computes() {
     // Asked for a token and not waited for, it goes out too.
     stream.send_rows(3, vec![1], true).unwrap();
     eventually("the last one is served", || served() == 4);
+    // Long before the keeper would have looked by itself.
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
     assert_eq!(stream.recv_token().unwrap().position, 4);
 }
 
@@ -67,6 +75,7 @@ fn quick_tokens_of_a_single_session_are_made_where_their_row_came_in() {
     assert_eq!(token(&mut stream, vec![1]), "session");
     other.close().unwrap();
     eventually("the other is gone", || server.sessions() == 1);
+    token(&mut stream, vec![1]);
     assert_eq!(token(&mut stream, vec![1]), "link");
 }
 
