@@ -47,6 +47,10 @@ impl Gguf {
         // the file while we run would fault us, as it would every program that maps its weights;
         // our own writers never change a file in place (they write a new one and rename it).
         let map = unsafe { Mmap::map(&file) }.map_err(|e| fail(e.into()))?;
+        // Weights in pages of 2 MiB, where the file system gives them and the file is not in memory yet: with
+        // small ones whoever reads all of it waits for page tables. Advice: without it all is the same but slower.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
         let header = header::parse(&map).map_err(fail)?;
         let by_name = header
             .tensors

@@ -92,10 +92,9 @@ fn products_agree_with_decoded_weights_and_between_instruction_sets() {
 #[test]
 fn products_of_many_rows_agree_across_panels() {
     let mut noise = Noise::new(11);
-    let (rows, n) = (37, 130);
+    let (rows, n) = (19, 130);
     for (ty, cols) in [
         (BlockType::F32, 807),
-        (BlockType::BF16, 800),
         (BlockType::Q8_0, 800),
         (BlockType::Q4_1, 1568),
         (BlockType::Q6_K, 1024),
@@ -111,7 +110,7 @@ fn products_of_many_rows_agree_across_panels() {
             let mut acts = activations(&x, n);
             let view = acts.view(grouping(ty));
             let mut got = vec![0.0; n * rows];
-            for part in [0..5, 5..rows] {
+            for part in [0..1, 1..rows] {
                 let out = Out::new(&mut got, rows);
                 isa.matmul(ty, &w, w.len() / rows, part, &view, out);
             }
