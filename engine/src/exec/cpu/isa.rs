@@ -149,32 +149,16 @@ impl Isa {
                 unsafe { out.set(r, i, v) }
             }),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `available` is the only maker of these and has seen the features; `matmul`
-            // gives each task its own range of columns and has checked the sizes.
-            Kind::Avx2 => unsafe {
-                avx2::matmul(
-                    avx2::Registers::Sixteen,
-                    ty,
-                    weights,
-                    row_bytes,
-                    rows,
-                    x,
-                    out,
-                );
-            },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Kind::Avx512 => unsafe {
-                avx2::matmul(
-                    avx2::Registers::ThirtyTwo,
-                    ty,
-                    weights,
-                    row_bytes,
-                    rows,
-                    x,
-                    out,
-                );
-            },
+            Kind::Avx2 | Kind::Avx512 => {
+                let registers = if self.0 == Kind::Avx2 {
+                    avx2::Registers::Sixteen
+                } else {
+                    avx2::Registers::ThirtyTwo
+                };
+                // SAFETY: `available` is the only maker of these and has seen the features; `matmul`
+                // gives each task its own range of columns and has checked the sizes.
+                unsafe { avx2::matmul(registers, ty, weights, row_bytes, rows, x, out) }
+            }
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Kind::Neon | Kind::NeonDot | Kind::NeonMat => unsafe {

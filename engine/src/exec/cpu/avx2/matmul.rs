@@ -194,33 +194,11 @@ unsafe fn tile<T: Groups>(
     }
 }
 
-/// All products of weight rows `rows`.
-///
-/// # Safety
-/// As [`matmul`].
-unsafe fn tiles<T: Groups>(
-    registers: Registers,
-    weights: &[u8],
-    row_bytes: usize,
-    rows: Range<usize>,
-    x: &Acts<'_>,
-    out: Out,
-) {
-    // SAFETY: by the contract.
-    unsafe {
-        if x.rows() < many(registers) {
-            tile::<T>(weights, row_bytes, rows, x, out);
-        } else {
-            panel::products::<T>(registers, weights, row_bytes, rows, x, out);
-        }
-    }
-}
-
 /// Weight rows `rows` of type `ty` times all activation rows.
 ///
 /// # Safety
-/// AVX2, FMA, F16C, and if there are thirty-two `registers` AVX-512 F and VL; `weights` holds `rows.end` rows of `row_bytes`; columns `rows` of `out` are
-/// this task's to write.
+/// AVX2, FMA, F16C, and if there are thirty-two `registers` AVX-512 F and VL; `weights` holds `rows.end`
+/// rows of `row_bytes`; columns `rows` of `out` are this task's to write.
 pub(crate) unsafe fn matmul(
     registers: Registers,
     ty: BlockType,
@@ -231,10 +209,17 @@ pub(crate) unsafe fn matmul(
     out: Out,
 ) {
     assert!(weights.len() >= rows.end * row_bytes);
+    let few = x.rows() < many(registers);
     macro_rules! products {
         ($t:ty) => {
             // SAFETY: by the contract.
-            unsafe { tiles::<$t>(registers, weights, row_bytes, rows, x, out) }
+            unsafe {
+                if few {
+                    tile::<$t>(weights, row_bytes, rows, x, out)
+                } else {
+                    panel::products::<$t>(registers, weights, row_bytes, rows, x, out)
+                }
+            }
         };
     }
     match ty {
