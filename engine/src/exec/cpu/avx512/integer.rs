@@ -13,6 +13,7 @@ impl Vector for V {
     type F = __m512;
     const LANES: usize = 16;
     const SIGNED: bool = false;
+    const TWO: bool = true;
 
     #[inline(always)]
     unsafe fn words(rows: &Rows, at: usize) -> [Self; 4] {

@@ -10,7 +10,7 @@ use super::tile::{Blocks, PANEL};
 use super::vector::{Rows, Vector};
 
 /// For each block of a panel, a word of each row.
-pub(super) struct Words([[u32; 16]; PANEL]);
+pub(in super::super) struct Words([[u32; 16]; PANEL]);
 
 /// `LEVELS`, moved up by `by` to be unsigned.
 const fn raised(levels: [i8; 16], by: u8) -> [u8; 16] {
@@ -31,7 +31,7 @@ const MXFP4_RAISED: [u8; 16] = raised(MXFP4_LEVELS, 16);
 /// # Safety
 /// `V`'s instruction set.
 #[inline(always)]
-pub(super) unsafe fn nibbles<V: Vector>(w: &[V; 4]) -> [V; 8] {
+pub(in super::super) unsafe fn nibbles<V: Vector>(w: &[V; 4]) -> [V; 8] {
     // SAFETY: by the contract.
     unsafe {
         let low = V::bytes(15);
@@ -53,7 +53,7 @@ pub(super) unsafe fn nibbles<V: Vector>(w: &[V; 4]) -> [V; 8] {
 /// # Safety
 /// `V`'s instruction set; all bytes below 16.
 #[inline(always)]
-pub(super) unsafe fn levels<V: Vector>(mut w: [V; 8], table: &[u8; 16]) -> [V; 8] {
+pub(in super::super) unsafe fn levels<V: Vector>(mut w: [V; 8], table: &[u8; 16]) -> [V; 8] {
     for w in &mut w {
         // SAFETY: by the contract.
         *w = unsafe { w.lookup(table) };
@@ -66,7 +66,7 @@ macro_rules! block32 {
     ($(#[$doc:meta])* $name:ident, $bytes:expr, $min:expr, $max:expr, $offset:expr,
      $raw:ty, |$p:ident, $at:ident| $read:expr, |$w:ident| $quants:expr) => {
         $(#[$doc])*
-        pub(super) struct $name;
+        pub(in super::super) struct $name;
 
         impl<V: Vector> Blocks<V> for $name {
             const BYTES: usize = $bytes;
@@ -169,7 +169,7 @@ unsafe fn fifth<V: Vector>(bits: V, mut w: [V; 8]) -> [V; 8] {
 }
 
 /// The levels of a 4-bit float; the scale is a power of two.
-pub(super) struct Mxfp4;
+pub(in super::super) struct Mxfp4;
 
 impl<V: Vector> Blocks<V> for Mxfp4 {
     const BYTES: usize = size_of::<BlockMxfp4>();

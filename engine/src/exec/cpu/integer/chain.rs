@@ -3,54 +3,85 @@
 // As in `tile`.
 #![allow(clippy::inline_always)]
 
+use std::ops::Range;
+
 use super::super256::{Scales, high_byte};
-use super::tile::Blocks;
+use super::tile::{Blocks, PANEL};
 use super::vector::Vector;
-use super::{BLOCK, Begin, CodeBlock};
+use super::{BLOCK, Begin, CodeBlock, Codes};
 
 /// Sums of a tile's products: `V::LANES` floats for each activation row, and as many again for the
 /// super-block that is under way.
 #[derive(Clone, Copy)]
-pub(super) struct Sums {
+pub(in super::super) struct Sums {
     pub(super) acc: *mut f32,
     pub(super) inner: *mut f32,
 }
 
 impl Sums {
-    /// Those of activation row `t`.
+    /// The sums of activation row `t`.
     ///
     /// # Safety
     /// `V`'s instruction set; there is such a row.
     #[inline(always)]
-    pub(super) unsafe fn get<V: Vector>(self, t: usize) -> [V::F; 2] {
-        let at = t * V::LANES;
+    pub(super) unsafe fn acc<V: Vector>(self, t: usize) -> V::F {
         // SAFETY: by the contract.
-        unsafe { [V::get(self.acc.add(at)), V::get(self.inner.add(at))] }
+        unsafe { V::get(self.acc.add(t * V::LANES)) }
     }
 
-    /// Those of activation row `t` from now on.
+    /// The sums of activation row `t` from now on.
     ///
     /// # Safety
-    /// As [`get`](Self::get).
+    /// As [`acc`](Self::acc).
     #[inline(always)]
-    pub(super) unsafe fn put<V: Vector>(self, t: usize, [acc, inner]: [V::F; 2]) {
-        let at = t * V::LANES;
+    pub(super) unsafe fn put_acc<V: Vector>(self, t: usize, s: V::F) {
         // SAFETY: by the contract.
-        unsafe {
-            V::put(self.acc.add(at), acc);
-            V::put(self.inner.add(at), inner);
-        }
+        unsafe { V::put(self.acc.add(t * V::LANES), s) };
+    }
+
+    /// The sums of the super-block of activation row `t`.
+    ///
+    /// # Safety
+    /// `V`'s instruction set; there is such a row.
+    #[inline(always)]
+    pub(super) unsafe fn inner<V: Vector>(self, t: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::get(self.inner.add(t * V::LANES)) }
+    }
+
+    /// The sums of the super-block of activation row `t` from now on.
+    ///
+    /// # Safety
+    /// As [`inner`](Self::inner).
+    #[inline(always)]
+    pub(super) unsafe fn put_inner<V: Vector>(self, t: usize, s: V::F) {
+        // SAFETY: by the contract.
+        unsafe { V::put(self.inner.add(t * V::LANES), s) };
     }
 }
 
 /// A block of activation rows, and what their sums begin with, if the weights have an offset.
 #[derive(Clone, Copy)]
-pub(super) struct Acts<'a> {
+pub(in super::super) struct Acts<'a> {
     pub(super) codes: &'a [CodeBlock],
     pub(super) begins: &'a [Begin],
 }
 
-impl Acts<'_> {
+impl<'a> Acts<'a> {
+    /// Block `b` of rows `acts` of `x`, for weights whose offset is `offset`.
+    ///
+    /// # Safety
+    /// There are such a block and such rows.
+    #[inline(always)]
+    pub(super) unsafe fn of(x: &'a Codes, offset: u32, b: usize, acts: &Range<usize>) -> Self {
+        let begins = x.begins(offset, b).get(acts.clone());
+        Self {
+            // SAFETY: by the contract.
+            codes: unsafe { x.of(b).get_unchecked(acts.clone()) },
+            begins: begins.unwrap_or_default(),
+        }
+    }
+
     /// What the sum of row `t` begins with in the first half of the block (1) or the last (2).
     ///
     /// # Safety
@@ -69,7 +100,7 @@ impl Acts<'_> {
 }
 
 /// Types whose groups are whole blocks of 32: scales, and minima if there are any.
-pub(super) trait Whole<V: Vector>: Blocks<V> {
+pub(in super::super) trait Whole<V: Vector>: Blocks<V> {
     /// Scale and minimum of block `b` of the panel.
     ///
     /// # Safety
@@ -78,7 +109,7 @@ pub(super) trait Whole<V: Vector>: Blocks<V> {
 }
 
 /// Types of super-blocks whose groups are halves of a block of 32.
-pub(super) trait Halved<V: Vector>: Blocks<V, Head = Scales<V>> {
+pub(in super::super) trait Halved<V: Vector>: Blocks<V, Head = Scales<V>> {
     /// The scale of group `g` of the panel, a whole number of 8 bits.
     ///
     /// # Safety
@@ -101,9 +132,9 @@ pub(super) trait Halved<V: Vector>: Blocks<V, Head = Scales<V>> {
 }
 
 /// How products of blocks are summed: `[acc, inner]` are the sums so far.
-pub(super) trait Chain<V: Vector, T: Blocks<V>> {
-    /// Whether [`end`](Self::end) does something.
-    const ENDS: bool;
+pub(in super::super) trait Chain<V: Vector, T: Blocks<V>> {
+    /// Whether two blocks of many activation rows are taken together.
+    const TWO: bool = false;
 
     /// The sums with block `b` of a panel, whose quants are `q`, and one activation row.
     ///
@@ -111,14 +142,7 @@ pub(super) trait Chain<V: Vector, T: Blocks<V>> {
     /// `V`'s instruction set.
     unsafe fn one(head: &T::Head, b: usize, q: &[V; 8], x: &CodeBlock, s: [V::F; 2]) -> [V::F; 2];
 
-    /// [`one`](Self::one) for all activation rows.
-    ///
-    /// # Safety
-    /// As there; `sums` are of as many rows as `x`, and if the weights have an offset, so are its
-    /// `begins`.
-    unsafe fn many(head: &T::Head, b: usize, q: &[V; 8], x: Acts<'_>, sums: Sums);
-
-    /// The sums at the end of a panel.
+    /// The sums of one activation row at the end of a panel.
     ///
     /// # Safety
     /// `V`'s instruction set.
@@ -126,6 +150,20 @@ pub(super) trait Chain<V: Vector, T: Blocks<V>> {
     unsafe fn end(_: &T::Head, s: [V::F; 2]) -> [V::F; 2] {
         s
     }
+
+    /// [`one`](Self::one) for all activation rows and the `N` blocks from `b` on of a panel; at its last
+    /// block with [`end`](Self::end). So a sum goes to memory and back once for `N` blocks.
+    ///
+    /// # Safety
+    /// As there; `sums` are of as many rows as each of `x`, and if the weights have an offset, so are
+    /// its `begins`.
+    unsafe fn many<const N: usize>(
+        head: &T::Head,
+        b: usize,
+        q: &[[V; 8]; N],
+        x: [Acts<'_>; N],
+        sums: Sums,
+    );
 }
 
 /// Whether sums begin with what the weights' offset takes off.
@@ -219,7 +257,7 @@ fn by_two<V: Vector>(n: usize) -> usize {
 }
 
 /// Block after block, scaled one by one.
-pub(super) struct Wholes;
+pub(in super::super) struct Wholes;
 
 impl Wholes {
     /// `acc` plus `i`, the products of a block, scaled.
@@ -243,30 +281,9 @@ impl Wholes {
             }
         }
     }
-
-    /// [`add`](Self::add) to the sum of row `t`.
-    ///
-    /// # Safety
-    /// As there; there is such a row.
-    #[inline(always)]
-    unsafe fn put<V: Vector, T: Blocks<V>>(
-        x: &CodeBlock,
-        i: V,
-        scales: (V::F, V::F),
-        sums: Sums,
-        t: usize,
-    ) {
-        // SAFETY: by the contract.
-        unsafe {
-            let p = sums.acc.add(t * V::LANES);
-            V::put(p, Self::add::<V, T>(x, i, scales, V::get(p)));
-        }
-    }
 }
 
 impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
-    const ENDS: bool = false;
-
     #[inline(always)]
     unsafe fn one(
         head: &T::Head,
@@ -284,30 +301,51 @@ impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
     }
 
     #[inline(always)]
-    unsafe fn many(head: &T::Head, b: usize, q: &[V; 8], x: Acts<'_>, sums: Sums) {
-        let pairs = by_two::<V>(x.codes.len());
+    unsafe fn many<const N: usize>(
+        head: &T::Head,
+        b: usize,
+        q: &[[V; 8]; N],
+        x: [Acts<'_>; N],
+        sums: Sums,
+    ) {
+        let rows = x[0].codes.len();
+        let pairs = by_two::<V>(rows);
         // SAFETY: by the contract.
         unsafe {
-            let scales = T::scales(head, b);
-            for t in (0..pairs).step_by(2) {
-                let codes = &x.codes[t..t + 2];
-                let init = [begin::<V, T>(&codes[0], 0), begin::<V, T>(&codes[1], 0)];
-                let [i, j] = dot_pair::<V, T, 8>(init, codes, q, 0);
-                Self::put::<V, T>(&codes[0], i, scales, sums, t);
-                Self::put::<V, T>(&codes[1], j, scales, sums, t + 1);
+            let mut scales = [(V::splat(0.0), V::splat(0.0)); N];
+            for (n, s) in scales.iter_mut().enumerate() {
+                *s = T::scales(head, b + n);
             }
-            for (t, codes) in x.codes.iter().enumerate().skip(pairs) {
-                let i = dot::<V, T, 8>(begin::<V, T>(codes, 0), codes, q, 0);
-                Self::put::<V, T>(codes, i, scales, sums, t);
+            for t in (0..pairs).step_by(2) {
+                let mut acc = [sums.acc::<V>(t), sums.acc::<V>(t + 1)];
+                for n in 0..N {
+                    let codes = x[n].codes.get_unchecked(t..t + 2);
+                    let init = [begin::<V, T>(&codes[0], 0), begin::<V, T>(&codes[1], 0)];
+                    let [i, j] = dot_pair::<V, T, 8>(init, codes, &q[n], 0);
+                    acc[0] = Self::add::<V, T>(&codes[0], i, scales[n], acc[0]);
+                    acc[1] = Self::add::<V, T>(&codes[1], j, scales[n], acc[1]);
+                }
+                sums.put_acc::<V>(t, acc[0]);
+                sums.put_acc::<V>(t + 1, acc[1]);
+            }
+            for t in pairs..rows {
+                let mut acc = sums.acc::<V>(t);
+                for n in 0..N {
+                    let codes = x[n].codes.get_unchecked(t);
+                    let i = dot::<V, T, 8>(begin::<V, T>(codes, 0), codes, &q[n], 0);
+                    acc = Self::add::<V, T>(codes, i, scales[n], acc);
+                }
+                sums.put_acc::<V>(t, acc);
             }
         }
     }
 }
 
 /// Super-blocks of halved blocks: the two groups of a block are weighed as whole numbers.
-pub(super) struct Halves;
+pub(in super::super) struct Halves;
 
 /// What two groups are weighed with, and their minima.
+#[derive(Clone, Copy)]
 struct Weights<V: Vector> {
     sizes: [V; 2],
     floats: [V::F; 2],
@@ -362,35 +400,113 @@ impl Halves {
         }
     }
 
-    /// [`add`](Self::add) to the sums of row `t`.
+    /// The sums of row `t` before the blocks that come; `FIRST` if a super-block begins with them, `LAST` if one
+    /// ends.
     ///
     /// # Safety
-    /// As there; there is such a row.
+    /// `V`'s instruction set; there is such a row.
     #[inline(always)]
-    unsafe fn put<V: Vector, T: Halved<V>>(
-        x: &CodeBlock,
-        products: [V; 2],
-        w: &Weights<V>,
+    unsafe fn start<V: Vector, T: Halved<V>, const FIRST: bool, const LAST: bool>(
+        sums: Sums,
+        t: usize,
+    ) -> [V::F; 2] {
+        // SAFETY: by the contract.
+        unsafe {
+            let zero = V::splat(0.0);
+            [
+                if T::MIN || LAST {
+                    sums.acc::<V>(t)
+                } else {
+                    zero
+                },
+                if FIRST { zero } else { sums.inner::<V>(t) },
+            ]
+        }
+    }
+
+    /// Keeps the sums of row `t`.
+    ///
+    /// # Safety
+    /// As [`start`](Self::start).
+    #[inline(always)]
+    unsafe fn keep<V: Vector, T: Halved<V>, const LAST: bool>(
+        head: &T::Head,
+        s: [V::F; 2],
         sums: Sums,
         t: usize,
     ) {
         // SAFETY: by the contract.
         unsafe {
-            if T::MIN {
-                let s = Self::add::<V, T>(x, products, w, sums.get::<V>(t));
-                sums.put::<V>(t, s);
+            if LAST {
+                let [acc, _] = <Self as Chain<V, T>>::end(head, s);
+                sums.put_acc::<V>(t, acc);
             } else {
-                let p = sums.inner.add(t * V::LANES);
-                let zero = V::splat(0.0);
-                let [_, inner] = Self::add::<V, T>(x, products, w, [zero, V::get(p)]);
-                V::put(p, inner);
+                if T::MIN {
+                    sums.put_acc::<V>(t, s[0]);
+                }
+                sums.put_inner::<V>(t, s[1]);
+            }
+        }
+    }
+
+    /// [`many`](Chain::many) where it is known whether a super-block begins or ends.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn part<V, T, const N: usize, const FIRST: bool, const LAST: bool>(
+        head: &T::Head,
+        b: usize,
+        q: &[[V; 8]; N],
+        x: [Acts<'_>; N],
+        sums: Sums,
+    ) where
+        V: Vector,
+        T: Halved<V>,
+    {
+        let rows = x[0].codes.len();
+        let pairs = by_two::<V>(rows);
+        // SAFETY: by the contract.
+        unsafe {
+            let mut w = [Self::weights::<V, T>(head, b); N];
+            for (n, w) in w.iter_mut().enumerate().skip(1) {
+                *w = Self::weights::<V, T>(head, b + n);
+            }
+            for t in (0..pairs).step_by(2) {
+                let mut s = [
+                    Self::start::<V, T, FIRST, LAST>(sums, t),
+                    Self::start::<V, T, FIRST, LAST>(sums, t + 1),
+                ];
+                for n in 0..N {
+                    let [first, last] = halves(&q[n]);
+                    let codes = x[n].codes.get_unchecked(t..t + 2);
+                    let init = [x[n].begin::<V, T>(t, 1), x[n].begin::<V, T>(t + 1, 1)];
+                    let [i, k] = dot_pair::<V, T, 4>(init, codes, &first, 0);
+                    let init = [x[n].begin::<V, T>(t, 2), x[n].begin::<V, T>(t + 1, 2)];
+                    let [j, l] = dot_pair::<V, T, 4>(init, codes, &last, 4);
+                    s[0] = Self::add::<V, T>(&codes[0], [i, j], &w[n], s[0]);
+                    s[1] = Self::add::<V, T>(&codes[1], [k, l], &w[n], s[1]);
+                }
+                Self::keep::<V, T, LAST>(head, s[0], sums, t);
+                Self::keep::<V, T, LAST>(head, s[1], sums, t + 1);
+            }
+            for t in pairs..rows {
+                let mut s = Self::start::<V, T, FIRST, LAST>(sums, t);
+                for n in 0..N {
+                    let [first, last] = halves(&q[n]);
+                    let codes = x[n].codes.get_unchecked(t);
+                    let i = dot::<V, T, 4>(x[n].begin::<V, T>(t, 1), codes, &first, 0);
+                    let j = dot::<V, T, 4>(x[n].begin::<V, T>(t, 2), codes, &last, 4);
+                    s = Self::add::<V, T>(codes, [i, j], &w[n], s);
+                }
+                Self::keep::<V, T, LAST>(head, s, sums, t);
             }
         }
     }
 }
 
 impl<V: Vector, T: Halved<V>> Chain<V, T> for Halves {
-    const ENDS: bool = true;
+    const TWO: bool = V::TWO;
 
     #[inline(always)]
     unsafe fn one(head: &T::Head, b: usize, q: &[V; 8], x: &CodeBlock, s: [V::F; 2]) -> [V::F; 2] {
@@ -406,32 +522,28 @@ impl<V: Vector, T: Halved<V>> Chain<V, T> for Halves {
     }
 
     #[inline(always)]
-    unsafe fn many(head: &T::Head, b: usize, q: &[V; 8], x: Acts<'_>, sums: Sums) {
-        let pairs = by_two::<V>(x.codes.len());
-        let [first, last] = halves(q);
-        // SAFETY: by the contract.
-        unsafe {
-            let w = Self::weights::<V, T>(head, b);
-            for t in (0..pairs).step_by(2) {
-                let codes = &x.codes[t..t + 2];
-                let init = [x.begin::<V, T>(t, 1), x.begin::<V, T>(t + 1, 1)];
-                let [i, k] = dot_pair::<V, T, 4>(init, codes, &first, 0);
-                let init = [x.begin::<V, T>(t, 2), x.begin::<V, T>(t + 1, 2)];
-                let [j, l] = dot_pair::<V, T, 4>(init, codes, &last, 4);
-                Self::put::<V, T>(&codes[0], [i, j], &w, sums, t);
-                Self::put::<V, T>(&codes[1], [k, l], &w, sums, t + 1);
-            }
-            for (t, codes) in x.codes.iter().enumerate().skip(pairs) {
-                let i = dot::<V, T, 4>(x.begin::<V, T>(t, 1), codes, &first, 0);
-                let j = dot::<V, T, 4>(x.begin::<V, T>(t, 2), codes, &last, 4);
-                Self::put::<V, T>(codes, [i, j], &w, sums, t);
-            }
-        }
-    }
-
-    #[inline(always)]
     unsafe fn end(head: &T::Head, [acc, inner]: [V::F; 2]) -> [V::F; 2] {
         // SAFETY: by the contract.
         unsafe { [V::fma(head.d, inner, acc), V::splat(0.0)] }
+    }
+
+    #[inline(always)]
+    unsafe fn many<const N: usize>(
+        head: &T::Head,
+        b: usize,
+        q: &[[V; 8]; N],
+        x: [Acts<'_>; N],
+        sums: Sums,
+    ) {
+        // SAFETY: by the contract.
+        unsafe {
+            if b == 0 {
+                Self::part::<V, T, N, true, false>(head, b, q, x, sums);
+            } else if b + N < PANEL {
+                Self::part::<V, T, N, false, false>(head, b, q, x, sums);
+            } else {
+                Self::part::<V, T, N, false, true>(head, b, q, x, sums);
+            }
+        }
     }
 }

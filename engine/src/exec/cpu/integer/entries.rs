@@ -27,11 +27,33 @@ macro_rules! entry {
             x: &$crate::exec::cpu::integer::Codes,
             out: $crate::exec::cpu::matmul::Out,
         ) {
-            // SAFETY: by the contract.
-            unsafe {
-                $crate::exec::cpu::integer::products::<$vector>(
-                    ty, weights, row_bytes, rows, x, out,
-                );
+            use $crate::exec::cpu::integer::{chain::Chain, tile};
+
+            // Functions of their own: in one they are so much for the compiler that what it does for
+            // one type depends on another.
+            #[target_feature(enable = $features)]
+            #[inline(never)]
+            unsafe fn one<T: tile::Blocks<$vector>, C: Chain<$vector, T>>(part: &tile::Part<'_>) {
+                // SAFETY: by the contract.
+                unsafe { tile::tiles::<$vector, T, C, true>(part) }
+            }
+
+            #[target_feature(enable = $features)]
+            #[inline(never)]
+            unsafe fn many<T: tile::Blocks<$vector>, C: Chain<$vector, T>>(part: &tile::Part<'_>) {
+                // SAFETY: by the contract.
+                unsafe { tile::tiles::<$vector, T, C, false>(part) }
+            }
+
+            for part in tile::Part::all(ty, weights, row_bytes, rows, x, out) {
+                // SAFETY: by the contract.
+                unsafe {
+                    if part.is_one() {
+                        tile::for_type!(ty, one, &part);
+                    } else {
+                        tile::for_type!(ty, many, &part);
+                    }
+                }
             }
         }
     };

@@ -29,20 +29,23 @@
 //! multiplied with the weight `s·q + m`, not with the larger `s·q`.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod block32;
+pub(super) mod block32;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod chain;
+pub(super) mod chain;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod entries;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod kv;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod super256;
+pub(super) mod super256;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod tile;
+pub(super) mod tile;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 mod weights;
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use std::borrow::Cow;
 
 use formats::blocks::BlockType;
 
@@ -50,8 +53,6 @@ use formats::blocks::BlockType;
 pub(super) use entries::{entries, entry};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use kv::{scores as kv_scores, sums as kv_sums};
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) use tile::products;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use vector::{Rows, Vector};
 pub(super) use weights::{Codes16, Factors, SPAN, soften};
@@ -256,6 +257,15 @@ impl Codes {
     /// Blocks of a row.
     pub(super) fn per_row(&self) -> usize {
         self.blocks.len() / self.stride.max(1)
+    }
+
+    /// All blocks of row `r`, one behind the other.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn row(&self, r: usize) -> Cow<'_, [CodeBlock]> {
+        match self.stride {
+            1 => Cow::Borrowed(&self.blocks),
+            n => self.blocks.iter().skip(r).step_by(n).copied().collect(),
+        }
     }
 
     /// Block `b` of all rows.

@@ -13,7 +13,7 @@ use super::tile::Blocks;
 use super::vector::{Rows, Vector};
 
 /// Integer scales (and minima) of all rows, four a lane, and what they are multiplied with.
-pub(super) struct Scales<V: Vector> {
+pub(in super::super) struct Scales<V: Vector> {
     /// What all sizes of a super-block are multiplied with.
     pub(super) d: V::F,
     dmin: V::F,
@@ -79,7 +79,7 @@ unsafe fn low_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
 /// # Safety
 /// `V`'s instruction set.
 #[inline(always)]
-pub(super) unsafe fn high_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
+pub(in super::super) unsafe fn high_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
     // SAFETY: by the contract.
     unsafe { words[g / 4].shl(24 - 8 * (g % 4)).sar(24) }
 }
@@ -131,10 +131,10 @@ unsafe fn k4_head<V: Vector>(p: &Rows) -> Scales<V> {
 }
 
 /// Five bits; eight 6-bit scales and minima.
-pub(super) struct Q5K;
+pub(in super::super) struct Q5K;
 
 /// Four bits; eight 6-bit scales and minima.
-pub(super) struct Q4K;
+pub(in super::super) struct Q4K;
 
 impl<V: Vector> Blocks<V> for Q4K {
     const BYTES: usize = 144;
@@ -221,7 +221,7 @@ impl<V: Vector> Whole<V> for Q5K {
 }
 
 /// Two bits; sixteen 4-bit scales and minima.
-pub(super) struct Q2K;
+pub(in super::super) struct Q2K;
 
 impl<V: Vector> Blocks<V> for Q2K {
     const BYTES: usize = 84;
@@ -282,7 +282,7 @@ impl<V: Vector> Halved<V> for Q2K {
 }
 
 /// Three bits; sixteen signed 6-bit scales.
-pub(super) struct Q3K;
+pub(in super::super) struct Q3K;
 
 impl<V: Vector> Blocks<V> for Q3K {
     const BYTES: usize = 110;
@@ -343,7 +343,7 @@ impl<V: Vector> Blocks<V> for Q3K {
 impl<V: Vector> Halved<V> for Q3K {}
 
 /// Six bits; sixteen signed 8-bit scales.
-pub(super) struct Q6K;
+pub(in super::super) struct Q6K;
 
 impl<V: Vector> Blocks<V> for Q6K {
     const BYTES: usize = 210;
@@ -396,7 +396,7 @@ impl<V: Vector> Blocks<V> for Q6K {
 impl<V: Vector> Halved<V> for Q6K {}
 
 /// The levels of IQ4_NL; eight 6-bit scales.
-pub(super) struct Iq4Xs;
+pub(in super::super) struct Iq4Xs;
 
 const IQ4_XS_RAISED: [u8; 16] = {
     let mut out = [0; 16];
@@ -415,22 +415,14 @@ impl<V: Vector> Blocks<V> for Iq4Xs {
     const MAX: u8 = 255;
     const OFFSET: u32 = 128;
     const UNIT: usize = 1;
-    /// Scales, as the bits of floats.
-    type Head = [[u32; 16]; 8];
+    /// d, and in the upper half upper two bits of scales; lower four bits.
+    type Head = [V; 2];
     type Raw = [V; 4];
 
     #[inline(always)]
-    unsafe fn head(p: &Rows, _: usize) -> [[u32; 16]; 8] {
-        let mut scales = [[0; 16]; 8];
-        for j in 0..V::LANES {
-            // SAFETY: a whole block is readable, and blocks lie at any address.
-            let block = unsafe { &*p.at::<BlockIq4Xs>(j, 0) };
-            let d = block.d();
-            for (g, s) in scales.iter_mut().enumerate() {
-                s[j] = (d * f32::from(block.integer(g))).to_bits();
-            }
-        }
-        scales
+    unsafe fn head(p: &Rows, _: usize) -> [V; 2] {
+        // SAFETY: a whole block is readable.
+        unsafe { [V::word(p, 0), V::word(p, 4)] }
     }
 
     #[inline(always)]
@@ -448,8 +440,14 @@ impl<V: Vector> Blocks<V> for Iq4Xs {
 
 impl<V: Vector> Whole<V> for Iq4Xs {
     #[inline(always)]
-    unsafe fn scales(h: &[[u32; 16]; 8], g: usize) -> (V::F, V::F) {
+    unsafe fn scales([upper, lower]: &[V; 2], g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
-        unsafe { (V::load(&h[g]).same(), V::splat(0.0)) }
+        unsafe {
+            let four = lower.shr(4 * g).and(V::lanes(15));
+            let two = upper.shr(12 + 2 * g).and(V::lanes(48));
+            // Six bits less 32: without the offset the sixth is a sign.
+            let scale = four.or(two).xor(V::lanes(32)).shl(26).sar(26);
+            (V::mul(upper.half(), scale.float()), V::splat(0.0))
+        }
     }
 }

@@ -9,9 +9,9 @@ use std::ops::Range;
 use formats::blocks::BlockType;
 
 use super::super::matmul::Out;
-use super::chain::{Acts, Chain, Halves, Sums, Wholes};
+use super::chain::{Acts, Chain, Sums};
 use super::vector::{Rows, Vector};
-use super::{BLOCK, Codes, block32, super256};
+use super::{BLOCK, CodeBlock, Codes};
 
 /// Blocks of 32 that are looked at together: a super-block.
 pub(super) const PANEL: usize = 8;
@@ -24,7 +24,7 @@ const MAX_ROWS: usize = 128;
 
 /// How a block type gives its quants to the kernel. A *panel* is a super-block, or as many blocks
 /// of 32; it is read in *units*, since one byte may hold bits of more than one block of 32.
-pub(super) trait Blocks<V: Vector> {
+pub(in super::super) trait Blocks<V: Vector> {
     /// Bytes of a block.
     const BYTES: usize;
     /// Weights of a block.
@@ -61,87 +61,143 @@ pub(super) trait Blocks<V: Vector> {
     unsafe fn quants(raw: &Self::Raw, u: usize, r: usize) -> [V; 8];
 }
 
-/// Weights that memory is asked for while a panel is computed.
+/// Bytes of a panel of one row.
+const fn panel_bytes<V: Vector, T: Blocks<V>>() -> usize {
+    PANEL * BLOCK / T::LEN * T::BYTES
+}
+
+/// Weights that memory is asked for while a panel is computed, a few lines with each block: more than the
+/// processor can have under way would make the reads wait.
 #[derive(Clone, Copy)]
 struct Ahead {
-    /// What will be read next: the first place, and bytes.
-    far: (*const u8, usize),
-    /// The panel that comes next, and its bytes, if it is to be in the first cache.
-    near: (Rows, usize),
-    /// What is asked for with one block: bytes of the first, rows of the second.
-    each: (usize, usize),
+    /// What will be read next, [`FAR`] bytes on.
+    far: *const u8,
+    /// The next panel, row after row.
+    near: *const u8,
+    /// Bytes from one of its rows to the next.
+    stride: usize,
 }
 
 impl Ahead {
-    /// Asks for what comes with block `b`.
+    /// Asks for what comes with a block: as many bytes as are read with it, and if it is to be in the first
+    /// cache, of the next panel an eighth of the rows.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
     #[inline(always)]
-    unsafe fn ask<V: Vector>(&self, b: usize) {
-        let (far, share) = self.far;
-        let (near, bytes) = self.near;
-        let (burst, rows) = self.each;
-        // SAFETY: `V`'s instruction set by the contract; a prefetch may go anywhere.
+    unsafe fn ask<V: Vector, T: Blocks<V>, const NEAR: bool>(&mut self, b: usize) {
+        let bytes = V::LANES * panel_bytes::<V, T>() / PANEL;
+        // SAFETY: by the contract; a prefetch may go anywhere.
         unsafe {
-            for line in (b * burst..share.min((b + 1) * burst)).step_by(64) {
-                V::prefetch::<true>(far.wrapping_add(line));
+            // No instruction, but reads are not moved across it: otherwise the requests of a whole panel
+            // would be made at once.
+            std::arch::asm!("", options(nomem, nostack, preserves_flags));
+            for line in (b * bytes).div_ceil(64)..((b + 1) * bytes).div_ceil(64) {
+                V::prefetch::<true>(self.far.wrapping_add(64 * line));
             }
-            if bytes > 0 {
-                for j in b * rows..V::LANES.min((b + 1) * rows) {
-                    for at in (0..bytes + 63).step_by(64) {
-                        V::prefetch::<false>(near.at(j, at));
-                    }
-                }
+            if NEAR {
+                self.ask_near::<V, T>();
             }
+        }
+    }
+
+    /// Asks for an eighth of the rows of the next panel.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    #[inline(always)]
+    unsafe fn ask_near<V: Vector, T: Blocks<V>>(&mut self) {
+        for _ in 0..V::LANES / PANEL {
+            for at in (0..panel_bytes::<V, T>() + 63).step_by(64) {
+                // SAFETY: by the contract; a prefetch may go anywhere.
+                unsafe { V::prefetch::<false>(self.near.wrapping_add(at)) };
+            }
+            self.near = self.near.wrapping_add(self.stride);
         }
     }
 }
 
-/// Adds to `sums`, or to `one`, the products of a panel at `p`: `n` blocks of 32, and those of `x` from
-/// block `from` on, rows `acts`.
+/// `sums` plus the products of a panel at `p`, `n` blocks of 32, and those at `x`, of one activation row.
+///
+/// # Safety
+/// `V`'s instruction set; the panel is readable in each row, and so are the blocks at `x`.
+#[inline(always)]
+unsafe fn panel_of_one<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
+    p: &Rows,
+    n: usize,
+    ahead: &mut Ahead,
+    x: *const CodeBlock,
+    mut sums: [V::F; 2],
+) -> [V::F; 2] {
+    let n = if T::LEN == BLOCK { n } else { PANEL };
+    // SAFETY: by the contract.
+    unsafe {
+        let head = T::head(p, n);
+        let mut raw = T::raw(p, 0);
+        // Written out, since all places and widths are constants then.
+        macro_rules! block {
+            ($($b:literal)*) => {$(
+                if $b < n {
+                    let (u, r) = ($b / T::UNIT, $b % T::UNIT);
+                    if u > 0 && r == 0 {
+                        raw = T::raw(p, u);
+                    }
+                    let q = T::quants(&raw, u, r);
+                    ahead.ask::<V, T, true>($b);
+                    sums = C::one(&head, $b, &q, &*x.add($b), sums);
+                }
+            )*};
+        }
+        block!(0 1 2 3 4 5 6 7);
+        C::end(&head, sums)
+    }
+}
+
+/// Adds to `sums` the products of a panel at `p`, `n` blocks of 32, and those of `x` from block `from` on, rows
+/// `acts`.
 ///
 /// # Safety
 /// `V`'s instruction set; the panel is readable in each row; `x` has the blocks and rows, and `sums` are of
 /// as many rows.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // a kernel's
-unsafe fn panel<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
+unsafe fn panel_of_many<V: Vector, T: Blocks<V>, C: Chain<V, T>, const NEAR: bool>(
     p: &Rows,
     n: usize,
-    ahead: &Ahead,
+    ahead: &mut Ahead,
     x: &Codes,
     from: usize,
     acts: &Range<usize>,
     sums: Sums,
-    mut one: [V::F; 2],
-) -> [V::F; 2] {
+) {
     // SAFETY: by the contract.
     unsafe {
         let head = T::head(p, n);
         for u in 0..n.div_ceil(T::UNIT) {
             let raw = T::raw(p, u);
-            for r in 0..T::UNIT {
-                let q = T::quants(&raw, u, r);
-                let b = u * T::UNIT + r;
-                ahead.ask::<V>(b);
-                let codes = x.of(from + b).get_unchecked(acts.clone());
-                if ONE {
-                    one = C::one(&head, b, &q, &codes[0], one);
-                } else {
-                    let begins = x.begins(T::OFFSET, from + b);
-                    let begins = begins.get(acts.clone()).unwrap_or_default();
-                    C::many(&head, b, &q, Acts { codes, begins }, sums);
+            if C::TWO {
+                for r in (0..T::UNIT).step_by(2) {
+                    let q = [T::quants(&raw, u, r), T::quants(&raw, u, r + 1)];
+                    let b = u * T::UNIT + r;
+                    ahead.ask::<V, T, NEAR>(b);
+                    ahead.ask::<V, T, NEAR>(b + 1);
+                    let x = [
+                        Acts::of(x, T::OFFSET, from + b, acts),
+                        Acts::of(x, T::OFFSET, from + b + 1, acts),
+                    ];
+                    C::many(&head, b, &q, x, sums);
+                }
+            } else {
+                for r in 0..T::UNIT {
+                    let q = T::quants(&raw, u, r);
+                    let b = u * T::UNIT + r;
+                    ahead.ask::<V, T, NEAR>(b);
+                    let x = Acts::of(x, T::OFFSET, from + b, acts);
+                    C::many(&head, b, &[q], [x], sums);
                 }
             }
         }
-        if ONE {
-            return C::end(&head, one);
-        }
-        if C::ENDS {
-            for t in 0..acts.len() {
-                sums.put::<V>(t, C::end(&head, sums.get::<V>(t)));
-            }
-        }
     }
-    one
 }
 
 /// Adds to `sums` the products of the weight rows at `rows` and activation rows `acts`, which are
@@ -150,62 +206,59 @@ unsafe fn panel<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
 /// the first cache, which has no room for a tile, while the panel before is computed.
 ///
 /// # Safety
-/// `V`'s instruction set; whole weight rows of as many blocks as `x` has; `sums` holds
-/// `V::LANES` floats for each activation row.
+/// `V`'s instruction set; `V::LANES` weight rows from `first` on, whole and of as many blocks as `x` has;
+/// `sums` holds `V::LANES` floats for each activation row; where that is one, its blocks are at `row`.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)] // a kernel's
 unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
-    rows: Rows,
+    first: *const u8,
+    stride: usize,
     ahead: usize,
     x: &Codes,
-    acts: Range<usize>,
+    acts: &Range<usize>,
+    row: *const CodeBlock,
     sums: Sums,
 ) {
     let blocks = x.per_row();
     assert!(acts.end <= x.rows());
     let panels = blocks.div_ceil(PANEL);
-    let panel_bytes = PANEL * BLOCK / T::LEN * T::BYTES;
-    let share = (ahead / panels.max(1)).next_multiple_of(64);
-    // A few lines with each block: more than the processor can have under way would make the reads
-    // wait. (And nothing is divided in between, which would take longer than the products.)
-    let each = |n: usize| {
-        let burst = share.div_ceil(n).next_multiple_of(64);
-        (burst, V::LANES.div_ceil(n))
+    let panel_bytes = panel_bytes::<V, T>();
+    let rows = Rows::new(first, stride);
+    let far = first.wrapping_add(ahead * (FAR / ahead.max(1)).max(1));
+    let mut asked = Ahead {
+        far,
+        near: first,
+        stride,
     };
-    let (whole, last) = (each(PANEL), each((blocks % PANEL).max(1)));
-    let far = ahead * (FAR / ahead.max(1)).max(1);
-    let near = if acts.len() <= NEAR_ROWS {
-        panel_bytes
-    } else {
-        0
-    };
+    let near = acts.len() <= NEAR_ROWS;
     // SAFETY: by the contract.
-    let mut one = unsafe { sums.get::<V>(0) };
+    let mut one = unsafe { [sums.acc::<V>(0), V::splat(0.0)] };
     for k in 0..panels {
-        let soon = rows.on(if k + 1 < panels {
+        asked.far = far.wrapping_add(k * V::LANES * panel_bytes);
+        asked.near = first.wrapping_add(if k + 1 < panels {
             (k + 1) * panel_bytes
         } else {
             ahead
         });
-        let mut ahead = Ahead {
-            far: (rows.first.wrapping_add(far + k * share), share),
-            near: (soon, near),
-            each: whole,
-        };
-        let (p, from) = (rows.on(k * panel_bytes), k * PANEL);
-        // SAFETY: panel `k` is part of the rows.
+        let (p, from) = (rows.on::<V>(k * panel_bytes), k * PANEL);
+        let n = PANEL.min(blocks - from);
+        // SAFETY: panel `k` is part of the rows, and of the codes.
         unsafe {
-            // Twice, so that one of them has a constant number of rounds.
-            one = if blocks - from >= PANEL {
-                panel::<V, T, C, ONE>(&p, PANEL, &ahead, x, from, &acts, sums, one)
+            if ONE {
+                one = panel_of_one::<V, T, C>(&p, n, &mut asked, row.add(from), one);
+                for _ in n..PANEL {
+                    asked.ask_near::<V, T>();
+                }
+            } else if near {
+                panel_of_many::<V, T, C, true>(&p, n, &mut asked, x, from, acts, sums);
             } else {
-                ahead.each = last;
-                panel::<V, T, C, ONE>(&p, blocks - from, &ahead, x, from, &acts, sums, one)
-            };
+                panel_of_many::<V, T, C, false>(&p, n, &mut asked, x, from, acts, sums);
+            }
         }
     }
     if ONE {
         // SAFETY: by the contract.
-        unsafe { sums.put::<V>(0, one) };
+        unsafe { sums.put_acc::<V>(0, one[0]) };
     }
 }
 
@@ -227,105 +280,121 @@ impl Room {
     }
 }
 
-/// All products of weight rows `rows` of type `T`.
-///
-/// # Safety
-/// `V`'s instruction set; `weights` holds `rows.end` rows of whole blocks, as many as `x` has;
-/// columns `rows` of `out` are this task's.
-#[inline(always)]
-unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
-    weights: &[u8],
+/// A part of a product: some weight rows and at most [`MAX_ROWS`] activation rows.
+pub(in super::super) struct Part<'a> {
+    weights: &'a [u8],
     row_bytes: usize,
     rows: Range<usize>,
-    x: &Codes,
+    x: &'a Codes,
+    acts: Range<usize>,
     out: Out,
+}
+
+impl<'a> Part<'a> {
+    /// The parts of weight rows `rows` of type `ty`, one that [`super::covers`], times all activation rows.
+    ///
+    /// Panics unless `weights` holds `rows.end` rows of `row_bytes`, which are whole blocks, as many as `x`
+    /// has.
+    pub(in super::super) fn all(
+        ty: BlockType,
+        weights: &'a [u8],
+        row_bytes: usize,
+        rows: Range<usize>,
+        x: &'a Codes,
+        out: Out,
+    ) -> impl Iterator<Item = Self> {
+        assert!(weights.len() >= rows.end * row_bytes);
+        assert_eq!(ty.row_bytes(x.per_row() * BLOCK), Some(row_bytes));
+        assert!(x.is_prepared(ty), "{ty}: nobody prepared for its offset");
+        (0..x.rows()).step_by(MAX_ROWS).map(move |first| Part {
+            weights,
+            row_bytes,
+            rows: rows.clone(),
+            x,
+            acts: first..x.rows().min(first + MAX_ROWS),
+            out,
+        })
+    }
+
+    /// Whether there is one activation row.
+    pub(in super::super) fn is_one(&self) -> bool {
+        self.acts.len() == 1
+    }
+}
+
+/// The products of a part, of `ONE` activation row or many, with weights of type `T`.
+///
+/// # Safety
+/// `V`'s instruction set; the part is of this type; its columns of `out` are this task's to write.
+#[inline(always)]
+pub(in super::super) unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
+    part: &Part<'_>,
 ) {
     let (mut sums, mut inner) = (Room::NEW, Room::NEW);
     let mut last = Vec::new();
-    for first in (0..x.rows()).step_by(MAX_ROWS) {
-        let acts = first..x.rows().min(first + MAX_ROWS);
-        // Zero again at the end of each super-block.
-        let inner = inner.zeros(acts.len() * V::LANES).as_mut_ptr();
-        for i in rows.clone().step_by(V::LANES) {
-            let n = V::LANES.min(rows.end - i);
-            // Where the last rows do not fill the lanes, those before are multiplied once more.
-            let from = i.min(rows.end.saturating_sub(V::LANES));
-            let lanes = V::LANES.min(rows.end - from);
-            let bytes = &weights[from * row_bytes..(from + lanes) * row_bytes];
-            let first = if lanes == V::LANES {
-                bytes.as_ptr()
+    let (acts, rows) = (&part.acts, &part.rows);
+    let alone = ONE.then(|| part.x.row(acts.start));
+    let row = alone.as_ref().map_or(std::ptr::null(), |row| row.as_ptr());
+    for i in rows.clone().step_by(V::LANES) {
+        let n = V::LANES.min(rows.end - i);
+        // Where the last rows do not fill the lanes, those before are multiplied once more.
+        let from = i.min(rows.end.saturating_sub(V::LANES));
+        let lanes = V::LANES.min(rows.end - from);
+        let bytes = &part.weights[from * part.row_bytes..(from + lanes) * part.row_bytes];
+        let first = if lanes == V::LANES {
+            bytes.as_ptr()
+        } else {
+            // A matrix of fewer rows than lanes: those without a row see zeros.
+            last.resize(V::LANES * part.row_bytes, 0);
+            last[..bytes.len()].copy_from_slice(bytes);
+            last.as_ptr()
+        };
+        let used = sums.zeros(acts.len() * V::LANES);
+        // SAFETY: the rows are there, as `Part::all` has made sure.
+        unsafe {
+            let ahead = lanes * part.row_bytes;
+            let sums = Sums {
+                acc: used.as_mut_ptr(),
+                inner: inner.0.as_mut_ptr().cast(),
+            };
+            tile::<V, T, C, ONE>(first, part.row_bytes, ahead, part.x, acts, row, sums);
+        }
+        for (t, sums) in acts.clone().zip(used.chunks_exact(V::LANES)) {
+            // SAFETY: by the contract.
+            let own = unsafe { part.out.slice(t, i, n) };
+            if n == V::LANES {
+                // SAFETY: both are as long as a vector.
+                unsafe { V::put(own.as_mut_ptr(), V::get(sums.as_ptr())) };
             } else {
-                // A matrix of fewer rows than lanes: those without a row see zeros.
-                last.resize(V::LANES * row_bytes, 0);
-                last[..bytes.len()].copy_from_slice(bytes);
-                last.as_ptr()
-            };
-            let p = Rows {
-                first,
-                stride: row_bytes,
-            };
-            let used = sums.zeros(acts.len() * V::LANES);
-            // SAFETY: the rows are there by the contract.
-            unsafe {
-                let ahead = lanes * row_bytes;
-                let sums = Sums {
-                    acc: used.as_mut_ptr(),
-                    inner,
-                };
-                if acts.len() == 1 {
-                    tile::<V, T, C, true>(p, ahead, x, acts.clone(), sums);
-                } else {
-                    tile::<V, T, C, false>(p, ahead, x, acts.clone(), sums);
-                }
-            }
-            for (t, sums) in acts.clone().zip(used.chunks_exact(V::LANES)) {
-                for (j, v) in sums[i - from..][..n].iter().enumerate() {
-                    // SAFETY: by the contract.
-                    unsafe { out.set(t, i + j, *v) };
-                }
+                own.copy_from_slice(&sums[i - from..][..n]);
             }
         }
     }
 }
 
-/// Weight rows `rows` of type `ty`, one that [`super::covers`], times all activation rows.
-///
-/// # Safety
-/// `V`'s instruction set; `weights` holds `rows.end` rows of `row_bytes`, which are whole blocks,
-/// as many as `x` has; columns `rows` of `out` are this task's to write.
-#[inline(always)]
-pub(in super::super) unsafe fn products<V: Vector>(
-    ty: BlockType,
-    weights: &[u8],
-    row_bytes: usize,
-    rows: Range<usize>,
-    x: &Codes,
-    out: Out,
-) {
-    assert!(weights.len() >= rows.end * row_bytes);
-    assert_eq!(ty.row_bytes(x.per_row() * BLOCK), Some(row_bytes));
-    assert!(x.is_prepared(ty), "{ty}: nobody prepared for its offset");
-    macro_rules! tiles {
-        ($t:ty, $chain:ty) => {
-            // SAFETY: by the contract and the assertions.
-            unsafe { tiles::<V, $t, $chain>(weights, row_bytes, rows, x, out) }
-        };
-    }
-    match ty {
-        BlockType::Q4_0 => tiles!(block32::Q4_0, Wholes),
-        BlockType::Q4_1 => tiles!(block32::Q4_1, Wholes),
-        BlockType::Q5_0 => tiles!(block32::Q5_0, Wholes),
-        BlockType::Q5_1 => tiles!(block32::Q5_1, Wholes),
-        BlockType::Q8_0 => tiles!(block32::Q8_0, Wholes),
-        BlockType::IQ4_NL => tiles!(block32::Iq4Nl, Wholes),
-        BlockType::MXFP4 => tiles!(block32::Mxfp4, Wholes),
-        BlockType::IQ4_XS => tiles!(super256::Iq4Xs, Wholes),
-        BlockType::Q2_K => tiles!(super256::Q2K, Halves),
-        BlockType::Q3_K => tiles!(super256::Q3K, Halves),
-        BlockType::Q4_K => tiles!(super256::Q4K, Wholes),
-        BlockType::Q5_K => tiles!(super256::Q5K, Wholes),
-        BlockType::Q6_K => tiles!(super256::Q6K, Halves),
-        // By the contract: who asks has asked `covers`, and a wrong product would go unseen.
-        _ => unreachable!("{ty} has no product in whole numbers"),
-    }
+/// `$each::<blocks, chain>($part)` for blocks of type `$ty`.
+macro_rules! for_type {
+    ($ty:expr, $each:ident, $part:expr) => {{
+        use formats::blocks::BlockType;
+        use $crate::exec::cpu::integer::chain::{Halves, Wholes};
+        use $crate::exec::cpu::integer::{block32, super256};
+        match $ty {
+            BlockType::Q4_0 => $each::<block32::Q4_0, Wholes>($part),
+            BlockType::Q4_1 => $each::<block32::Q4_1, Wholes>($part),
+            BlockType::Q5_0 => $each::<block32::Q5_0, Wholes>($part),
+            BlockType::Q5_1 => $each::<block32::Q5_1, Wholes>($part),
+            BlockType::Q8_0 => $each::<block32::Q8_0, Wholes>($part),
+            BlockType::IQ4_NL => $each::<block32::Iq4Nl, Wholes>($part),
+            BlockType::MXFP4 => $each::<block32::Mxfp4, Wholes>($part),
+            BlockType::IQ4_XS => $each::<super256::Iq4Xs, Wholes>($part),
+            BlockType::Q2_K => $each::<super256::Q2K, Halves>($part),
+            BlockType::Q3_K => $each::<super256::Q3K, Halves>($part),
+            BlockType::Q4_K => $each::<super256::Q4K, Wholes>($part),
+            BlockType::Q5_K => $each::<super256::Q5K, Wholes>($part),
+            BlockType::Q6_K => $each::<super256::Q6K, Halves>($part),
+            // By the contract: who asks has asked `covers`, and a wrong product would go unseen.
+            ty => unreachable!("{ty} has no product in whole numbers"),
+        }
+    }};
 }
+pub(in super::super) use for_type;

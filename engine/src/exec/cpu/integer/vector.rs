@@ -6,26 +6,47 @@
 /// Places in as many weight rows as a vector has lanes.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Rows {
-    /// The place in the first row.
-    pub(in super::super) first: *const u8,
+    /// The places in rows 0, 4, 8 and 12: those of the next three rows are an addition away that is part
+    /// of a read, so that few registers name all rows.
+    fours: [*const u8; 4],
     /// Bytes from one row to the next.
-    pub(in super::super) stride: usize,
+    stride: usize,
 }
 
 impl Rows {
-    /// The same places `n` bytes on.
-    #[inline]
-    pub(in super::super) fn on(self, n: usize) -> Self {
+    /// The place `first` in row 0, and those in the rows that begin `stride` bytes after one another.
+    pub(in super::super) fn new(first: *const u8, stride: usize) -> Self {
         Self {
-            first: self.first.wrapping_add(n),
-            ..self
+            fours: [0, 4, 8, 12].map(|i| first.wrapping_add(i * stride)),
+            stride,
         }
     }
 
+    /// The same places `n` bytes on. To the compiler they are addresses of which it knows nothing: it would
+    /// compute one for each row, and has no registers to keep them.
+    #[inline(always)]
+    pub(in super::super) fn on<V: Vector>(self, n: usize) -> Self {
+        let mut fours = self.fours.map(|p| p.wrapping_add(n));
+        for p in &mut fours[..V::LANES / 4] {
+            #[allow(clippy::pointers_in_nomem_asm_block)] // nobody reads what they point to
+            // SAFETY: no instruction; nothing is read or changed.
+            unsafe {
+                std::arch::asm!(
+                    "/* {0} */",
+                    inout(reg) * p,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+        }
+        Self { fours, ..self }
+    }
+
     /// The place in row `i`, `at` bytes on.
-    #[inline]
+    #[inline(always)]
     pub(in super::super) fn at<T>(&self, i: usize, at: usize) -> *const T {
-        self.first.wrapping_add(i * self.stride + at).cast()
+        self.fours[i / 4]
+            .wrapping_add(i % 4 * self.stride + at)
+            .cast()
     }
 }
 
@@ -43,6 +64,8 @@ pub(in super::super) trait Vector: Copy {
     const SIGNED: bool;
     /// Whether two activation rows at once cost less than one after the other.
     const PAIRS: bool = false;
+    /// Whether the weights of two blocks of 32 fit into the registers together, with what they need.
+    const TWO: bool = false;
 
     /// 16 bytes at `at` in each row, as their four 32-bit words.
     ///
