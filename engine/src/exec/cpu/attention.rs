@@ -194,7 +194,16 @@ impl Attention<'_> {
 
     /// One span, from position `from` on, of some rows that all see its first position. Leaves
     /// its sums and weights in `b`.
-    fn span(&self, some: Part, from: usize, codes: &[CodeBlock], b: &mut Buffers<'_>) {
+    ///
+    /// Behind it the span of key head and position `then` will come.
+    fn span(
+        &self,
+        some: Part,
+        from: usize,
+        then: (usize, usize),
+        codes: &[CodeBlock],
+        b: &mut Buffers<'_>,
+    ) {
         let KvShape {
             heads,
             head_dim: dim,
@@ -207,24 +216,21 @@ impl Attention<'_> {
         // Causal: a row sees positions up to its own.
         let seen = Seen::new(n, self.start + some.first + 1 - from, group);
         let (keys, values) = (self.kv.keys(some.kv_head), self.kv.values(some.kv_head));
-        // While keys are multiplied the values are asked for, and with the values the next keys.
         let row = self.shape().kv_type.bytes(dim);
-        let (then, later) = (
-            values.as_ptr().wrapping_add(from * row),
-            keys.as_ptr().wrapping_add((from + SPAN) * row),
-        );
+        let next = |all: &[u8]| all.as_ptr().wrapping_add(then.1 * row);
+        let next = [next(self.kv.keys(then.0)), next(self.kv.values(then.0))];
         if self.whole {
             let per_pair = dim / KV_BLOCK;
             let at = (some.kv_head * self.n + some.first) * group * per_pair;
             let q = &codes[at..at + pairs * per_pair];
-            isa.kv_scores(self.shape(), keys, from, n, q, then, b.scores);
+            isa.kv_scores(self.shape(), keys, from, n, q, next[0], b.scores);
             for (pair, (s, w)) in b.by_pair(pairs).enumerate() {
-                isa.ask(then, SPAN * row, pair, pairs);
+                isa.ask(next[0], SPAN * row, pair, pairs);
                 w.copy_from_slice(&isa.soften(s, seen.of(pair)));
             }
             let (weights, sums) = (&*b.scores, &mut b.sums[..pairs * dim]);
             let seen = |pair: usize| seen.of(pair);
-            isa.kv_sums(self.shape(), values, from, n, &seen, weights, later, sums);
+            isa.kv_sums(self.shape(), values, from, n, &seen, weights, next, sums);
             return;
         }
         let q = Queries {
@@ -235,6 +241,8 @@ impl Attention<'_> {
             n: pairs,
         };
         let (scale, none) = (self.scale(), std::ptr::null());
+        // While keys are multiplied the values are asked for, and with the values the next keys.
+        let then = values.as_ptr().wrapping_add(from * row);
         // A few rows read what is kept as it is; for more it pays to make floats of it once.
         let direct = self.shape().kv_type == KvType::F16 && some.rows < FEW;
         if direct {
@@ -256,7 +264,7 @@ impl Attention<'_> {
         sums.fill(0.0);
         if direct {
             let values = Kept::Halves(&values[from * row..]);
-            isa.float_sums(b.scores, values, shape, seen, later, sums);
+            isa.float_sums(b.scores, values, shape, seen, next[0], sums);
             return;
         }
         for at in (0..n).step_by(TILE) {
@@ -332,7 +340,7 @@ impl Attention<'_> {
                     rows: some.rows - late,
                     ..some
                 };
-                self.span(now, from, codes, &mut b);
+                self.span(now, from, (some.kv_head, from + SPAN), codes, &mut b);
                 for pair in 0..now.rows * group {
                     let all = late * group + pair;
                     let so_far = &mut so_far[2 * all..2 * all + 2];
@@ -393,14 +401,16 @@ impl Attention<'_> {
                 // SAFETY: this part is this item's.
                 let part = unsafe { parts.slice(at, 0, per_span) };
                 let (sums, weights) = part.split_at_mut(pairs * dim);
-                let (kv_head, from) = (at / n_spans, at % n_spans * SPAN);
+                let place = |at: usize| (at / n_spans, at % n_spans * SPAN);
+                let (kv_head, from) = place(at);
+                let then = place((at + 1).min(all - 1));
                 let late = from.saturating_sub(self.start);
                 let some = Part {
                     first: late,
                     rows: self.n - late,
                     kv_head,
                 };
-                self.span(some, from, codes, &mut b);
+                self.span(some, from, then, codes, &mut b);
                 let now = some.rows * group;
                 sums[late * group * dim..].copy_from_slice(&b.sums[..now * dim]);
                 weights[2 * late * group..].copy_from_slice(&b.weights[..2 * now]);

@@ -287,11 +287,11 @@ impl Isa {
         }
     }
 
-    /// Asks memory for the `i`th of `n` parts of what [`kv_scores`](Self::kv_scores) has not asked for, of
-    /// `bytes` at `next`, which may be any address.
+    /// Asks memory for the `i`th of `n` parts of what comes between [`kv_scores`](Self::kv_scores) and
+    /// [`kv_sums`](Self::kv_sums), of `bytes` of keys at `next`, which may be any address.
     pub(super) fn ask(self, next: *const u8, bytes: usize, i: usize, n: usize) {
-        let from = bytes * integer::WITH_SCORES / 64;
-        let line = |i: usize| (from + (bytes - from) * i / n.max(1)).next_multiple_of(64);
+        let [from, to] = [integer::WITH_SCORES, integer::UNTIL_SOFTENED].map(|n| bytes * n / 64);
+        let line = |i: usize| (from + (to - from) * i / n.max(1)).next_multiple_of(64);
         for line in (line(i)..line(i + 1)).step_by(64) {
             let at = next.wrapping_add(line);
             match self.0 {
@@ -322,7 +322,8 @@ impl Isa {
     }
 
     /// Weighted sums of values in q8_0 or q4_0, in whole numbers: `sums[r·D + d]` over the first
-    /// `seen(r)` of `n` positions from `from` on, which begins a span, with `weights[r·SPAN + t]`.
+    /// `seen(r)` of `n` positions from `from` on, which begins a span, with `weights[r·SPAN + t]`. `next` are
+    /// the keys and values that will be read next, any addresses.
     #[allow(clippy::too_many_arguments)] // a kernel's
     pub(super) fn kv_sums(
         self,
@@ -332,7 +333,7 @@ impl Isa {
         n: usize,
         seen: &dyn Fn(usize) -> usize,
         weights: &[f32],
-        next: *const u8,
+        next: [*const u8; 2],
         sums: &mut [f32],
     ) {
         match self.0 {

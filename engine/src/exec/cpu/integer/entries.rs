@@ -86,7 +86,7 @@ macro_rules! entry {
             n: usize,
             seen: &dyn Fn(usize) -> usize,
             weights: &[f32],
-            next: *const u8,
+            next: [*const u8; 2],
             sums: &mut [f32],
         ) {
             // SAFETY: by the contract.

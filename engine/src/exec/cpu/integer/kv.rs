@@ -18,24 +18,44 @@
 // As in `tile`.
 #![allow(clippy::inline_always)]
 
+use std::ops::Range;
+
 use formats::model::{KV_BLOCK, KV_PAGE, KvType};
 
-use super::{CodeBlock, Codes16, Factors, SPAN, Vector, WITH_SCORES};
+use super::{CodeBlock, Codes16, Factors, SPAN, UNTIL_SOFTENED, Vector, WITH_SCORES};
 use crate::cache::{KvShape, Page};
 
-/// Of the next keys, 64ths that are asked for while weights become codes; the rest with the products.
-const WITH_CODES: usize = 14;
+/// Bytes that will be read next, and are asked for piece by piece.
+struct Ahead {
+    at: *const u8,
+    /// Where pieces end, as far as they have been asked for, and how many bytes each has.
+    done: usize,
+    each: usize,
+}
 
-/// Asks for the `i`th of `n` parts of `bytes` at `at`.
-///
-/// # Safety
-/// `V`'s instruction set; it may be any address.
-#[inline(always)]
-unsafe fn ask<V: Vector>(at: *const u8, bytes: usize, i: usize, n: usize) {
-    let line = |i: usize| (bytes * i / n).next_multiple_of(64);
-    for line in (line(i)..line(i + 1)).step_by(64) {
-        // SAFETY: by the contract.
-        unsafe { V::prefetch::<true>(at.wrapping_add(line)) };
+impl Ahead {
+    /// 64ths `part` of `bytes` at `at`, which may be any address, in `n` pieces.
+    fn new(at: *const u8, bytes: usize, part: Range<usize>, n: usize) -> Self {
+        let done = bytes * part.start / 64;
+        Self {
+            at,
+            done,
+            each: (bytes * part.end / 64 - done).div_ceil(n.max(1)),
+        }
+    }
+
+    /// Asks for the next piece.
+    ///
+    /// # Safety
+    /// `V`'s instruction set.
+    #[inline(always)]
+    unsafe fn ask<V: Vector>(&mut self) {
+        let from = self.done.next_multiple_of(64);
+        self.done += self.each;
+        for line in (from..self.done).step_by(64) {
+            // SAFETY: by the contract; a prefetch may go anywhere.
+            unsafe { V::prefetch::<true>(self.at.wrapping_add(line)) };
+        }
     }
 }
 
@@ -90,10 +110,11 @@ unsafe fn scores_of<V: Vector, const FOUR: bool>(
     scores: *mut f32,
 ) {
     let lane_bytes = 4 * V::LANES;
-    let share = SPAN / KV_PAGE * page.bytes() * WITH_SCORES / 64;
+    let pages = SPAN / KV_PAGE;
+    let mut ahead = Ahead::new(next, pages * page.bytes(), 0..WITH_SCORES, pages);
     for (p, bytes) in head.chunks_exact(page.bytes()).enumerate() {
-        // SAFETY: by the contract; a prefetch may go anywhere.
-        unsafe { ask::<V>(next, share, p, SPAN / KV_PAGE) };
+        // SAFETY: by the contract.
+        unsafe { ahead.ask::<V>() };
         for part in 0..KV_PAGE / V::LANES {
             let out = scores.wrapping_add(p * KV_PAGE + part * V::LANES);
             for b in 0..page.blocks {
@@ -160,7 +181,7 @@ pub(in super::super) unsafe fn sums<V: Vector>(
     n: usize,
     seen: &dyn Fn(usize) -> usize,
     weights: &[f32],
-    next: *const u8,
+    next: [*const u8; 2],
     sums: &mut [f32],
 ) {
     let (page, head) = pages(shape, head, from, n);
@@ -168,10 +189,16 @@ pub(in super::super) unsafe fn sums<V: Vector>(
     let rows = sums.len() / dim;
     assert!(n <= SPAN && weights.len() >= rows * SPAN);
     let bytes = SPAN / KV_PAGE * page.bytes();
-    let first_share = bytes * WITH_CODES / 64;
+    let with_codes = UNTIL_SOFTENED..64;
+    let mut keys = Ahead::new(next[0], bytes, with_codes, page.blocks * rows);
+    // Once is enough: with the first rows of each block.
+    let n = page.blocks * (SPAN / KV_PAGE);
+    let mut values = Ahead::new(next[1], bytes, 0..64, n);
+    let mut nothing = Ahead::new(std::ptr::null(), 0, 0..64, n);
     let mut codes = [Codes16::ZERO; ROWS];
     let mut steps = [0.0; ROWS];
     let mut scales = [0.0; SPAN];
+    let mut factors = Factors::NONE;
     for b in 0..page.blocks {
         for (p, bytes) in head.chunks_exact(page.bytes()).enumerate() {
             for part in 0..KV_PAGE / V::LANES {
@@ -183,23 +210,21 @@ pub(in super::super) unsafe fn sums<V: Vector>(
                 }
             }
         }
-        let mut factors = Factors::NONE;
         let together = V::LANES / 4;
         for first in (0..rows).step_by(together) {
             let now = together.min(rows - first);
             for i in 0..now {
                 let r = first + i;
-                // SAFETY: by the contract; a prefetch may go anywhere.
-                unsafe { ask::<V>(next, first_share, b * rows + r, page.blocks * rows) };
-                factors.fill(&scales, seen(r));
+                // SAFETY: by the contract.
+                unsafe { keys.ask::<V>() };
+                factors.fill(&scales, seen(r), r == 0);
                 factors.codes(&weights[r * SPAN..(r + 1) * SPAN], &mut codes[i]);
                 steps[i] = factors.step;
             }
-            // Once is enough.
-            let next = if first == 0 {
-                next.wrapping_add(first_share.next_multiple_of(64))
+            let ahead = if first == 0 {
+                &mut values
             } else {
-                std::ptr::null()
+                &mut nothing
             };
             // SAFETY: by the contract; there are `now` rows of sums from `first` on.
             unsafe {
@@ -208,9 +233,11 @@ pub(in super::super) unsafe fn sums<V: Vector>(
                     ($n:literal) => {
                         match shape.kv_type {
                             KvType::Q4_0 => {
-                                add::<V, true, $n>(page, head, b, &codes, &steps, next, out, dim)
+                                add::<V, true, $n>(page, head, b, &codes, &steps, ahead, out, dim)
                             }
-                            _ => add::<V, false, $n>(page, head, b, &codes, &steps, next, out, dim),
+                            _ => {
+                                add::<V, false, $n>(page, head, b, &codes, &steps, ahead, out, dim)
+                            }
                         }
                     };
                 }
@@ -238,21 +265,17 @@ unsafe fn add<V: Vector, const FOUR: bool, const R: usize>(
     b: usize,
     weights: &[Codes16; ROWS],
     steps: &[f32; ROWS],
-    next: *const u8,
+    ahead: &mut Ahead,
     sums: *mut f32,
     stride: usize,
 ) {
     // 16 lanes need two vectors for a block, eight need four.
     let vectors = KV_BLOCK / V::LANES;
-    let share = SPAN / KV_PAGE * page.bytes() * (64 - WITH_CODES) / 64;
     // SAFETY: by the contract; a page has eight pairs of positions.
     unsafe {
         let mut acc = [[V::lanes(0); 4]; R];
         for (p, bytes) in head.chunks_exact(page.bytes()).enumerate() {
-            if !next.is_null() {
-                let all = SPAN / KV_PAGE;
-                ask::<V>(next, share, b * all + p, page.blocks * all);
-            }
+            ahead.ask::<V>();
             let codes = bytes.as_ptr().add(page.codes_at(b));
             for pair in 0..KV_PAGE / 2 {
                 let mut v = [V::lanes(0); 4];

@@ -62,10 +62,12 @@ use super::pool::Session;
 
 /// Columns of a block.
 pub(super) const BLOCK: usize = 32;
-/// Of the values of a span, 64ths that are asked for while scores are computed; the rest is left to those
-/// who soften them. Memory should never wait for the processor: what is asked for is spread over all that
-/// is computed, as far as it goes.
-pub(super) const WITH_SCORES: usize = 40;
+/// Of the keys of the next span, 64ths that are asked for while scores are computed, and until they are
+/// softened; the rest comes while weights become codes, and the values with the products. So requests are
+/// spread over all that is computed as its parts take time: memory should never wait for the processor, and
+/// the processor has but a few requests under way.
+pub(super) const WITH_SCORES: usize = 27;
+pub(super) const UNTIL_SOFTENED: usize = 40;
 /// Below this magnitude a block counts as zero: 127 by it would overflow.
 pub(super) const TINY: f32 = 1e-30;
 

@@ -105,10 +105,10 @@ impl Factors {
     };
 
     /// For the first `n` of `scales`, whose end of the page may be anything: the step is the largest
-    /// of them by 32767.
+    /// of them by 32767. They are what they were the last time, unless `new`.
     #[inline(always)]
-    pub(in super::super) fn fill(&mut self, scales: &[f32; SPAN], n: usize) {
-        if n == self.seen {
+    pub(in super::super) fn fill(&mut self, scales: &[f32; SPAN], n: usize, new: bool) {
+        if n == self.seen && !new {
             return;
         }
         self.seen = n;

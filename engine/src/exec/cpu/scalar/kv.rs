@@ -63,7 +63,7 @@ pub(crate) fn kv_sums(
                 *s = block(shape, head, from + t, b).0;
             }
             let mut factors = Factors::NONE;
-            factors.fill(&scales, n);
+            factors.fill(&scales, n, true);
             factors.codes(weights, &mut w);
             for (d, sum) in sums.iter_mut().enumerate() {
                 let mut i = 0_i32;
