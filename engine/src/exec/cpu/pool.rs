@@ -21,8 +21,9 @@ use super::placement::{Place, apart};
 const MAX_ITEMS: usize = u16::MAX as usize;
 /// Empty looks at the job word before a waiting thread lets others run.
 const SPINS: u32 = 500;
-/// How long a worker looks out for the next session before it sleeps: about what waking it costs.
-const LINGER: Duration = Duration::from_micros(50);
+/// How long a worker looks out for the next session before it sleeps. Waking it costs more, but behind the last
+/// layer of a device comes the network, and whoever serves that wants the core.
+const LINGER: Duration = Duration::from_micros(3);
 
 /// Borrowed for the length of one `run`; the lifetime is lengthened to let workers see it.
 type Job = &'static (dyn Fn(usize) + Sync);
