@@ -217,8 +217,8 @@ impl Attention<'_> {
         let seen = Seen::new(n, self.start + some.first + 1 - from, group);
         let (keys, values) = (self.kv.keys(some.kv_head), self.kv.values(some.kv_head));
         let row = self.shape().kv_type.bytes(dim);
-        let next = |all: &[u8]| all.as_ptr().wrapping_add(then.1 * row);
-        let next = [next(self.kv.keys(then.0)), next(self.kv.values(then.0))];
+        let place = |all: &[u8]| all.as_ptr().wrapping_add(then.1 * row);
+        let next = [place(self.kv.keys(then.0)), place(self.kv.values(then.0))];
         if self.whole {
             let per_pair = dim / KV_BLOCK;
             let at = (some.kv_head * self.n + some.first) * group * per_pair;
@@ -242,12 +242,12 @@ impl Attention<'_> {
         };
         let (scale, none) = (self.scale(), std::ptr::null());
         // While keys are multiplied the values are asked for, and with the values the next keys.
-        let then = values.as_ptr().wrapping_add(from * row);
+        let own = values.as_ptr().wrapping_add(from * row);
         // A few rows read what is kept as it is; for more it pays to make floats of it once.
         let direct = self.shape().kv_type == KvType::F16 && some.rows < FEW;
         if direct {
             let keys = Kept::Halves(&keys[from * row..]);
-            isa.float_scores(&q, keys, seen, scale, then, b.scores);
+            isa.float_scores(&q, keys, seen, scale, own, b.scores);
         } else {
             for at in (0..n).step_by(TILE) {
                 let n = TILE.min(n - at);
@@ -340,7 +340,13 @@ impl Attention<'_> {
                     rows: some.rows - late,
                     ..some
                 };
-                self.span(now, from, (some.kv_head, from + SPAN), codes, &mut b);
+                // Behind the last span the next item begins, most likely on this thread.
+                let then = if from + SPAN < end {
+                    (some.kv_head, from + SPAN)
+                } else {
+                    ((item + 1) % heads, 0)
+                };
+                self.span(now, from, then, codes, &mut b);
                 for pair in 0..now.rows * group {
                     let all = late * group + pair;
                     let so_far = &mut so_far[2 * all..2 * all + 2];

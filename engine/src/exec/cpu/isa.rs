@@ -256,7 +256,7 @@ impl Isa {
 
     /// Scores over keys in q8_0 or q4_0, in whole numbers: `scores[r·SPAN + t]` is query `r` times
     /// key `from + t`. `from` begins a span; up to the end of the last page more may be written.
-    /// What is at `next` will be read next: it may be any address.
+    /// At `next` are the keys of the span that comes next: it may be any address.
     #[allow(clippy::too_many_arguments)] // a kernel's
     pub(super) fn kv_scores(
         self,

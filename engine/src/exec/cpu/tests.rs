@@ -119,6 +119,33 @@ fn products_of_many_rows_agree_across_panels() {
     }
 }
 
+/// Fewer weight rows than lanes, and ranges whose last lanes reach back beyond their beginning.
+#[test]
+fn whole_numbers_of_any_rows_are_those_of_all() {
+    let mut noise = Noise::new(23);
+    for ty in [BlockType::Q8_0, BlockType::Q4_1, BlockType::Q6_K] {
+        let cols = 768;
+        for rows in [1, 7, 8, 15, 16, 35] {
+            let w: Vec<u8> = (0..rows).flat_map(|_| noise.row(ty, cols)).collect();
+            for n in [1, 5] {
+                let x = noise.take(n * cols);
+                let want = whole(Isa::SCALAR, ty, &w, rows, &x, n);
+                for isa in Isa::available() {
+                    let mut acts = activations(&x, n);
+                    let pool = Pool::new(1).unwrap();
+                    let codes = acts.codes(&pool.session(), isa, [ty].into_iter());
+                    let mut got = vec![0.0; n * rows];
+                    for part in [0..1, 1..rows] {
+                        let out = Out::new(&mut got, rows);
+                        isa.products(ty, &w, w.len() / rows, part, codes, out);
+                    }
+                    assert_eq!(bits(&got), bits(&want), "{isa} {ty} {rows} rows, {n}");
+                }
+            }
+        }
+    }
+}
+
 /// [`product`] in whole numbers.
 fn whole(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) -> Vec<f32> {
     let mut acts = activations(x, n);

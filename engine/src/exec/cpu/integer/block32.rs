@@ -31,7 +31,7 @@ const MXFP4_RAISED: [u8; 16] = raised(MXFP4_LEVELS, 16);
 /// # Safety
 /// `V`'s instruction set.
 #[inline(always)]
-pub(in super::super) unsafe fn nibbles<V: Vector>(w: &[V; 4]) -> [V; 8] {
+pub(super) unsafe fn nibbles<V: Vector>(w: &[V; 4]) -> [V; 8] {
     // SAFETY: by the contract.
     unsafe {
         let low = V::bytes(15);
@@ -53,7 +53,7 @@ pub(in super::super) unsafe fn nibbles<V: Vector>(w: &[V; 4]) -> [V; 8] {
 /// # Safety
 /// `V`'s instruction set; all bytes below 16.
 #[inline(always)]
-pub(in super::super) unsafe fn levels<V: Vector>(mut w: [V; 8], table: &[u8; 16]) -> [V; 8] {
+pub(super) unsafe fn levels<V: Vector>(mut w: [V; 8], table: &[u8; 16]) -> [V; 8] {
     for w in &mut w {
         // SAFETY: by the contract.
         *w = unsafe { w.lookup(table) };

@@ -11,7 +11,7 @@ use super::vector::Vector;
 use super::{BLOCK, Begin, CodeBlock, Codes};
 
 /// Sums of a tile's products: `V::LANES` floats for each activation row, and as many again for the
-/// super-block that is under way.
+/// super-block that is under way, of which nothing is written before its first block.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Sums {
     pub(super) acc: *mut f32,
@@ -42,7 +42,7 @@ impl Sums {
     /// The sums of the super-block of activation row `t`.
     ///
     /// # Safety
-    /// `V`'s instruction set; there is such a row.
+    /// `V`'s instruction set; there is such a row, and since its super-block began sums have been put.
     #[inline(always)]
     pub(super) unsafe fn inner<V: Vector>(self, t: usize) -> V::F {
         // SAFETY: by the contract.
@@ -156,7 +156,7 @@ pub(in super::super) trait Chain<V: Vector, T: Blocks<V>> {
     ///
     /// # Safety
     /// As there; `sums` are of as many rows as each of `x`, and if the weights have an offset, so are
-    /// its `begins`.
+    /// its `begins`; the blocks of a panel come one after the other, from the first on.
     unsafe fn many<const N: usize>(
         head: &T::Head,
         b: usize,

@@ -4,7 +4,8 @@
 /// `products as products_dot` where the name is taken.
 ///
 /// All are unsafe to call but where the features are there; besides, the contract is that of the
-/// kernel of the same name.
+/// kernel of the same name. `products` are those of weight rows `rows` of type `ty`, one that
+/// `integer::covers`, and all activation rows; columns `rows` of `out` must be the caller's to write.
 macro_rules! entries {
     ($features:tt, $vector:ty: $($kernel:ident $(as $name:ident)?),+) => {
         $($crate::exec::cpu::integer::entry!($features, $vector, $kernel $(as $name)?);)+
@@ -46,7 +47,8 @@ macro_rules! entry {
             }
 
             for part in tile::Part::all(ty, weights, row_bytes, rows, x, out) {
-                // SAFETY: by the contract.
+                // SAFETY: parts are of type `ty`, their sizes have been looked at, and it is said whether
+                // they are of one row; columns `rows` of `out` are the caller's.
                 unsafe {
                     if part.is_one() {
                         tile::for_type!(ty, one, &part);

@@ -70,7 +70,7 @@ fn pages(shape: KvShape, head: &[u8], from: usize, n: usize) -> (Page, &[u8]) {
 }
 
 /// `scores[r·SPAN + t]` = query `r` · key `from + t` for `t` in `0..n` and up to the end of the last
-/// page; `q` are the blocks of all queries, row after row. What is at `next` will be read next.
+/// page; `q` are the blocks of all queries, row after row. At `next` are the keys of the span that comes next.
 ///
 /// # Safety
 /// `V`'s instruction set.
@@ -168,7 +168,7 @@ unsafe fn scores_of<V: Vector, const FOUR: bool>(
 const ROWS: usize = 4;
 
 /// `sums[r·D + d] = Σ weights[r·SPAN + t] · values[from + t][d]` over the first `seen(r)` of `n`
-/// positions. What is at `next` will be read next.
+/// positions. `next` are the keys and values of the span that comes next.
 ///
 /// # Safety
 /// `V`'s instruction set.
@@ -192,9 +192,9 @@ pub(in super::super) unsafe fn sums<V: Vector>(
     let with_codes = UNTIL_SOFTENED..64;
     let mut keys = Ahead::new(next[0], bytes, with_codes, page.blocks * rows);
     // Once is enough: with the first rows of each block.
-    let n = page.blocks * (SPAN / KV_PAGE);
-    let mut values = Ahead::new(next[1], bytes, 0..64, n);
-    let mut nothing = Ahead::new(std::ptr::null(), 0, 0..64, n);
+    let pieces = page.blocks * (SPAN / KV_PAGE);
+    let mut values = Ahead::new(next[1], bytes, 0..64, pieces);
+    let mut nothing = Ahead::new(std::ptr::null(), 0, 0..64, pieces);
     let mut codes = [Codes16::ZERO; ROWS];
     let mut steps = [0.0; ROWS];
     let mut scales = [0.0; SPAN];

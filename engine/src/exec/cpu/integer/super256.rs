@@ -79,7 +79,7 @@ unsafe fn low_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
 /// # Safety
 /// `V`'s instruction set.
 #[inline(always)]
-pub(in super::super) unsafe fn high_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
+pub(super) unsafe fn high_byte<V: Vector>(words: &[V; 4], g: usize) -> V {
     // SAFETY: by the contract.
     unsafe { words[g / 4].shl(24 - 8 * (g % 4)).sar(24) }
 }

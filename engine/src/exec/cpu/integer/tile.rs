@@ -68,7 +68,6 @@ const fn panel_bytes<V: Vector, T: Blocks<V>>() -> usize {
 
 /// Weights that memory is asked for while a panel is computed, a few lines with each block: more than the
 /// processor can have under way would make the reads wait.
-#[derive(Clone, Copy)]
 struct Ahead {
     /// What will be read next, [`FAR`] bytes on.
     far: *const u8,
@@ -89,8 +88,8 @@ impl Ahead {
         let bytes = V::LANES * panel_bytes::<V, T>() / PANEL;
         // SAFETY: by the contract; a prefetch may go anywhere.
         unsafe {
-            // No instruction, but reads are not moved across it: otherwise the requests of a whole panel
-            // would be made at once.
+            // No instruction. Requests keep their places among these, and so far the reads of a block do
+            // too: otherwise those of a whole panel would be made at once. Only speed hangs on it.
             std::arch::asm!("", options(nomem, nostack, preserves_flags));
             for line in (b * bytes).div_ceil(64)..((b + 1) * bytes).div_ceil(64) {
                 V::prefetch::<true>(self.far.wrapping_add(64 * line));
@@ -129,6 +128,7 @@ unsafe fn panel_of_one<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
     x: *const CodeBlock,
     mut sums: [V::F; 2],
 ) -> [V::F; 2] {
+    // A super-block is a whole panel, and rows are whole blocks.
     let n = if T::LEN == BLOCK { n } else { PANEL };
     // SAFETY: by the contract.
     unsafe {
@@ -157,8 +157,8 @@ unsafe fn panel_of_one<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
 /// `acts`.
 ///
 /// # Safety
-/// `V`'s instruction set; the panel is readable in each row; `x` has the blocks and rows, and `sums` are of
-/// as many rows.
+/// `V`'s instruction set; the panel is readable in each row; `x` has the blocks and rows, more than one, and is
+/// prepared if the weights have an offset; `sums` are of as many rows.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // a kernel's
 unsafe fn panel_of_many<V: Vector, T: Blocks<V>, C: Chain<V, T>, const NEAR: bool>(
@@ -200,8 +200,8 @@ unsafe fn panel_of_many<V: Vector, T: Blocks<V>, C: Chain<V, T>, const NEAR: boo
     }
 }
 
-/// Adds to `sums` the products of the weight rows at `rows` and activation rows `acts`, which are
-/// `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next. They are asked for
+/// Adds to `sums` the products of the `V::LANES` weight rows from `first` on, `stride` bytes from one to the
+/// next, and activation rows `acts`, which are `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next. They are asked for
 /// twice: whole tiles in order, [`FAR`] bytes before they are used, and each row's part of a panel into
 /// the first cache, which has no room for a tile, while the panel before is computed.
 ///
@@ -221,38 +221,44 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
 ) {
     let blocks = x.per_row();
     assert!(acts.end <= x.rows());
+    const {
+        assert!(PANEL == 8 && (V::LANES == 8 || V::LANES == 16) && BLOCK * PANEL == 256);
+        assert!(!C::TWO || T::UNIT.is_multiple_of(2));
+    }
     let panels = blocks.div_ceil(PANEL);
     let panel_bytes = panel_bytes::<V, T>();
     let rows = Rows::new(first, stride);
     let far = first.wrapping_add(ahead * (FAR / ahead.max(1)).max(1));
-    let mut asked = Ahead {
-        far,
-        near: first,
-        stride,
-    };
     let near = acts.len() <= NEAR_ROWS;
     // SAFETY: by the contract.
     let mut one = unsafe { [sums.acc::<V>(0), V::splat(0.0)] };
     for k in 0..panels {
-        asked.far = far.wrapping_add(k * V::LANES * panel_bytes);
-        asked.near = first.wrapping_add(if k + 1 < panels {
+        let next = if k + 1 < panels {
             (k + 1) * panel_bytes
         } else {
             ahead
-        });
+        };
+        let mut asked = Ahead {
+            far: far.wrapping_add(k * V::LANES * panel_bytes),
+            near: first.wrapping_add(next),
+            stride,
+        };
         let (p, from) = (rows.on::<V>(k * panel_bytes), k * PANEL);
         let n = PANEL.min(blocks - from);
         // SAFETY: panel `k` is part of the rows, and of the codes.
         unsafe {
             if ONE {
                 one = panel_of_one::<V, T, C>(&p, n, &mut asked, row.add(from), one);
-                for _ in n..PANEL {
-                    asked.ask_near::<V, T>();
-                }
             } else if near {
                 panel_of_many::<V, T, C, true>(&p, n, &mut asked, x, from, acts, sums);
             } else {
                 panel_of_many::<V, T, C, false>(&p, n, &mut asked, x, from, acts, sums);
+            }
+            // What a shorter panel has no blocks for.
+            if near {
+                for _ in n..PANEL {
+                    asked.ask_near::<V, T>();
+                }
             }
         }
     }
@@ -269,6 +275,11 @@ struct Room([MaybeUninit<f32>; 16 * MAX_ROWS]);
 
 impl Room {
     const NEW: Self = Self([const { MaybeUninit::uninit() }; 16 * MAX_ROWS]);
+
+    /// The first place, of which nothing has been written yet.
+    fn place(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
 
     /// The first `n` places, zeros.
     #[inline(always)]
@@ -294,7 +305,7 @@ impl<'a> Part<'a> {
     /// The parts of weight rows `rows` of type `ty`, one that [`super::covers`], times all activation rows.
     ///
     /// Panics unless `weights` holds `rows.end` rows of `row_bytes`, which are whole blocks, as many as `x`
-    /// has.
+    /// has, and `x` is prepared for the type.
     pub(in super::super) fn all(
         ty: BlockType,
         weights: &'a [u8],
@@ -325,11 +336,13 @@ impl<'a> Part<'a> {
 /// The products of a part, of `ONE` activation row or many, with weights of type `T`.
 ///
 /// # Safety
-/// `V`'s instruction set; the part is of this type; its columns of `out` are this task's to write.
+/// `V`'s instruction set; the part is of this type, and `ONE` if and only if it [is](Part::is_one); its
+/// columns of `out` are this task's to write.
 #[inline(always)]
 pub(in super::super) unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
     part: &Part<'_>,
 ) {
+    debug_assert_eq!(ONE, part.is_one());
     let (mut sums, mut inner) = (Room::NEW, Room::NEW);
     let mut last = Vec::new();
     let (acts, rows) = (&part.acts, &part.rows);
@@ -355,7 +368,7 @@ pub(in super::super) unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>, co
             let ahead = lanes * part.row_bytes;
             let sums = Sums {
                 acc: used.as_mut_ptr(),
-                inner: inner.0.as_mut_ptr().cast(),
+                inner: inner.place(),
             };
             tile::<V, T, C, ONE>(first, part.row_bytes, ahead, part.x, acts, row, sums);
         }

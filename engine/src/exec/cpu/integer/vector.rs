@@ -15,6 +15,7 @@ pub(in super::super) struct Rows {
 
 impl Rows {
     /// The place `first` in row 0, and those in the rows that begin `stride` bytes after one another.
+    #[inline]
     pub(in super::super) fn new(first: *const u8, stride: usize) -> Self {
         Self {
             fours: [0, 4, 8, 12].map(|i| first.wrapping_add(i * stride)),
@@ -28,7 +29,8 @@ impl Rows {
     pub(in super::super) fn on<V: Vector>(self, n: usize) -> Self {
         let mut fours = self.fours.map(|p| p.wrapping_add(n));
         for p in &mut fours[..V::LANES / 4] {
-            #[allow(clippy::pointers_in_nomem_asm_block)] // nobody reads what they point to
+            #[allow(clippy::pointers_in_nomem_asm_block)]
+            // the block does not read what they point to
             // SAFETY: no instruction; nothing is read or changed.
             unsafe {
                 std::arch::asm!(
@@ -58,7 +60,7 @@ impl Rows {
 pub(in super::super) trait Vector: Copy {
     /// As many floats.
     type F: Copy;
-    /// Lanes, at most 16.
+    /// Lanes, 8 or 16.
     const LANES: usize;
     /// Whether weights of 8 bits are multiplied as signed ones: their codes less 128.
     const SIGNED: bool;
