@@ -18,15 +18,12 @@
 
 use std::fmt;
 
-use bytemuck::{Pod, Zeroable};
 use formats::model::{HParams, KV_BLOCK, KV_PAGE, KvType};
 use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 
-/// A line of the processor's cache: what pages start at.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Bytes of a line of the processor's cache: where pages start.
+const LINE: usize = 64;
 
 /// The shape of one position in one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +57,8 @@ pub(super) struct HostKv {
     shape: KvShape,
     head_bytes: usize,
     per_layer: usize,
-    keys: Vec<Line>,
-    values: Vec<Line>,
+    keys: Zeroed,
+    values: Zeroed,
 }
 
 impl fmt::Debug for HostKv {
@@ -73,9 +70,32 @@ impl fmt::Debug for HostKv {
     }
 }
 
-/// Zeroed memory that the system hands out page by page as it is touched.
-fn zeroed(bytes: usize) -> Option<Vec<Line>> {
-    bytemuck::allocation::try_zeroed_vec(bytes.div_ceil(size_of::<Line>())).ok()
+/// Zeroed memory that begins with a line and that the system hands out page by page as it is touched: a
+/// context that is not used costs nothing. (What is aligned more than an allocator does by itself is zeroed by
+/// writing to it.)
+struct Zeroed {
+    bytes: Vec<u8>,
+    from: usize,
+    len: usize,
+}
+
+impl Zeroed {
+    /// Nothing, without a heap.
+    const NONE: Self = Self {
+        bytes: Vec::new(),
+        from: 0,
+        len: 0,
+    };
+
+    fn new(len: usize) -> Option<Self> {
+        let bytes: Vec<u8> = bytemuck::allocation::try_zeroed_vec(len.checked_add(LINE)?).ok()?;
+        let from = bytes.as_ptr().align_offset(LINE).min(LINE);
+        Some(Self { bytes, from, len })
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.from..][..self.len]
+    }
 }
 
 impl HostKv {
@@ -87,8 +107,8 @@ impl HostKv {
             shape,
             head_bytes,
             per_layer,
-            keys: zeroed(bytes)?,
-            values: zeroed(bytes)?,
+            keys: Zeroed::new(bytes)?,
+            values: Zeroed::new(bytes)?,
         })
     }
 
@@ -102,8 +122,8 @@ impl HostKv {
             },
             head_bytes: 0,
             per_layer: 0,
-            keys: Vec::new(),
-            values: Vec::new(),
+            keys: Zeroed::NONE,
+            values: Zeroed::NONE,
         }
     }
 
@@ -112,7 +132,7 @@ impl HostKv {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Line>() * (self.keys.len() + self.values.len())
+        self.keys.len + self.values.len
     }
 
     pub(super) fn layer_mut(&mut self, layer: usize) -> LayerKv<'_> {
@@ -120,8 +140,8 @@ impl HostKv {
         LayerKv {
             shape: self.shape,
             head_bytes: self.head_bytes,
-            keys: &mut bytemuck::cast_slice_mut(&mut self.keys)[at.clone()],
-            values: &mut bytemuck::cast_slice_mut(&mut self.values)[at],
+            keys: &mut self.keys.bytes_mut()[at.clone()],
+            values: &mut self.values.bytes_mut()[at],
         }
     }
 }
@@ -410,6 +430,28 @@ pub(crate) fn code(codes: &[u8], kv_type: KvType, side: Side, t: usize, d: usize
 mod tests {
     use super::*;
     use crate::exec::noise::Noise;
+
+    /// A gibibyte of positions that nobody has written, beside whatever other tests do meanwhile.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_context_that_is_not_used_is_not_resident() {
+        let resident = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            let pages = statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap();
+            // At least: pages are as large or larger.
+            pages * 4096
+        };
+        let shape = KvShape {
+            heads: 8,
+            head_dim: 128,
+            kv_type: KvType::F16,
+        };
+        let before = resident();
+        let mut kv = HostKv::new(4, 1 << 16, shape).unwrap();
+        assert_eq!(kv.bytes(), 1 << 30);
+        assert!(resident() < before + (1 << 29));
+        assert_eq!(kv.layer_mut(3).keys(7).as_ptr().addr() % LINE, 0);
+    }
 
     #[test]
     fn what_is_kept_is_what_the_block_types_keep() {
