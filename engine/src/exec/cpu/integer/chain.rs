@@ -10,53 +10,37 @@ use super::tile::{Blocks, PANEL};
 use super::vector::Vector;
 use super::{BLOCK, Begin, CodeBlock, Codes};
 
-/// Sums of a tile's products: `V::LANES` floats for each activation row, and as many again for the
-/// super-block that is under way, of which nothing is written before its first block.
+/// Sums of a tile's products, and those of the super-block that is under way, which nothing has been put to
+/// before its first block.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Sums {
-    pub(super) acc: *mut f32,
-    pub(super) inner: *mut f32,
+    pub(super) acc: Places,
+    pub(super) inner: Places,
 }
 
-impl Sums {
-    /// The sums of activation row `t`.
+/// `V::LANES` floats for each activation row.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Places(pub(super) *mut f32);
+
+impl Places {
+    /// Those of activation row `t`.
+    ///
+    /// # Safety
+    /// `V`'s instruction set; there is such a row, and something has been put there.
+    #[inline(always)]
+    pub(super) unsafe fn get<V: Vector>(self, t: usize) -> V::F {
+        // SAFETY: by the contract.
+        unsafe { V::get(self.0.add(t * V::LANES)) }
+    }
+
+    /// Those of activation row `t` from now on.
     ///
     /// # Safety
     /// `V`'s instruction set; there is such a row.
     #[inline(always)]
-    pub(super) unsafe fn acc<V: Vector>(self, t: usize) -> V::F {
+    pub(super) unsafe fn put<V: Vector>(self, t: usize, v: V::F) {
         // SAFETY: by the contract.
-        unsafe { V::get(self.acc.add(t * V::LANES)) }
-    }
-
-    /// The sums of activation row `t` from now on.
-    ///
-    /// # Safety
-    /// As [`acc`](Self::acc).
-    #[inline(always)]
-    pub(super) unsafe fn put_acc<V: Vector>(self, t: usize, s: V::F) {
-        // SAFETY: by the contract.
-        unsafe { V::put(self.acc.add(t * V::LANES), s) };
-    }
-
-    /// The sums of the super-block of activation row `t`.
-    ///
-    /// # Safety
-    /// `V`'s instruction set; there is such a row, and since its super-block began sums have been put.
-    #[inline(always)]
-    pub(super) unsafe fn inner<V: Vector>(self, t: usize) -> V::F {
-        // SAFETY: by the contract.
-        unsafe { V::get(self.inner.add(t * V::LANES)) }
-    }
-
-    /// The sums of the super-block of activation row `t` from now on.
-    ///
-    /// # Safety
-    /// As [`inner`](Self::inner).
-    #[inline(always)]
-    pub(super) unsafe fn put_inner<V: Vector>(self, t: usize, s: V::F) {
-        // SAFETY: by the contract.
-        unsafe { V::put(self.inner.add(t * V::LANES), s) };
+        unsafe { V::put(self.0.add(t * V::LANES), v) };
     }
 }
 
@@ -317,7 +301,7 @@ impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
                 *s = T::scales(head, b + n);
             }
             for t in (0..pairs).step_by(2) {
-                let mut acc = [sums.acc::<V>(t), sums.acc::<V>(t + 1)];
+                let mut acc = [sums.acc.get::<V>(t), sums.acc.get::<V>(t + 1)];
                 for n in 0..N {
                     let codes = x[n].codes.get_unchecked(t..t + 2);
                     let init = [begin::<V, T>(&codes[0], 0), begin::<V, T>(&codes[1], 0)];
@@ -325,17 +309,17 @@ impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
                     acc[0] = Self::add::<V, T>(&codes[0], i, scales[n], acc[0]);
                     acc[1] = Self::add::<V, T>(&codes[1], j, scales[n], acc[1]);
                 }
-                sums.put_acc::<V>(t, acc[0]);
-                sums.put_acc::<V>(t + 1, acc[1]);
+                sums.acc.put::<V>(t, acc[0]);
+                sums.acc.put::<V>(t + 1, acc[1]);
             }
             for t in pairs..rows {
-                let mut acc = sums.acc::<V>(t);
+                let mut acc = sums.acc.get::<V>(t);
                 for n in 0..N {
                     let codes = x[n].codes.get_unchecked(t);
                     let i = dot::<V, T, 8>(begin::<V, T>(codes, 0), codes, &q[n], 0);
                     acc = Self::add::<V, T>(codes, i, scales[n], acc);
                 }
-                sums.put_acc::<V>(t, acc);
+                sums.acc.put::<V>(t, acc);
             }
         }
     }
@@ -415,11 +399,11 @@ impl Halves {
             let zero = V::splat(0.0);
             [
                 if T::MIN || LAST {
-                    sums.acc::<V>(t)
+                    sums.acc.get::<V>(t)
                 } else {
                     zero
                 },
-                if FIRST { zero } else { sums.inner::<V>(t) },
+                if FIRST { zero } else { sums.inner.get::<V>(t) },
             ]
         }
     }
@@ -439,12 +423,12 @@ impl Halves {
         unsafe {
             if LAST {
                 let [acc, _] = <Self as Chain<V, T>>::end(head, s);
-                sums.put_acc::<V>(t, acc);
+                sums.acc.put::<V>(t, acc);
             } else {
                 if T::MIN {
-                    sums.put_acc::<V>(t, s[0]);
+                    sums.acc.put::<V>(t, s[0]);
                 }
-                sums.put_inner::<V>(t, s[1]);
+                sums.inner.put::<V>(t, s[1]);
             }
         }
     }

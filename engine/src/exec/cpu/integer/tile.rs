@@ -9,7 +9,7 @@ use std::ops::Range;
 use formats::blocks::BlockType;
 
 use super::super::matmul::Out;
-use super::chain::{Acts, Chain, Sums};
+use super::chain::{Acts, Chain, Places, Sums};
 use super::vector::{Rows, Vector};
 use super::{BLOCK, CodeBlock, Codes};
 
@@ -231,7 +231,7 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
     let far = first.wrapping_add(ahead * (FAR / ahead.max(1)).max(1));
     let near = acts.len() <= NEAR_ROWS;
     // SAFETY: by the contract.
-    let mut one = unsafe { [sums.acc::<V>(0), V::splat(0.0)] };
+    let mut one = unsafe { [sums.acc.get::<V>(0), V::splat(0.0)] };
     for k in 0..panels {
         let next = if k + 1 < panels {
             (k + 1) * panel_bytes
@@ -264,7 +264,7 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
     }
     if ONE {
         // SAFETY: by the contract.
-        unsafe { sums.put_acc::<V>(0, one[0]) };
+        unsafe { sums.acc.put::<V>(0, one[0]) };
     }
 }
 
@@ -367,8 +367,8 @@ pub(in super::super) unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>, co
         unsafe {
             let ahead = lanes * part.row_bytes;
             let sums = Sums {
-                acc: used.as_mut_ptr(),
-                inner: inner.place(),
+                acc: Places(used.as_mut_ptr()),
+                inner: Places(inner.place()),
             };
             tile::<V, T, C, ONE>(first, part.row_bytes, ahead, part.x, acts, row, sums);
         }
