@@ -103,6 +103,10 @@ pub(super) struct Compute {
     /// round them, and eval and calibrate do not. (A card named int8 in --gpu-variants still does.)
     #[arg(long)]
     pub(super) exact: bool,
+    /// Read weights where the file is mapped, instead of copying them at the start into the order in which
+    /// the processor computes: starts sooner, holds no memory that the system cannot take back, decodes slower.
+    #[arg(long, env = "SPLITRUN_NO_REPACK")]
+    pub(super) no_repack: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -19,6 +19,7 @@ pub(super) struct Place {
     isa: Isa,
     activations: Activations,
     kv_type: KvType,
+    repack: bool,
     gpu: Option<Arc<Gpu>>,
     /// Whether the processor will do when the device does not.
     fall_back: bool,
@@ -82,6 +83,7 @@ impl Place {
                 Activations::Int8
             },
             kv_type: compute.kv_type,
+            repack: !compute.no_repack,
             gpu,
             fall_back: compute.device == Device::Auto,
         })
@@ -144,7 +146,13 @@ impl Place {
         let exec = CpuExecutor::new(part, self.threads, self.isa)
             .map_err(RunError::io("starting threads"))?;
         let exec = exec.with_activations(self.activations);
-        Ok(exec.with_kv_type(self.kv_type)?)
+        let mut exec = exec.with_kv_type(self.kv_type)?;
+        if self.repack
+            && let Err(e) = exec.repack()
+        {
+            note(&e.to_string());
+        }
+        Ok(exec)
     }
 
     /// The device, if there is one to use.

@@ -10,6 +10,7 @@ pub mod gpu;
 #[cfg(not(feature = "gpu"))]
 #[path = "no_gpu.rs"]
 pub mod gpu;
+mod memory;
 #[cfg(test)]
 pub(crate) mod noise;
 mod rope;
@@ -55,7 +56,7 @@ pub trait Executor: Send + Sync {
 
     /// Bytes that caches may take where this executor keeps them; `None` where nobody tells.
     fn cache_memory(&self) -> Option<usize> {
-        host_memory()
+        memory::available()
     }
 
     /// Embeds `ids` into `rows` (`ids.len() × n_embd`, row after row).
@@ -207,38 +208,11 @@ pub enum ExecError {
     Gpu(#[from] gpu::GpuError),
 }
 
-/// Bytes of the processor's memory that can be had without swapping, as Linux estimates them.
-fn host_memory() -> Option<usize> {
-    mem_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-/// `MemAvailable` of a `/proc/meminfo`, in bytes.
-fn mem_available(meminfo: &str) -> Option<usize> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 /// The error of a half without `what`.
 fn missing(part: &ModelPart, what: &'static str) -> ExecError {
     ExecError::Missing {
         what,
         first: part.layers.start,
         end: part.layers.end,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn available_memory_is_read_from_meminfo() {
-        let text = "MemTotal:  9 kB\nMemFree: 1 kB\nMemAvailable:    3000000 kB\nBuffers: 2 kB\n";
-        assert_eq!(mem_available(text), Some(3_072_000_000));
-        assert_eq!(mem_available("MemTotal: 9 kB\n"), None);
-        assert_eq!(mem_available("MemAvailable: many kB\n"), None);
     }
 }

@@ -5,4 +5,5 @@ mod part;
 
 pub use formats::model::{Architecture, HParams, Rope, RopeStyle};
 pub use load::{ModelError, read_hparams};
+pub(crate) use part::Tiles;
 pub use part::{LayerTensors, ModelPart, Tensor};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use formats::blocks::{self, BlockType};
 use formats::gguf::GgufSet;
 use formats::model::{HParams, ModelFault};
+use memmap2::Mmap;
 
 use super::load::{ModelError, read_hparams};
 
@@ -29,10 +30,37 @@ impl Bytes {
     }
 }
 
+/// The rows of a matrix in another order, for kernels that read several at once: *tiles* of so many rows, the
+/// last filled up with zeros.
+#[derive(Clone, Debug)]
+pub(crate) struct Tiles {
+    /// Rows of a tile.
+    pub(crate) rows: usize,
+    memory: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl Tiles {
+    /// Tiles of `rows` rows, the bytes `range` of `memory`.
+    pub(crate) fn new(rows: usize, memory: &Arc<Mmap>, range: Range<usize>) -> Self {
+        Self {
+            rows,
+            memory: Arc::clone(memory),
+            range,
+        }
+    }
+
+    /// All tiles.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.memory[self.range.clone()]
+    }
+}
+
 /// A weight matrix, in the map unless it was changed: `rows × cols`, each row whole blocks.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     bytes: Bytes,
+    tiles: Option<Tiles>,
     /// GGUF name.
     pub name: String,
     /// Block type.
@@ -59,6 +87,7 @@ impl Tensor {
         );
         Self {
             bytes: Bytes::Owned(bytes.into()),
+            tiles: None,
             name: name.to_owned(),
             block_type,
             cols,
@@ -74,8 +103,18 @@ impl Tensor {
         }
     }
 
-    /// Lets the system drop the pages of rows `rows` of a mapped matrix.
-    #[cfg(feature = "gpu")] // who uploads it needs it no more
+    /// The same rows in tiles, if somebody [laid](Self::lay) them so.
+    pub(crate) fn tiles(&self) -> Option<&Tiles> {
+        self.tiles.as_ref()
+    }
+
+    /// Keeps `tiles`, which hold the same rows.
+    pub(crate) fn lay(&mut self, tiles: Tiles) {
+        self.tiles = Some(tiles);
+    }
+
+    /// Lets the system drop the pages of rows `rows` of a mapped matrix: who has copied them needs them no
+    /// more.
     pub(crate) fn release(&self, rows: Range<usize>) {
         if let Bytes::Mapped { set, file, range } = &self.bytes {
             let at = |row: usize| range.start + row.min(self.rows) * self.row_bytes();
@@ -94,6 +133,7 @@ impl Tensor {
         let len = self.rows.checked_mul(self.cols)?.checked_mul(4)?;
         (bytes.len() == len).then(|| Self {
             bytes: Bytes::Owned(bytes.into()),
+            tiles: None,
             name: self.name.clone(),
             block_type: BlockType::F32,
             ..*self
@@ -121,6 +161,20 @@ pub struct LayerTensors {
 }
 
 impl LayerTensors {
+    /// Its matrices, to lay them out differently.
+    pub(crate) fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        [
+            &mut self.attn_q,
+            &mut self.attn_k,
+            &mut self.attn_v,
+            &mut self.attn_output,
+            &mut self.ffn_gate,
+            &mut self.ffn_up,
+            &mut self.ffn_down,
+        ]
+        .into_iter()
+    }
+
     /// Its matrices, in the order in which rows meet them.
     pub fn matrices(&self) -> impl Iterator<Item = &Tensor> {
         [
@@ -225,6 +279,12 @@ impl ModelPart {
         layers.chain(self.head.iter().map(|(_, t)| t))
     }
 
+    /// [`matrices`](Self::matrices), to lay them out differently.
+    pub(crate) fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let layers = self.blocks.iter_mut().flat_map(LayerTensors::matrices_mut);
+        layers.chain(self.head.iter_mut().map(|(_, t)| t))
+    }
+
     /// Bytes of weights that one decoded token reads (embedding rows apart).
     pub fn weight_bytes(&self) -> usize {
         self.matrices().map(|t| t.bytes.len()).sum()
@@ -266,6 +326,7 @@ impl Loader<'_> {
                 file,
                 range: t.start..t.start + t.bytes,
             },
+            tiles: None,
             name: name.to_owned(),
             block_type: t.block_type,
             cols: t.row_len(),

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use formats::blocks::BlockType;
 
-use super::integer::{self, CodeBlock, Codes};
+use super::integer::{self, CodeBlock, Codes, Matrix};
 use super::kv_floats::{self, Kept, Queries, Seen};
 use super::matmul::{Acts, Out};
 use super::scalar;
@@ -100,37 +100,44 @@ impl Isa {
         }
     }
 
-    /// Products in whole numbers; `ty` is one that [`integer::covers`].
-    pub(super) fn products(
-        self,
-        ty: BlockType,
-        weights: &[u8],
-        row_bytes: usize,
-        rows: Range<usize>,
-        x: &Codes,
-        out: Out,
-    ) {
+    /// As many weight rows as the vectors of [`products`](Self::products) have lanes, the rows of a tile;
+    /// `None` where there are no vectors.
+    pub(super) fn lanes(self) -> Option<usize> {
         match self.0 {
-            Kind::Scalar => scalar::products(ty, weights, row_bytes, rows, x, &mut |r, i, v| {
+            Kind::Scalar => None,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => Some(8),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => Some(16),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon | Kind::NeonDot | Kind::NeonMat => Some(8),
+        }
+    }
+
+    /// Products in whole numbers; the type of `w` is one that [`integer::covers`], and if it lies in tiles, they
+    /// are of [`lanes`](Self::lanes).
+    pub(super) fn products(self, w: Matrix<'_>, rows: Range<usize>, x: &Codes, out: Out) {
+        match self.0 {
+            Kind::Scalar => scalar::products(w, rows, x, &mut |r, i, v| {
                 // SAFETY: `matmul` gives each task its own range of columns.
                 unsafe { out.set(r, i, v) }
             }),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the features were detected; `matmul` gives each task its own range of
             // columns and has checked the sizes.
-            Kind::Avx2 => unsafe { avx2::products(ty, weights, row_bytes, rows, x, out) },
+            Kind::Avx2 => unsafe { avx2::products(w, rows, x, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kind::Avx512 => unsafe { avx512::products(ty, weights, row_bytes, rows, x, out) },
+            Kind::Avx512 => unsafe { avx512::products(w, rows, x, out) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::Neon => unsafe { neon::products(ty, weights, row_bytes, rows, x, out) },
+            Kind::Neon => unsafe { neon::products(w, rows, x, out) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::NeonDot => unsafe { neon::products_dot(ty, weights, row_bytes, rows, x, out) },
+            Kind::NeonDot => unsafe { neon::products_dot(w, rows, x, out) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Kind::NeonMat => unsafe { neon::products_mat(ty, weights, row_bytes, rows, x, out) },
+            Kind::NeonMat => unsafe { neon::products_mat(w, rows, x, out) },
         }
     }
 

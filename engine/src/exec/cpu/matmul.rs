@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use formats::blocks::BlockType;
 
-use super::integer::{self, Codes};
+use super::integer::{self, Codes, Matrix};
 use super::isa::Isa;
 use super::lanes::LANES;
 use super::pool::Session;
 use super::scalar::{Grouping, grouping};
-use crate::model::Tensor;
+use crate::model::{Tensor, Tiles};
 
 /// Columns are padded to whole groups of the widest kind.
 const PAD: usize = 32;
@@ -236,6 +236,17 @@ pub(super) fn matmul(
     matmuls(session, math, x, [(w, out, out_stride)]);
 }
 
+/// `w` as the kernels of `isa` read it: in tiles if it has such.
+fn matrix(isa: Isa, w: &Tensor) -> Matrix<'_> {
+    let tiles = w.tiles().filter(|t| isa.lanes() == Some(t.rows));
+    Matrix {
+        block_type: w.block_type,
+        bytes: tiles.map_or_else(|| w.data(), Tiles::bytes),
+        row_bytes: w.row_bytes(),
+        tiled: tiles.map(|t| t.rows),
+    }
+}
+
 /// [`matmul`] for matrices that share their input, in one job where that can be.
 pub(super) fn matmuls<const N: usize>(
     session: &Session<'_>,
@@ -275,7 +286,7 @@ pub(super) fn matmuls<const N: usize>(
                 let here = w.rows.div_ceil(per);
                 if item < here {
                     let rows = item * per..((item + 1) * per).min(w.rows);
-                    isa.products(w.block_type, w.data(), w.row_bytes(), rows, codes, *out);
+                    isa.products(matrix(isa, w), rows, codes, *out);
                     return;
                 }
                 item -= here;
@@ -288,7 +299,7 @@ pub(super) fn matmuls<const N: usize>(
         if whole(w) {
             let codes = x.codes(session, isa, [w.block_type].into_iter());
             session.ranges(w.rows, GRAIN, &|rows: Range<usize>| {
-                isa.products(w.block_type, w.data(), w.row_bytes(), rows, codes, out);
+                isa.products(matrix(isa, w), rows, codes, out);
             });
         } else {
             let acts = x.view(grouping(w.block_type));

@@ -25,6 +25,7 @@ mod neon;
 mod observe;
 mod placement;
 mod pool;
+mod repack;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub use clock::Phase;
 pub use isa::{Isa, IsaError};
 pub use matmul::Activations;
 pub use observe::{Observer, Rows, Site};
+pub use repack::RepackError;
 
 use self::clock::Clock;
 use self::forward::{Part, Scratch, Span};
@@ -87,6 +89,19 @@ impl CpuExecutor {
     pub fn with_activations(mut self, activations: Activations) -> Self {
         self.activations = activations;
         self
+    }
+
+    /// Lays the weights out in the order in which they are read, which costs a copy and makes decoding faster;
+    /// to be called when it is known how products are computed. Returns the bytes of the copy; products in
+    /// floats read rows and need none.
+    ///
+    /// # Errors
+    /// Without the memory for it: then they are read where they are.
+    pub fn repack(&mut self) -> Result<usize, RepackError> {
+        if self.activations == Activations::F32 {
+            return Ok(0);
+        }
+        repack::repack(&mut self.part, self.isa, self.pool.threads())
     }
 
     /// The same with keys and values in another form.

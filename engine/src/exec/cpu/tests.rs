@@ -2,7 +2,7 @@
 
 use formats::blocks::{self, BlockType};
 
-use super::integer;
+use super::integer::{self, Matrix};
 use super::isa::Isa;
 use super::lanes::LANES;
 use super::matmul::{ActBuf, Out};
@@ -137,7 +137,7 @@ fn whole_numbers_of_any_rows_are_those_of_all() {
                     let mut got = vec![0.0; n * rows];
                     for part in [0..1, 1..rows] {
                         let out = Out::new(&mut got, rows);
-                        isa.products(ty, &w, w.len() / rows, part, codes, out);
+                        isa.products(matrix(ty, &w, rows), part, codes, out);
                     }
                     assert_eq!(bits(&got), bits(&want), "{isa} {ty} {rows} rows, {n}");
                 }
@@ -153,14 +153,48 @@ fn whole(isa: Isa, ty: BlockType, w: &[u8], rows: usize, x: &[f32], n: usize) ->
     let mut out = vec![0.0; n * rows];
     let codes = acts.codes(&pool.session(), isa, [ty].into_iter());
     isa.products(
-        ty,
-        w,
-        w.len() / rows,
+        matrix(ty, w, rows),
         0..rows,
         codes,
         Out::new(&mut out, rows),
     );
+    // From tiles the same, whatever the range begins with.
+    if let Some(lanes) = isa.lanes() {
+        let tiles = tiles(ty, w, rows, lanes);
+        let w = Matrix {
+            bytes: &tiles,
+            tiled: Some(lanes),
+            ..matrix(ty, w, rows)
+        };
+        let mut again = vec![f32::NAN; n * rows];
+        let cut = lanes.min(rows);
+        for part in [0..cut, cut..rows] {
+            isa.products(w, part, codes, Out::new(&mut again, rows));
+        }
+        assert_eq!(bits(&again), bits(&out), "{isa} {ty} in tiles, {n} rows");
+    }
     out
+}
+
+/// `rows` weight rows, one behind the other.
+fn matrix(block_type: BlockType, bytes: &[u8], rows: usize) -> Matrix<'_> {
+    Matrix {
+        block_type,
+        bytes,
+        row_bytes: bytes.len() / rows,
+        tiled: None,
+    }
+}
+
+/// The same in tiles.
+fn tiles(ty: BlockType, w: &[u8], rows: usize, lanes: usize) -> Vec<u8> {
+    let row_bytes = w.len() / rows;
+    let mut all = vec![0; rows.next_multiple_of(lanes) * row_bytes];
+    let each = all.chunks_exact_mut(lanes * row_bytes);
+    for (tile, rows) in each.zip(w.chunks(lanes * row_bytes)) {
+        integer::repack(ty, rows, row_bytes, lanes, tile);
+    }
+    all
 }
 
 fn bits(v: &[f32]) -> Vec<u32> {

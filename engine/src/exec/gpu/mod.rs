@@ -370,7 +370,7 @@ impl Executor for GpuExecutor {
         match report.kind {
             AdapterKind::Discrete => there,
             // What it computes from is the processor's memory, where others are too.
-            _ => there.into_iter().chain(super::host_memory()).min(),
+            _ => there.into_iter().chain(super::memory::available()).min(),
         }
     }
 

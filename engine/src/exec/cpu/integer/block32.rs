@@ -3,11 +3,12 @@
 // As in `tile`.
 #![allow(clippy::inline_always)]
 
-use formats::blocks::{BlockMxfp4, Grouped as _, IQ4_NL_LEVELS, MXFP4_LEVELS};
+use formats::blocks::{BlockMxfp4, BlockType, Grouped as _, IQ4_NL_LEVELS, MXFP4_LEVELS};
 
 use super::chain::Whole;
+use super::panel::Panel;
 use super::tile::{Blocks, PANEL};
-use super::vector::{Rows, Vector};
+use super::vector::Vector;
 
 /// For each block of a panel, a word of each row.
 pub(in super::super) struct Words([[u32; 16]; PANEL]);
@@ -63,28 +64,28 @@ pub(super) unsafe fn levels<V: Vector>(mut w: [V; 8], table: &[u8; 16]) -> [V; 8
 
 /// A type of blocks that start with an f16 scale, and maybe an f16 minimum behind it.
 macro_rules! block32 {
-    ($(#[$doc:meta])* $name:ident, $bytes:expr, $min:expr, $max:expr, $offset:expr,
+    ($(#[$doc:meta])* $name:ident: $ty:ident, $bytes:expr, $min:expr, $max:expr, $offset:expr,
      $raw:ty, |$p:ident, $at:ident| $read:expr, |$w:ident| $quants:expr) => {
         $(#[$doc])*
+        #[derive(Clone, Copy)]
         pub(in super::super) struct $name;
 
         impl<V: Vector> Blocks<V> for $name {
+            const TYPE: BlockType = BlockType::$ty;
             const BYTES: usize = $bytes;
             const LEN: usize = 32;
             const MIN: bool = $min;
             const MAX: u8 = $max;
             const OFFSET: u32 = $offset;
             const UNIT: usize = 1;
-            type Head = Rows;
+            type Head = ();
             type Raw = $raw;
 
             #[inline(always)]
-            unsafe fn head(p: &Rows, _: usize) -> Rows {
-                *p
-            }
+            unsafe fn head(_: impl Panel<V>, _: usize) {}
 
             #[inline(always)]
-            unsafe fn raw($p: &Rows, u: usize) -> $raw {
+            unsafe fn raw($p: impl Panel<V>, u: usize) -> $raw {
                 let $at = u * $bytes;
                 // SAFETY: a whole block is readable.
                 unsafe { $read }
@@ -99,12 +100,15 @@ macro_rules! block32 {
 
         impl<V: Vector> Whole<V> for $name {
             #[inline(always)]
-            unsafe fn scales(head: &Rows, g: usize) -> (V::F, V::F) {
-                // SAFETY: a block is larger than four bytes.
+            unsafe fn scales(p: impl Panel<V>, (): &(), g: usize) -> (V::F, V::F) {
+                // SAFETY: a whole block is readable.
                 unsafe {
-                    let word = V::word(head, g * $bytes);
-                    let min = if $min { word.shr(16).half() } else { V::splat(0.0) };
-                    (word.half(), min)
+                    if $min {
+                        let word = p.word(g * $bytes);
+                        (word.half(), word.shr(16).half())
+                    } else {
+                        (p.half(g * $bytes), V::splat(0.0))
+                    }
                 }
             }
         }
@@ -113,21 +117,21 @@ macro_rules! block32 {
 
 block32!(
     /// `d · (n − 8)`.
-    Q4_0, 18, false, 15, 8, [V; 4], |p, at| V::words(p, at + 2), |w| nibbles(w)
+    Q4_0: Q4_0, 18, false, 15, 8, [V; 4], |p, at| p.words(at + 2), |w| nibbles(w)
 );
 block32!(
     /// `d · n + m`.
-    Q4_1, 20, true, 15, 0, [V; 4], |p, at| V::words(p, at + 4), |w| nibbles(w)
+    Q4_1: Q4_1, 20, true, 15, 0, [V; 4], |p, at| p.words(at + 4), |w| nibbles(w)
 );
 block32!(
     /// `d · table[n]`.
-    Iq4Nl, 18, false, 255, 128, [V; 4], |p, at| V::words(p, at + 2),
+    Iq4Nl: IQ4_NL, 18, false, 255, 128, [V; 4], |p, at| p.words(at + 2),
     |w| levels(nibbles(w), &IQ4_NL_RAISED)
 );
 block32!(
     /// `d · n`.
-    Q8_0, 34, false, 255, 128, [[V; 4]; 2],
-    |p, at| [V::words(p, at + 2), V::words(p, at + 18)],
+    Q8_0: Q8_0, 34, false, 255, 128, [[V; 4]; 2],
+    |p, at| [p.words(at + 2), p.words(at + 18)],
     |w| {
         let sign = V::bytes(128);
         [
@@ -144,14 +148,14 @@ block32!(
 );
 block32!(
     /// `d · (n − 16)`.
-    Q5_0, 22, false, 31, 16, (V, [V; 4]),
-    |p, at| (V::word(p, at + 2), V::words(p, at + 6)),
+    Q5_0: Q5_0, 22, false, 31, 16, (V, [V; 4]),
+    |p, at| (p.word(at + 2), p.words(at + 6)),
     |w| fifth(w.0, nibbles(&w.1))
 );
 block32!(
     /// `d · n + m`.
-    Q5_1, 24, true, 31, 0, (V, [V; 4]),
-    |p, at| (V::word(p, at + 4), V::words(p, at + 8)),
+    Q5_1: Q5_1, 24, true, 31, 0, (V, [V; 4]),
+    |p, at| (p.word(at + 4), p.words(at + 8)),
     |w| fifth(w.0, nibbles(&w.1))
 );
 
@@ -169,9 +173,11 @@ unsafe fn fifth<V: Vector>(bits: V, mut w: [V; 8]) -> [V; 8] {
 }
 
 /// The levels of a 4-bit float; the scale is a power of two.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Mxfp4;
 
 impl<V: Vector> Blocks<V> for Mxfp4 {
+    const TYPE: BlockType = BlockType::MXFP4;
     const BYTES: usize = size_of::<BlockMxfp4>();
     const LEN: usize = 32;
     const MIN: bool = false;
@@ -183,22 +189,22 @@ impl<V: Vector> Blocks<V> for Mxfp4 {
     type Raw = [V; 4];
 
     #[inline(always)]
-    unsafe fn head(p: &Rows, n: usize) -> Words {
+    unsafe fn head(p: impl Panel<V>, n: usize) -> Words {
         let mut words = Words([[0; 16]; PANEL]);
         for j in 0..V::LANES {
             for (b, word) in words.0[..n].iter_mut().enumerate() {
-                let block = p.at::<BlockMxfp4>(j, b * size_of::<BlockMxfp4>());
-                // SAFETY: a whole block is readable, and blocks lie at any address.
-                word[j] = unsafe { (*block).scale(0) }.to_bits();
+                // SAFETY: a whole block is readable.
+                let e = unsafe { p.byte(b * size_of::<BlockMxfp4>(), j) };
+                word[j] = BlockMxfp4 { e, qs: [0; 16] }.scale(0).to_bits();
             }
         }
         words
     }
 
     #[inline(always)]
-    unsafe fn raw(p: &Rows, u: usize) -> [V; 4] {
+    unsafe fn raw(p: impl Panel<V>, u: usize) -> [V; 4] {
         // SAFETY: a whole block is readable.
-        unsafe { V::words(p, u * size_of::<BlockMxfp4>() + 1) }
+        unsafe { p.words(u * size_of::<BlockMxfp4>() + 1) }
     }
 
     #[inline(always)]
@@ -210,7 +216,7 @@ impl<V: Vector> Blocks<V> for Mxfp4 {
 
 impl<V: Vector> Whole<V> for Mxfp4 {
     #[inline(always)]
-    unsafe fn scales(head: &Words, g: usize) -> (V::F, V::F) {
+    unsafe fn scales(_: impl Panel<V>, head: &Words, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
         unsafe { (V::load(&head.0[g]).same(), V::splat(0.0)) }
     }

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::panel::Panel;
 use super::super256::{Scales, high_byte};
 use super::tile::{Blocks, PANEL};
 use super::vector::Vector;
@@ -88,8 +89,8 @@ pub(in super::super) trait Whole<V: Vector>: Blocks<V> {
     /// Scale and minimum of block `b` of the panel.
     ///
     /// # Safety
-    /// `V`'s instruction set; what `head` read is readable still.
-    unsafe fn scales(head: &Self::Head, b: usize) -> (V::F, V::F);
+    /// `V`'s instruction set; `p` is readable, and `head` is of it.
+    unsafe fn scales(p: impl Panel<V>, head: &Self::Head, b: usize) -> (V::F, V::F);
 }
 
 /// Types of super-blocks whose groups are halves of a block of 32.
@@ -123,8 +124,15 @@ pub(in super::super) trait Chain<V: Vector, T: Blocks<V>> {
     /// The sums with block `b` of a panel, whose quants are `q`, and one activation row.
     ///
     /// # Safety
-    /// `V`'s instruction set.
-    unsafe fn one(head: &T::Head, b: usize, q: &[V; 8], x: &CodeBlock, s: [V::F; 2]) -> [V::F; 2];
+    /// `V`'s instruction set; the panel `p` is readable, and `head` is of it.
+    unsafe fn one(
+        p: impl Panel<V>,
+        head: &T::Head,
+        b: usize,
+        q: &[V; 8],
+        x: &CodeBlock,
+        s: [V::F; 2],
+    ) -> [V::F; 2];
 
     /// The sums of one activation row at the end of a panel.
     ///
@@ -142,6 +150,7 @@ pub(in super::super) trait Chain<V: Vector, T: Blocks<V>> {
     /// As there; `sums` are of as many rows as each of `x`, and if the weights have an offset, so are
     /// its `begins`; the blocks of a panel come one after the other, from the first on.
     unsafe fn many<const N: usize>(
+        p: impl Panel<V>,
         head: &T::Head,
         b: usize,
         q: &[[V; 8]; N],
@@ -270,6 +279,7 @@ impl Wholes {
 impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
     #[inline(always)]
     unsafe fn one(
+        p: impl Panel<V>,
         head: &T::Head,
         b: usize,
         q: &[V; 8],
@@ -278,7 +288,7 @@ impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
     ) -> [V::F; 2] {
         // SAFETY: by the contract.
         unsafe {
-            let scales = T::scales(head, b);
+            let scales = T::scales(p, head, b);
             let i = dot::<V, T, 8>(begin::<V, T>(x, 0), x, q, 0);
             [Self::add::<V, T>(x, i, scales, acc), inner]
         }
@@ -286,6 +296,7 @@ impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
 
     #[inline(always)]
     unsafe fn many<const N: usize>(
+        p: impl Panel<V>,
         head: &T::Head,
         b: usize,
         q: &[[V; 8]; N],
@@ -298,7 +309,7 @@ impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
         unsafe {
             let mut scales = [(V::splat(0.0), V::splat(0.0)); N];
             for (n, s) in scales.iter_mut().enumerate() {
-                *s = T::scales(head, b + n);
+                *s = T::scales(p, head, b + n);
             }
             for t in (0..pairs).step_by(2) {
                 let mut acc = [sums.acc.get::<V>(t), sums.acc.get::<V>(t + 1)];
@@ -493,7 +504,14 @@ impl<V: Vector, T: Halved<V>> Chain<V, T> for Halves {
     const TWO: bool = V::TWO;
 
     #[inline(always)]
-    unsafe fn one(head: &T::Head, b: usize, q: &[V; 8], x: &CodeBlock, s: [V::F; 2]) -> [V::F; 2] {
+    unsafe fn one(
+        _: impl Panel<V>,
+        head: &T::Head,
+        b: usize,
+        q: &[V; 8],
+        x: &CodeBlock,
+        s: [V::F; 2],
+    ) -> [V::F; 2] {
         let [first, last] = halves(q);
         // SAFETY: by the contract.
         unsafe {
@@ -513,6 +531,7 @@ impl<V: Vector, T: Halved<V>> Chain<V, T> for Halves {
 
     #[inline(always)]
     unsafe fn many<const N: usize>(
+        _: impl Panel<V>,
         head: &T::Head,
         b: usize,
         q: &[[V; 8]; N],

@@ -4,8 +4,8 @@
 /// `products as products_dot` where the name is taken.
 ///
 /// All are unsafe to call but where the features are there; besides, the contract is that of the
-/// kernel of the same name. `products` are those of weight rows `rows` of type `ty`, one that
-/// `integer::covers`, and all activation rows; columns `rows` of `out` must be the caller's to write.
+/// kernel of the same name. `products` are those of rows `rows` of `weights`, whose type `integer::covers`,
+/// and all activation rows; columns `rows` of `out` must be the caller's to write.
 macro_rules! entries {
     ($features:tt, $vector:ty: $($kernel:ident $(as $name:ident)?),+) => {
         $($crate::exec::cpu::integer::entry!($features, $vector, $kernel $(as $name)?);)+
@@ -21,39 +21,43 @@ macro_rules! entry {
     ($features:tt, $vector:ty, products as $name:ident) => {
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn $name(
-            ty: formats::blocks::BlockType,
-            weights: &[u8],
-            row_bytes: usize,
+            weights: $crate::exec::cpu::integer::Matrix<'_>,
             rows: std::ops::Range<usize>,
             x: &$crate::exec::cpu::integer::Codes,
             out: $crate::exec::cpu::matmul::Out,
         ) {
-            use $crate::exec::cpu::integer::{chain::Chain, tile};
+            use $crate::exec::cpu::integer::Rows;
+            use $crate::exec::cpu::integer::chain::Chain;
+            use $crate::exec::cpu::integer::panel::Tile;
+            use $crate::exec::cpu::integer::tile::{Blocks, Part, for_type, tiles};
 
             // Functions of their own: in one they are so much for the compiler that what it does for
             // one type depends on another.
-            #[target_feature(enable = $features)]
-            #[inline(never)]
-            unsafe fn one<T: tile::Blocks<$vector>, C: Chain<$vector, T>>(part: &tile::Part<'_>) {
-                // SAFETY: by the contract.
-                unsafe { tile::tiles::<$vector, T, C, true>(part) }
+            macro_rules! kernel {
+                ($kernel:ident, $panel:ty, $one:literal) => {
+                    #[target_feature(enable = $features)]
+                    #[inline(never)]
+                    unsafe fn $kernel<T: Blocks<$vector>, C: Chain<$vector, T>>(part: &Part<'_>) {
+                        // SAFETY: by the contract.
+                        unsafe { tiles::<$vector, T, C, $panel, $one>(part) }
+                    }
+                };
             }
+            kernel!(one, Rows, true);
+            kernel!(many, Rows, false);
+            kernel!(one_of_tiles, Tile<T>, true);
+            kernel!(many_of_tiles, Tile<T>, false);
 
-            #[target_feature(enable = $features)]
-            #[inline(never)]
-            unsafe fn many<T: tile::Blocks<$vector>, C: Chain<$vector, T>>(part: &tile::Part<'_>) {
-                // SAFETY: by the contract.
-                unsafe { tile::tiles::<$vector, T, C, false>(part) }
-            }
-
-            for part in tile::Part::all(ty, weights, row_bytes, rows, x, out) {
+            let ty = weights.block_type;
+            for part in Part::all(weights, rows, x, out) {
                 // SAFETY: parts are of type `ty`, their sizes have been looked at, and it is said whether
-                // they are of one row; columns `rows` of `out` are the caller's.
+                // they are of one row and how they lie; columns `rows` of `out` are the caller's.
                 unsafe {
-                    if part.is_one() {
-                        tile::for_type!(ty, one, &part);
-                    } else {
-                        tile::for_type!(ty, many, &part);
+                    match (part.tiled(), part.is_one()) {
+                        (None, true) => for_type!(ty, one, &part),
+                        (None, false) => for_type!(ty, many, &part),
+                        (Some(_), true) => for_type!(ty, one_of_tiles, &part),
+                        (Some(_), false) => for_type!(ty, many_of_tiles, &part),
                     }
                 }
             }

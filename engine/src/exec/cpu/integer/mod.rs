@@ -36,6 +36,9 @@ pub(super) mod chain;
 mod entries;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod kv;
+mod order;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) mod panel;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) mod super256;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -53,6 +56,7 @@ use formats::blocks::BlockType;
 pub(super) use entries::{entries, entry};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use kv::{scores as kv_scores, sums as kv_sums};
+pub(super) use order::repack;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use vector::{Rows, Vector};
 pub(super) use weights::{Codes16, Factors, SPAN, soften};
@@ -101,6 +105,17 @@ pub(super) fn covers(ty: BlockType) -> bool {
         | T::TQ1_0
         | T::TQ2_0 => false,
     }
+}
+
+/// A weight matrix as kernels read it.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) block_type: BlockType,
+    pub(super) bytes: &'a [u8],
+    /// Bytes of a row.
+    pub(super) row_bytes: usize,
+    /// The rows of a tile, where they lie in tiles (`panel` says how); otherwise they lie one behind the other.
+    pub(super) tiled: Option<usize>,
 }
 
 /// What is taken off the quants of types of groups of 16, powers of two. In blocks of one group it is

@@ -5,12 +5,13 @@
 // As in `tile`.
 #![allow(clippy::inline_always)]
 
-use formats::blocks::{BlockIq4Xs, IQ4_NL_LEVELS};
+use formats::blocks::{BlockIq4Xs, BlockType, IQ4_NL_LEVELS};
 
 use super::block32::{levels, nibbles};
 use super::chain::{Halved, Whole};
+use super::panel::Panel;
 use super::tile::Blocks;
-use super::vector::{Rows, Vector};
+use super::vector::Vector;
 
 /// Integer scales (and minima) of all rows, four a lane, and what they are multiplied with.
 pub(in super::super) struct Scales<V: Vector> {
@@ -26,10 +27,10 @@ pub(in super::super) struct Scales<V: Vector> {
 /// # Safety
 /// `V`'s instruction set; 32 bytes readable.
 #[inline(always)]
-unsafe fn words32<V: Vector>(p: &Rows, at: usize) -> [V; 8] {
+unsafe fn words32<V: Vector>(p: impl Panel<V>, at: usize) -> [V; 8] {
     // SAFETY: by the contract.
     unsafe {
-        let ([a, b, c, d], [e, f, g, h]) = (V::words(p, at), V::words(p, at + 16));
+        let ([a, b, c, d], [e, f, g, h]) = (p.words(at), p.words(at + 16));
         [a, b, c, d, e, f, g, h]
     }
 }
@@ -110,10 +111,10 @@ unsafe fn lowered<V: Vector>(six: V) -> V {
 /// # Safety
 /// `V`'s instruction set; 16 bytes readable.
 #[inline(always)]
-unsafe fn k4_head<V: Vector>(p: &Rows) -> Scales<V> {
+unsafe fn k4_head<V: Vector>(p: impl Panel<V>) -> Scales<V> {
     // SAFETY: by the contract.
     unsafe {
-        let [d, a, b, c] = V::words(p, 0);
+        let [d, a, b, c] = p.words(0);
         let (six, four, top) = (V::bytes(63), V::bytes(15), V::bytes(48));
         let zero = V::lanes(0);
         Scales {
@@ -131,12 +132,15 @@ unsafe fn k4_head<V: Vector>(p: &Rows) -> Scales<V> {
 }
 
 /// Five bits; eight 6-bit scales and minima.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Q5K;
 
 /// Four bits; eight 6-bit scales and minima.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Q4K;
 
 impl<V: Vector> Blocks<V> for Q4K {
+    const TYPE: BlockType = BlockType::Q4_K;
     const BYTES: usize = 144;
     const LEN: usize = 256;
     const MIN: bool = true;
@@ -147,13 +151,13 @@ impl<V: Vector> Blocks<V> for Q4K {
     type Raw = [V; 8];
 
     #[inline(always)]
-    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
+    unsafe fn head(p: impl Panel<V>, _: usize) -> Scales<V> {
         // SAFETY: a whole block is readable.
         unsafe { k4_head(p) }
     }
 
     #[inline(always)]
-    unsafe fn raw(p: &Rows, u: usize) -> [V; 8] {
+    unsafe fn raw(p: impl Panel<V>, u: usize) -> [V; 8] {
         // SAFETY: a whole block is readable.
         unsafe { words32(p, 16 + 32 * u) }
     }
@@ -167,7 +171,7 @@ impl<V: Vector> Blocks<V> for Q4K {
 
 impl<V: Vector> Whole<V> for Q4K {
     #[inline(always)]
-    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
+    unsafe fn scales(_: impl Panel<V>, h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
         unsafe {
             let min = unsigned(h.dmin, &h.mins, g);
@@ -177,6 +181,7 @@ impl<V: Vector> Whole<V> for Q4K {
 }
 
 impl<V: Vector> Blocks<V> for Q5K {
+    const TYPE: BlockType = BlockType::Q5_K;
     const BYTES: usize = 176;
     const LEN: usize = 256;
     const MIN: bool = true;
@@ -188,13 +193,13 @@ impl<V: Vector> Blocks<V> for Q5K {
     type Raw = [[V; 8]; 2];
 
     #[inline(always)]
-    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
+    unsafe fn head(p: impl Panel<V>, _: usize) -> Scales<V> {
         // SAFETY: a whole block is readable.
         unsafe { k4_head(p) }
     }
 
     #[inline(always)]
-    unsafe fn raw(p: &Rows, u: usize) -> [[V; 8]; 2] {
+    unsafe fn raw(p: impl Panel<V>, u: usize) -> [[V; 8]; 2] {
         // SAFETY: a whole block is readable.
         unsafe { [words32(p, 48 + 32 * u), words32(p, 16)] }
     }
@@ -211,7 +216,7 @@ impl<V: Vector> Blocks<V> for Q5K {
 
 impl<V: Vector> Whole<V> for Q5K {
     #[inline(always)]
-    unsafe fn scales(h: &Scales<V>, g: usize) -> (V::F, V::F) {
+    unsafe fn scales(_: impl Panel<V>, h: &Scales<V>, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
         unsafe {
             let min = unsigned(h.dmin, &h.mins, g);
@@ -221,9 +226,11 @@ impl<V: Vector> Whole<V> for Q5K {
 }
 
 /// Two bits; sixteen 4-bit scales and minima.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Q2K;
 
 impl<V: Vector> Blocks<V> for Q2K {
+    const TYPE: BlockType = BlockType::Q2_K;
     const BYTES: usize = 84;
     const LEN: usize = 256;
     const MIN: bool = true;
@@ -234,11 +241,11 @@ impl<V: Vector> Blocks<V> for Q2K {
     type Raw = [V; 8];
 
     #[inline(always)]
-    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
+    unsafe fn head(p: impl Panel<V>, _: usize) -> Scales<V> {
         // SAFETY: a whole block is readable.
         unsafe {
-            let d = V::word(p, 80);
-            let [a, b, c, e] = V::words(p, 0);
+            let d = p.word(80);
+            let [a, b, c, e] = p.words(0);
             let low = V::bytes(15);
             Scales {
                 d: d.half(),
@@ -255,7 +262,7 @@ impl<V: Vector> Blocks<V> for Q2K {
     }
 
     #[inline(always)]
-    unsafe fn raw(p: &Rows, u: usize) -> [V; 8] {
+    unsafe fn raw(p: impl Panel<V>, u: usize) -> [V; 8] {
         // SAFETY: a whole block is readable.
         unsafe { words32(p, 16 + 32 * u) }
     }
@@ -282,9 +289,11 @@ impl<V: Vector> Halved<V> for Q2K {
 }
 
 /// Three bits; sixteen signed 6-bit scales.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Q3K;
 
 impl<V: Vector> Blocks<V> for Q3K {
+    const TYPE: BlockType = BlockType::Q3_K;
     const BYTES: usize = 110;
     const LEN: usize = 256;
     const MIN: bool = false;
@@ -296,14 +305,10 @@ impl<V: Vector> Blocks<V> for Q3K {
     type Raw = [[V; 8]; 3];
 
     #[inline(always)]
-    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
-        // SAFETY: a whole block is readable: 16 bytes from 94 on are its last.
+    unsafe fn head(p: impl Panel<V>, _: usize) -> Scales<V> {
+        // SAFETY: a whole block is readable.
         unsafe {
-            // Two bytes of quants, twelve of scales, d.
-            let [a, b, c, e] = V::words(p, 94);
-            let low = a.shr(16).or(b.shl(16));
-            let mid = b.shr(16).or(c.shl(16));
-            let high = c.shr(16).or(e.shl(16));
+            let ([low, mid, high], d) = p.three_and_half(96);
             let (four, two) = (V::bytes(15), V::bytes(48));
             // Scales `j` of 0..4, 4..8 (low nibbles), 8..12, 12..16 (high nibbles), upper two
             // bits at 0, 2, 4, 6.
@@ -315,7 +320,7 @@ impl<V: Vector> Blocks<V> for Q3K {
             ];
             Scales {
                 // Exact: a quarter of a half is a float.
-                d: V::mul(e.shr(16).half(), V::splat(0.25)),
+                d: V::mul(d, V::splat(0.25)),
                 dmin: V::splat(0.0),
                 sizes: scales,
                 mins: scales,
@@ -324,7 +329,7 @@ impl<V: Vector> Blocks<V> for Q3K {
     }
 
     #[inline(always)]
-    unsafe fn raw(p: &Rows, _: usize) -> [[V; 8]; 3] {
+    unsafe fn raw(p: impl Panel<V>, _: usize) -> [[V; 8]; 3] {
         // SAFETY: a whole block is readable.
         unsafe { [words32(p, 0), words32(p, 32), words32(p, 64)] }
     }
@@ -343,9 +348,11 @@ impl<V: Vector> Blocks<V> for Q3K {
 impl<V: Vector> Halved<V> for Q3K {}
 
 /// Six bits; sixteen signed 8-bit scales.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Q6K;
 
 impl<V: Vector> Blocks<V> for Q6K {
+    const TYPE: BlockType = BlockType::Q6_K;
     const BYTES: usize = 210;
     const LEN: usize = 256;
     const MIN: bool = false;
@@ -357,12 +364,12 @@ impl<V: Vector> Blocks<V> for Q6K {
     type Raw = [[V; 8]; 3];
 
     #[inline(always)]
-    unsafe fn head(p: &Rows, _: usize) -> Scales<V> {
-        // SAFETY: a whole block is readable: d is its last two bytes.
+    unsafe fn head(p: impl Panel<V>, _: usize) -> Scales<V> {
+        // SAFETY: a whole block is readable.
         unsafe {
-            let scales = V::words(p, 192);
+            let scales = p.words(192);
             Scales {
-                d: V::word(p, 206).shr(16).half(),
+                d: p.last_half(208),
                 dmin: V::splat(0.0),
                 sizes: scales,
                 mins: scales,
@@ -371,7 +378,7 @@ impl<V: Vector> Blocks<V> for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn raw(p: &Rows, u: usize) -> [[V; 8]; 3] {
+    unsafe fn raw(p: impl Panel<V>, u: usize) -> [[V; 8]; 3] {
         // SAFETY: a whole block is readable.
         unsafe {
             [
@@ -396,6 +403,7 @@ impl<V: Vector> Blocks<V> for Q6K {
 impl<V: Vector> Halved<V> for Q6K {}
 
 /// The levels of IQ4_NL; eight 6-bit scales.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Iq4Xs;
 
 const IQ4_XS_RAISED: [u8; 16] = {
@@ -409,6 +417,7 @@ const IQ4_XS_RAISED: [u8; 16] = {
 };
 
 impl<V: Vector> Blocks<V> for Iq4Xs {
+    const TYPE: BlockType = BlockType::IQ4_XS;
     const BYTES: usize = size_of::<BlockIq4Xs>();
     const LEN: usize = 256;
     const MIN: bool = false;
@@ -420,15 +429,15 @@ impl<V: Vector> Blocks<V> for Iq4Xs {
     type Raw = [V; 4];
 
     #[inline(always)]
-    unsafe fn head(p: &Rows, _: usize) -> [V; 2] {
+    unsafe fn head(p: impl Panel<V>, _: usize) -> [V; 2] {
         // SAFETY: a whole block is readable.
-        unsafe { [V::word(p, 0), V::word(p, 4)] }
+        unsafe { [p.word(0), p.word(4)] }
     }
 
     #[inline(always)]
-    unsafe fn raw(p: &Rows, u: usize) -> [V; 4] {
+    unsafe fn raw(p: impl Panel<V>, u: usize) -> [V; 4] {
         // SAFETY: a whole block is readable.
-        unsafe { V::words(p, 8 + 16 * u) }
+        unsafe { p.words(8 + 16 * u) }
     }
 
     #[inline(always)]
@@ -440,7 +449,7 @@ impl<V: Vector> Blocks<V> for Iq4Xs {
 
 impl<V: Vector> Whole<V> for Iq4Xs {
     #[inline(always)]
-    unsafe fn scales([upper, lower]: &[V; 2], g: usize) -> (V::F, V::F) {
+    unsafe fn scales(_: impl Panel<V>, [upper, lower]: &[V; 2], g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
         unsafe {
             let four = lower.shr(4 * g).and(V::lanes(15));

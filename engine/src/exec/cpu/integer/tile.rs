@@ -10,8 +10,9 @@ use formats::blocks::BlockType;
 
 use super::super::matmul::Out;
 use super::chain::{Acts, Chain, Places, Sums};
-use super::vector::{Rows, Vector};
-use super::{BLOCK, CodeBlock, Codes};
+use super::panel::Panel;
+use super::vector::Vector;
+use super::{BLOCK, CodeBlock, Codes, Matrix};
 
 /// Blocks of 32 that are looked at together: a super-block.
 pub(super) const PANEL: usize = 8;
@@ -24,7 +25,9 @@ const MAX_ROWS: usize = 128;
 
 /// How a block type gives its quants to the kernel. A *panel* is a super-block, or as many blocks
 /// of 32; it is read in *units*, since one byte may hold bits of more than one block of 32.
-pub(in super::super) trait Blocks<V: Vector> {
+pub(in super::super) trait Blocks<V: Vector>: Copy {
+    /// Its name.
+    const TYPE: BlockType;
     /// Bytes of a block.
     const BYTES: usize;
     /// Weights of a block.
@@ -46,13 +49,13 @@ pub(in super::super) trait Blocks<V: Vector> {
     ///
     /// # Safety
     /// `V`'s instruction set; a panel of `n` blocks of 32 readable in each of `V::LANES` rows.
-    unsafe fn head(p: &Rows, n: usize) -> Self::Head;
+    unsafe fn head(p: impl Panel<V>, n: usize) -> Self::Head;
 
     /// Reads unit `u`.
     ///
     /// # Safety
     /// As [`head`](Self::head); the unit is in the panel.
-    unsafe fn raw(p: &Rows, u: usize) -> Self::Raw;
+    unsafe fn raw(p: impl Panel<V>, u: usize) -> Self::Raw;
 
     /// Block `r` of unit `u`: word `i` holds the stored quants `4i..4i + 4`.
     ///
@@ -121,8 +124,8 @@ impl Ahead {
 /// # Safety
 /// `V`'s instruction set; the panel is readable in each row, and so are the blocks at `x`.
 #[inline(always)]
-unsafe fn panel_of_one<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
-    p: &Rows,
+unsafe fn panel_of_one<V: Vector, T: Blocks<V>, C: Chain<V, T>, P: Panel<V>>(
+    p: P,
     n: usize,
     ahead: &mut Ahead,
     x: *const CodeBlock,
@@ -143,8 +146,10 @@ unsafe fn panel_of_one<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
                         raw = T::raw(p, u);
                     }
                     let q = T::quants(&raw, u, r);
-                    ahead.ask::<V, T, true>($b);
-                    sums = C::one(&head, $b, &q, &*x.add($b), sums);
+                    if !P::TILED {
+                        ahead.ask::<V, T, true>($b);
+                    }
+                    sums = C::one(p, &head, $b, &q, &*x.add($b), sums);
                 }
             )*};
         }
@@ -161,15 +166,20 @@ unsafe fn panel_of_one<V: Vector, T: Blocks<V>, C: Chain<V, T>>(
 /// prepared if the weights have an offset; `sums` are of as many rows.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // a kernel's
-unsafe fn panel_of_many<V: Vector, T: Blocks<V>, C: Chain<V, T>, const NEAR: bool>(
-    p: &Rows,
+unsafe fn panel_of_many<V, T, C, P, const NEAR: bool>(
+    p: P,
     n: usize,
     ahead: &mut Ahead,
     x: &Codes,
     from: usize,
     acts: &Range<usize>,
     sums: Sums,
-) {
+) where
+    V: Vector,
+    T: Blocks<V>,
+    C: Chain<V, T>,
+    P: Panel<V>,
+{
     // SAFETY: by the contract.
     unsafe {
         let head = T::head(p, n);
@@ -179,29 +189,32 @@ unsafe fn panel_of_many<V: Vector, T: Blocks<V>, C: Chain<V, T>, const NEAR: boo
                 for r in (0..T::UNIT).step_by(2) {
                     let q = [T::quants(&raw, u, r), T::quants(&raw, u, r + 1)];
                     let b = u * T::UNIT + r;
-                    ahead.ask::<V, T, NEAR>(b);
-                    ahead.ask::<V, T, NEAR>(b + 1);
+                    if !P::TILED {
+                        ahead.ask::<V, T, NEAR>(b);
+                        ahead.ask::<V, T, NEAR>(b + 1);
+                    }
                     let x = [
                         Acts::of(x, T::OFFSET, from + b, acts),
                         Acts::of(x, T::OFFSET, from + b + 1, acts),
                     ];
-                    C::many(&head, b, &q, x, sums);
+                    C::many(p, &head, b, &q, x, sums);
                 }
             } else {
                 for r in 0..T::UNIT {
                     let q = T::quants(&raw, u, r);
                     let b = u * T::UNIT + r;
-                    ahead.ask::<V, T, NEAR>(b);
+                    if !P::TILED {
+                        ahead.ask::<V, T, NEAR>(b);
+                    }
                     let x = Acts::of(x, T::OFFSET, from + b, acts);
-                    C::many(&head, b, &[q], [x], sums);
+                    C::many(p, &head, b, &[q], [x], sums);
                 }
             }
         }
     }
 }
 
-/// Adds to `sums` the products of the `V::LANES` weight rows from `first` on, `stride` bytes from one to the
-/// next, and activation rows `acts`, which are `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next. They are asked for
+/// Adds to `sums` the products of the `V::LANES` weight rows from `first` on, of `stride` bytes each, and activation rows `acts`, which are `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next. They are asked for
 /// twice: whole tiles in order, [`FAR`] bytes before they are used, and each row's part of a panel into
 /// the first cache, which has no room for a tile, while the panel before is computed.
 ///
@@ -210,7 +223,7 @@ unsafe fn panel_of_many<V: Vector, T: Blocks<V>, C: Chain<V, T>, const NEAR: boo
 /// `sums` holds `V::LANES` floats for each activation row; where that is one, its blocks are at `row`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // a kernel's
-unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
+unsafe fn tile<V, T, C, P, const ONE: bool>(
     first: *const u8,
     stride: usize,
     ahead: usize,
@@ -218,7 +231,12 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
     acts: &Range<usize>,
     row: *const CodeBlock,
     sums: Sums,
-) {
+) where
+    V: Vector,
+    T: Blocks<V>,
+    C: Chain<V, T>,
+    P: Panel<V>,
+{
     let blocks = x.per_row();
     assert!(acts.end <= x.rows());
     const {
@@ -227,7 +245,7 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
     }
     let panels = blocks.div_ceil(PANEL);
     let panel_bytes = panel_bytes::<V, T>();
-    let rows = Rows::new(first, stride);
+    let rows = P::first(first, stride);
     let far = first.wrapping_add(ahead * (FAR / ahead.max(1)).max(1));
     let near = acts.len() <= NEAR_ROWS;
     // SAFETY: by the contract.
@@ -243,19 +261,19 @@ unsafe fn tile<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
             near: first.wrapping_add(next),
             stride,
         };
-        let (p, from) = (rows.on::<V>(k * panel_bytes), k * PANEL);
+        let (p, from) = (rows.nth(k, panel_bytes), k * PANEL);
         let n = PANEL.min(blocks - from);
         // SAFETY: panel `k` is part of the rows, and of the codes.
         unsafe {
             if ONE {
-                one = panel_of_one::<V, T, C>(&p, n, &mut asked, row.add(from), one);
-            } else if near {
-                panel_of_many::<V, T, C, true>(&p, n, &mut asked, x, from, acts, sums);
+                one = panel_of_one::<V, T, C, P>(p, n, &mut asked, row.add(from), one);
+            } else if near && !P::TILED {
+                panel_of_many::<V, T, C, P, true>(p, n, &mut asked, x, from, acts, sums);
             } else {
-                panel_of_many::<V, T, C, false>(&p, n, &mut asked, x, from, acts, sums);
+                panel_of_many::<V, T, C, P, false>(p, n, &mut asked, x, from, acts, sums);
             }
             // What a shorter panel has no blocks for.
-            if near {
+            if near && !P::TILED {
                 for _ in n..PANEL {
                     asked.ask_near::<V, T>();
                 }
@@ -293,8 +311,7 @@ impl Room {
 
 /// A part of a product: some weight rows and at most [`MAX_ROWS`] activation rows.
 pub(in super::super) struct Part<'a> {
-    weights: &'a [u8],
-    row_bytes: usize,
+    w: Matrix<'a>,
     rows: Range<usize>,
     x: &'a Codes,
     acts: Range<usize>,
@@ -302,24 +319,29 @@ pub(in super::super) struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// The parts of weight rows `rows` of type `ty`, one that [`super::covers`], times all activation rows.
+    /// The parts of rows `rows` of `w`, whose type [`super::covers`], times all activation rows.
     ///
-    /// Panics unless `weights` holds `rows.end` rows of `row_bytes`, which are whole blocks, as many as `x`
-    /// has, and `x` is prepared for the type.
+    /// Panics unless `w` has these rows and they are whole blocks, as many as `x` has; where `w` is tiles,
+    /// unless `rows` begins with one; and unless `x` is prepared for the type.
     pub(in super::super) fn all(
-        ty: BlockType,
-        weights: &'a [u8],
-        row_bytes: usize,
+        w: Matrix<'a>,
         rows: Range<usize>,
         x: &'a Codes,
         out: Out,
     ) -> impl Iterator<Item = Self> {
-        assert!(weights.len() >= rows.end * row_bytes);
-        assert_eq!(ty.row_bytes(x.per_row() * BLOCK), Some(row_bytes));
+        let ty = w.block_type;
+        let held = match w.tiled {
+            Some(lanes) => {
+                assert!(rows.start.is_multiple_of(lanes));
+                rows.end.next_multiple_of(lanes)
+            }
+            None => rows.end,
+        };
+        assert!(w.bytes.len() >= held * w.row_bytes);
+        assert_eq!(ty.row_bytes(x.per_row() * BLOCK), Some(w.row_bytes));
         assert!(x.is_prepared(ty), "{ty}: nobody prepared for its offset");
         (0..x.rows()).step_by(MAX_ROWS).map(move |first| Part {
-            weights,
-            row_bytes,
+            w,
             rows: rows.clone(),
             x,
             acts: first..x.rows().min(first + MAX_ROWS),
@@ -331,46 +353,65 @@ impl<'a> Part<'a> {
     pub(in super::super) fn is_one(&self) -> bool {
         self.acts.len() == 1
     }
+
+    /// As many rows as the tiles have that the weights lie in, if they do.
+    pub(in super::super) fn tiled(&self) -> Option<usize> {
+        self.w.tiled
+    }
 }
 
 /// The products of a part, of `ONE` activation row or many, with weights of type `T`.
 ///
 /// # Safety
-/// `V`'s instruction set; the part is of this type, and `ONE` if and only if it [is](Part::is_one); its
-/// columns of `out` are this task's to write.
+/// `V`'s instruction set; the part is of this type, its weights lie as `P` reads them, and `ONE` if and only
+/// if it [is](Part::is_one); its columns of `out` are this task's to write.
 #[inline(always)]
-pub(in super::super) unsafe fn tiles<V: Vector, T: Blocks<V>, C: Chain<V, T>, const ONE: bool>(
-    part: &Part<'_>,
-) {
+pub(in super::super) unsafe fn tiles<V, T, C, P, const ONE: bool>(part: &Part<'_>)
+where
+    V: Vector,
+    T: Blocks<V>,
+    C: Chain<V, T>,
+    P: Panel<V>,
+{
+    assert_eq!(part.tiled(), P::TILED.then_some(V::LANES));
     debug_assert_eq!(ONE, part.is_one());
     let (mut sums, mut inner) = (Room::NEW, Room::NEW);
     let mut last = Vec::new();
-    let (acts, rows) = (&part.acts, &part.rows);
+    let (acts, rows, row_bytes) = (&part.acts, &part.rows, part.w.row_bytes);
     let alone = ONE.then(|| part.x.row(acts.start));
     let row = alone.as_ref().map_or(std::ptr::null(), |row| row.as_ptr());
     for i in rows.clone().step_by(V::LANES) {
         let n = V::LANES.min(rows.end - i);
-        // Where the last rows do not fill the lanes, those before are multiplied once more.
-        let from = i.min(rows.end.saturating_sub(V::LANES));
-        let lanes = V::LANES.min(rows.end - from);
-        let bytes = &part.weights[from * part.row_bytes..(from + lanes) * part.row_bytes];
+        // Where the last rows do not fill the lanes, those before are multiplied once more; a tile has
+        // zeros there.
+        let from = if P::TILED {
+            i
+        } else {
+            i.min(rows.end.saturating_sub(V::LANES))
+        };
+        let lanes = if P::TILED {
+            V::LANES
+        } else {
+            V::LANES.min(rows.end - from)
+        };
+        let bytes = &part.w.bytes[from * row_bytes..(from + lanes) * row_bytes];
         let first = if lanes == V::LANES {
             bytes.as_ptr()
         } else {
             // A matrix of fewer rows than lanes: those without a row see zeros.
-            last.resize(V::LANES * part.row_bytes, 0);
+            last.resize(V::LANES * row_bytes, 0);
             last[..bytes.len()].copy_from_slice(bytes);
             last.as_ptr()
         };
         let used = sums.zeros(acts.len() * V::LANES);
         // SAFETY: the rows are there, as `Part::all` has made sure.
         unsafe {
-            let ahead = lanes * part.row_bytes;
+            let ahead = lanes * row_bytes;
             let sums = Sums {
                 acc: Places(used.as_mut_ptr()),
                 inner: Places(inner.place()),
             };
-            tile::<V, T, C, ONE>(first, part.row_bytes, ahead, part.x, acts, row, sums);
+            tile::<V, T, C, P, ONE>(first, row_bytes, ahead, part.x, acts, row, sums);
         }
         for (t, sums) in acts.clone().zip(used.chunks_exact(V::LANES)) {
             // SAFETY: by the contract.

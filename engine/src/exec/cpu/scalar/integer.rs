@@ -2,22 +2,20 @@
 
 use std::ops::Range;
 
-use formats::blocks::BlockType;
-
 use super::super::MAX_ROWS;
-use super::super::integer::{BLOCK, Codes};
+use super::super::integer::{BLOCK, Codes, Matrix};
 use super::{Grouping, PANEL, Panel, grouping, super256, unpack};
 
-/// Weight rows `rows` times all activation rows: `out(r, i)` receives row `i` of the weights times
-/// row `r` of the activations.
+/// Rows `rows` of `w`, which lie one behind the other, times all activation rows: `out(r, i)` receives row `i`
+/// of the weights times row `r` of the activations.
 pub(crate) fn products(
-    ty: BlockType,
-    weights: &[u8],
-    row_bytes: usize,
+    w: Matrix<'_>,
     rows: Range<usize>,
     x: &Codes,
     out: &mut dyn FnMut(usize, usize, f32),
 ) {
+    assert_eq!(w.tiled, None);
+    let (ty, row_bytes) = (w.block_type, w.row_bytes);
     let Grouping { group, min } = grouping(ty);
     let mut panel = Panel {
         q: [0.0; PANEL],
@@ -29,7 +27,7 @@ pub(crate) fn products(
     for first in (0..x.rows()).step_by(MAX_ROWS) {
         let acts = first..x.rows().min(first + MAX_ROWS);
         for i in rows.clone() {
-            let row = &weights[i * row_bytes..(i + 1) * row_bytes];
+            let row = &w.bytes[i * row_bytes..(i + 1) * row_bytes];
             let acc = &mut acc[..acts.len()];
             acc.fill(0.0);
             for k0 in (0..cols).step_by(PANEL) {
