@@ -92,7 +92,7 @@ macro_rules! block32 {
             }
 
             #[inline(always)]
-            unsafe fn quants($w: &$raw, _: usize, _: usize) -> [V; 8] {
+            unsafe fn quants((): &(), $w: &$raw, _: usize, _: usize) -> [V; 8] {
                 // SAFETY: by the contract.
                 unsafe { $quants }
             }
@@ -208,7 +208,7 @@ impl<V: Vector> Blocks<V> for Mxfp4 {
     }
 
     #[inline(always)]
-    unsafe fn quants(raw: &[V; 4], _: usize, _: usize) -> [V; 8] {
+    unsafe fn quants(_: &Self::Head, raw: &[V; 4], _: usize, _: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe { levels(nibbles(raw), &MXFP4_RAISED) }
     }

@@ -163,7 +163,7 @@ impl<V: Vector> Blocks<V> for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn quants(raw: &[V; 8], _: usize, r: usize) -> [V; 8] {
+    unsafe fn quants(_: &Self::Head, raw: &[V; 8], _: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe { field(raw, -4 * r as i32, 15) }
     }
@@ -188,35 +188,38 @@ impl<V: Vector> Blocks<V> for Q5K {
     const MAX: u8 = 31;
     const OFFSET: u32 = 0;
     const UNIT: usize = 2;
-    type Head = Scales<V>;
-    /// Nibbles, fifth bits.
-    type Raw = [[V; 8]; 2];
+    /// Beside scales, the fifth bits of all quants.
+    type Head = (Scales<V>, [V; 8]);
+    type Raw = [V; 8];
 
     #[inline(always)]
-    unsafe fn head(p: impl Panel<V>, _: usize) -> Scales<V> {
+    unsafe fn head(p: impl Panel<V>, _: usize) -> Self::Head {
         // SAFETY: a whole block is readable.
-        unsafe { k4_head(p) }
+        unsafe {
+            let scales = k4_head(p);
+            (scales, words32(p, 16))
+        }
     }
 
     #[inline(always)]
-    unsafe fn raw(p: impl Panel<V>, u: usize) -> [[V; 8]; 2] {
+    unsafe fn raw(p: impl Panel<V>, u: usize) -> [V; 8] {
         // SAFETY: a whole block is readable.
-        unsafe { [words32(p, 48 + 32 * u), words32(p, 16)] }
+        unsafe { words32(p, 48 + 32 * u) }
     }
 
     #[inline(always)]
-    unsafe fn quants(raw: &[[V; 8]; 2], u: usize, r: usize) -> [V; 8] {
+    unsafe fn quants((_, fifth): &Self::Head, raw: &[V; 8], u: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe {
             let (u, r) = (u as i32, r as i32);
-            fields((&raw[0], -4 * r, 15), (&raw[1], 4 - 2 * u - r, 16))
+            fields((raw, -4 * r, 15), (fifth, 4 - 2 * u - r, 16))
         }
     }
 }
 
 impl<V: Vector> Whole<V> for Q5K {
     #[inline(always)]
-    unsafe fn scales(_: impl Panel<V>, h: &Scales<V>, g: usize) -> (V::F, V::F) {
+    unsafe fn scales(_: impl Panel<V>, (h, _): &Self::Head, g: usize) -> (V::F, V::F) {
         // SAFETY: by the contract.
         unsafe {
             let min = unsigned(h.dmin, &h.mins, g);
@@ -268,7 +271,7 @@ impl<V: Vector> Blocks<V> for Q2K {
     }
 
     #[inline(always)]
-    unsafe fn quants(raw: &[V; 8], _: usize, r: usize) -> [V; 8] {
+    unsafe fn quants(_: &Self::Head, raw: &[V; 8], _: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe { field(raw, -2 * r as i32, 3) }
     }
@@ -335,7 +338,7 @@ impl<V: Vector> Blocks<V> for Q3K {
     }
 
     #[inline(always)]
-    unsafe fn quants(raw: &[[V; 8]; 3], _: usize, r: usize) -> [V; 8] {
+    unsafe fn quants(_: &Self::Head, raw: &[[V; 8]; 3], _: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe {
             let low = &raw[1 + r / 4];
@@ -390,7 +393,7 @@ impl<V: Vector> Blocks<V> for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn quants(raw: &[[V; 8]; 3], _: usize, r: usize) -> [V; 8] {
+    unsafe fn quants(_: &Self::Head, raw: &[[V; 8]; 3], _: usize, r: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe {
             let low = &raw[r % 2];
@@ -441,7 +444,7 @@ impl<V: Vector> Blocks<V> for Iq4Xs {
     }
 
     #[inline(always)]
-    unsafe fn quants(raw: &[V; 4], _: usize, _: usize) -> [V; 8] {
+    unsafe fn quants(_: &Self::Head, raw: &[V; 4], _: usize, _: usize) -> [V; 8] {
         // SAFETY: by the contract.
         unsafe { levels(nibbles(raw), &IQ4_XS_RAISED) }
     }

@@ -61,7 +61,7 @@ pub(in super::super) trait Blocks<V: Vector>: Copy {
     ///
     /// # Safety
     /// `V`'s instruction set.
-    unsafe fn quants(raw: &Self::Raw, u: usize, r: usize) -> [V; 8];
+    unsafe fn quants(head: &Self::Head, raw: &Self::Raw, u: usize, r: usize) -> [V; 8];
 }
 
 /// Bytes of a panel of one row.
@@ -145,7 +145,7 @@ unsafe fn panel_of_one<V: Vector, T: Blocks<V>, C: Chain<V, T>, P: Panel<V>>(
                     if u > 0 && r == 0 {
                         raw = T::raw(p, u);
                     }
-                    let q = T::quants(&raw, u, r);
+                    let q = T::quants(&head, &raw, u, r);
                     if !P::TILED {
                         ahead.ask::<V, T, true>($b);
                     }
@@ -187,7 +187,7 @@ unsafe fn panel_of_many<V, T, C, P, const NEAR: bool>(
             let raw = T::raw(p, u);
             if C::TWO {
                 for r in (0..T::UNIT).step_by(2) {
-                    let q = [T::quants(&raw, u, r), T::quants(&raw, u, r + 1)];
+                    let q = [T::quants(&head, &raw, u, r), T::quants(&head, &raw, u, r + 1)];
                     let b = u * T::UNIT + r;
                     if !P::TILED {
                         ahead.ask::<V, T, NEAR>(b);
@@ -201,7 +201,7 @@ unsafe fn panel_of_many<V, T, C, P, const NEAR: bool>(
                 }
             } else {
                 for r in 0..T::UNIT {
-                    let q = T::quants(&raw, u, r);
+                    let q = T::quants(&head, &raw, u, r);
                     let b = u * T::UNIT + r;
                     if !P::TILED {
                         ahead.ask::<V, T, NEAR>(b);
