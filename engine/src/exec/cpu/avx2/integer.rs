@@ -304,6 +304,12 @@ impl Vector for V {
     }
 
     #[inline(always)]
+    unsafe fn now(v: __m256) -> __m256 {
+        // SAFETY: by the contract.
+        unsafe { now(v) }
+    }
+
+    #[inline(always)]
     unsafe fn neg(a: __m256) -> __m256 {
         // SAFETY: by the contract.
         unsafe { _mm256_xor_ps(a, _mm256_set1_ps(-0.0)) }
@@ -320,6 +326,18 @@ impl Vector for V {
             }
         }
     }
+}
+
+/// See [`Vector::now`].
+///
+/// # Safety
+/// AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn now(mut v: __m256) -> __m256 {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) v, options(nostack, preserves_flags)) };
+    v
 }
 
 integer::entries!(

@@ -267,6 +267,12 @@ impl Vector for V {
     }
 
     #[inline(always)]
+    unsafe fn now(v: __m512) -> __m512 {
+        // SAFETY: by the contract.
+        unsafe { now(v) }
+    }
+
+    #[inline(always)]
     unsafe fn neg(a: __m512) -> __m512 {
         // SAFETY: by the contract.
         unsafe { _mm512_xor_ps(a, _mm512_set1_ps(-0.0)) }
@@ -306,6 +312,18 @@ unsafe fn add_pairs(mut acc: __m512i, v: __m512i, c: *const i16) -> __m512i {
         );
     }
     acc
+}
+
+/// See [`Vector::now`].
+///
+/// # Safety
+/// AVX-512 F.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn now(mut v: __m512) -> __m512 {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(nostack, preserves_flags)) };
+    v
 }
 
 integer::entries!(

@@ -290,7 +290,7 @@ impl<V: Vector, T: Whole<V>> Chain<V, T> for Wholes {
         unsafe {
             let scales = T::scales(p, head, b);
             let i = dot::<V, T, 8>(begin::<V, T>(x, 0), x, q, 0);
-            [Self::add::<V, T>(x, i, scales, acc), inner]
+            [V::now(Self::add::<V, T>(x, i, scales, acc)), inner]
         }
     }
 
@@ -519,7 +519,8 @@ impl<V: Vector, T: Halved<V>> Chain<V, T> for Halves {
                 dot::<V, T, 4>(begin::<V, T>(x, 1), x, &first, 0),
                 dot::<V, T, 4>(begin::<V, T>(x, 2), x, &last, 4),
             ];
-            Self::add::<V, T>(x, products, &Self::weights::<V, T>(head, b), s)
+            let [acc, inner] = Self::add::<V, T>(x, products, &Self::weights::<V, T>(head, b), s);
+            [acc, V::now(inner)]
         }
     }
 

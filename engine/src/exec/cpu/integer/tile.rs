@@ -187,7 +187,10 @@ unsafe fn panel_of_many<V, T, C, P, const NEAR: bool>(
             let raw = T::raw(p, u);
             if C::TWO {
                 for r in (0..T::UNIT).step_by(2) {
-                    let q = [T::quants(&head, &raw, u, r), T::quants(&head, &raw, u, r + 1)];
+                    let q = [
+                        T::quants(&head, &raw, u, r),
+                        T::quants(&head, &raw, u, r + 1),
+                    ];
                     let b = u * T::UNIT + r;
                     if !P::TILED {
                         ahead.ask::<V, T, NEAR>(b);

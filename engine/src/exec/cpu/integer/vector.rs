@@ -277,6 +277,13 @@ pub(in super::super) trait Vector: Copy {
     /// The instruction set.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
 
+    /// No instruction. `v` is computed here, and what reads memory behind this stays there: the compiler would
+    /// read all that several blocks need and compute afterwards, with most of it on the stack in between.
+    ///
+    /// # Safety
+    /// The instruction set.
+    unsafe fn now(v: Self::F) -> Self::F;
+
     /// `−a`.
     ///
     /// # Safety
