@@ -122,9 +122,9 @@ fn a_decoded_token_asks_for_no_memory() {
                         .with_activations(activations)
                         .with_kv_type(kv_type)
                         .unwrap();
-                    // Half of them read tiles.
+                    // Some of them read tiles.
                     if kv_type != KvType::Q8_0 {
-                        exec.repack().unwrap();
+                        exec.repack(0).unwrap();
                     }
                     for sequences in [1, 3] {
                         let case =

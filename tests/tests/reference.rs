@@ -131,7 +131,7 @@ fn bits_do_not_depend_on_chunks_threads_or_the_cut() {
         }
         for threads in [2, 3, 5] {
             let mut cut = [half(0..10, threads), half(10..30, threads)];
-            cut[1].repack().unwrap();
+            cut[1].repack(0).unwrap();
             assert!(
                 run(&cut, &ids, 64) == want,
                 "{activations:?}: {threads} threads, cut, differ"
@@ -205,7 +205,7 @@ fn a_sequence_does_not_feel_its_neighbours() {
         let want = greedy(&exec(1), &prompts, 6, 1);
         for (threads, group) in [(2, 5), (1, 2), (3, 3)] {
             let mut exec = exec(threads);
-            exec.repack().unwrap();
+            exec.repack(0).unwrap();
             assert!(
                 greedy(&exec, &prompts, 6, group) == want,
                 "{activations:?}: {threads} threads, {group} together differ"
@@ -291,7 +291,7 @@ fn scalar_and_vector_kernels_give_the_same_bits() {
         for isa in Isa::available() {
             let mut one = [half(isa)];
             assert!(run(&one, &ids, 4) == want, "{activations:?}: {isa} differs");
-            let laid = one[0].repack().unwrap();
+            let laid = one[0].repack(0).unwrap();
             if activations == Activations::Int8 && isa != Isa::SCALAR {
                 // All but norms: the file has little else.
                 assert!(laid > 80 << 20, "{isa}: {laid} bytes in tiles");

@@ -105,7 +105,7 @@ pub(super) struct Compute {
     pub(super) exact: bool,
     /// Read weights where the file is mapped, instead of copying them at the start into the order in which
     /// the processor computes: starts sooner, holds no memory that the system cannot take back, decodes slower.
-    #[arg(long, env = "SPLITRUN_NO_REPACK")]
+    #[arg(long, env = "SPLITRUN_NO_REPACK", value_parser = clap::builder::FalseyValueParser::new())]
     pub(super) no_repack: bool,
 }
 

@@ -1,16 +1,21 @@
 //! `--device`: which executor runs a part of a model.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use formats::model::KvType;
+use formats::units::Size;
 
 use super::args::{Compute, Device};
-use super::note;
+use super::{context, note, one_line};
 use crate::exec::cpu::{Activations, CpuExecutor, Isa};
 use crate::exec::gpu::{Adapter, Gpu, GpuError, GpuExecutor, Variants};
 use crate::exec::{ExecError, Executor};
 use crate::model::ModelPart;
 use crate::role::RunError;
+
+/// Bytes of weights whose copy may take so long that somebody wonders.
+const MUCH: usize = 4 << 30;
 
 /// Where to compute, decided once per run.
 #[derive(Clone)]
@@ -147,12 +152,28 @@ impl Place {
             .map_err(RunError::io("starting threads"))?;
         let exec = exec.with_activations(self.activations);
         let mut exec = exec.with_kv_type(self.kv_type)?;
-        if self.repack
-            && let Err(e) = exec.repack()
-        {
-            note(&e.to_string());
+        if self.repack {
+            self.lay(&mut exec);
         }
         Ok(exec)
+    }
+
+    /// Copies the weights into the order of the kernels, where there is room beside a context of the usual
+    /// length.
+    fn lay(&self, exec: &mut CpuExecutor) {
+        let weights = exec.part().weight_bytes();
+        let n_ctx = context(None, exec.hparams());
+        let started = Instant::now();
+        if self.activations == Activations::Int8 && weights >= MUCH {
+            let size = Size(weights as u64);
+            note(&format!(
+                "copying {size} of weights; --no-repack reads them where they are"
+            ));
+        }
+        match exec.repack(exec.cache_bytes(n_ctx)) {
+            Ok(bytes) => tracing::info!(bytes, took = ?started.elapsed(), "weights are laid out"),
+            Err(e) => note(&one_line(&e)),
+        }
     }
 
     /// The device, if there is one to use.

@@ -23,16 +23,20 @@ fn of_machine(meminfo: &str) -> Option<usize> {
 }
 
 /// What the limits of the control group in a `/proc/self/cgroup`, and of those around it, leave (version 2 of
-/// them): what is held of files can be taken back. `read` gives the text of a file.
+/// them): what is held of files on disks can be taken back. `read` gives the text of a file.
 fn of_groups(own: &str, read: &dyn Fn(&Path) -> Option<String>) -> Option<usize> {
     let own = field(own, "0::")?.trim_start_matches('/');
     let root = Path::new("/sys/fs/cgroup");
     let left = |group: &Path| {
         let number = |name: &str| read(&group.join(name))?.trim().parse::<usize>().ok();
-        let (limit, used) = (number("memory.max")?, number("memory.current")?);
-        let files = read(&group.join("memory.stat"))
-            .and_then(|text| field(&text, "file ")?.parse::<usize>().ok());
-        Some(limit.saturating_sub(used.saturating_sub(files.unwrap_or(0))))
+        let limits = ["memory.max", "memory.high"].into_iter().filter_map(number);
+        let (limit, used) = (limits.min()?, number("memory.current")?);
+        let stat = read(&group.join("memory.stat")).unwrap_or_default();
+        let files = ["active_file ", "inactive_file "]
+            .into_iter()
+            .filter_map(|name| field(&stat, name)?.parse().ok())
+            .fold(0, usize::saturating_add);
+        Some(limit.saturating_sub(used.saturating_sub(files)))
     };
     let around = root.join(own);
     let groups = around.ancestors().take_while(|g| g.starts_with(root));
@@ -63,8 +67,12 @@ mod tests {
             let text = match path.to_str()? {
                 "/sys/fs/cgroup/a/b/memory.max" => "1000\n",
                 "/sys/fs/cgroup/a/b/memory.current" => "700\n",
-                "/sys/fs/cgroup/a/b/memory.stat" => "anon 1\nfile 600\nfile_mapped 5\n",
-                "/sys/fs/cgroup/a/memory.max" => "800\n",
+                "/sys/fs/cgroup/a/b/memory.high" => "max\n",
+                "/sys/fs/cgroup/a/b/memory.stat" => {
+                    "anon 1\nfile 700\nshmem 100\ninactive_file 400\nactive_file 200\n"
+                }
+                "/sys/fs/cgroup/a/memory.max" => "900\n",
+                "/sys/fs/cgroup/a/memory.high" => "800\n",
                 "/sys/fs/cgroup/a/memory.current" => "750\n",
                 "/sys/fs/cgroup/memory.max" => "max\n",
                 _ => return None,

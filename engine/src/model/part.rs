@@ -1,4 +1,4 @@
-//! The tensors of one layer range, as views into the memory map.
+//! The tensors of one layer range, as views into the memory map, and copies of them for kernels.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl Tiles {
     }
 }
 
-/// A weight matrix, in the map unless it was changed: `rows × cols`, each row whole blocks.
+/// A weight matrix, in the map unless it was changed, and maybe in [`Tiles`] besides: `rows × cols`, each row whole blocks.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     bytes: Bytes,

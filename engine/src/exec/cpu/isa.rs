@@ -115,7 +115,7 @@ impl Isa {
     }
 
     /// Products in whole numbers; the type of `w` is one that [`integer::covers`], and if it lies in tiles, they
-    /// are of [`lanes`](Self::lanes).
+    /// are of [`lanes`](Self::lanes) and `rows` begins with one.
     pub(super) fn products(self, w: Matrix<'_>, rows: Range<usize>, x: &Codes, out: Out) {
         match self.0 {
             Kind::Scalar => scalar::products(w, rows, x, &mut |r, i, v| {

@@ -1,6 +1,7 @@
 //! The CPU executor.
 //!
-//! Weights stay in the memory map and are multiplied as they are; activations are f32; keys and
+//! Weights are multiplied as they are, from the memory map or, the usual way for products in whole numbers,
+//! from a copy in the order in which they are read (`repack`). Activations are f32; keys and
 //! values are f16, q8_0 or q4_0. Every sum runs in one order, that of [`lanes`] or of [`kv_floats`], so the result does not depend on
 //! the instruction set, the number of threads, or how a prompt is cut into chunks.
 
@@ -45,6 +46,7 @@ use self::clock::Clock;
 use self::forward::{Part, Scratch, Span};
 use self::matmul::{Math, matmul};
 use self::pool::Pool;
+use super::memory;
 use super::rope::RopeTable;
 use super::{ExecError, Executor, Sequence, embed, missing};
 use crate::cache::{KvCache, KvShape};
@@ -92,16 +94,17 @@ impl CpuExecutor {
     }
 
     /// Lays the weights out in the order in which they are read, which costs a copy and makes decoding faster;
-    /// to be called when it is known how products are computed. Returns the bytes of the copy; products in
-    /// floats read rows and need none.
+    /// to be called when it is known how products are computed. `reserve` bytes are left for others, keys and
+    /// values among them. Returns the bytes of the copy; products in floats read rows and need none.
     ///
     /// # Errors
     /// Without the memory for it: then they are read where they are.
-    pub fn repack(&mut self) -> Result<usize, RepackError> {
+    pub fn repack(&mut self, reserve: usize) -> Result<usize, RepackError> {
         if self.activations == Activations::F32 {
             return Ok(0);
         }
-        repack::repack(&mut self.part, self.isa, self.pool.threads())
+        let (threads, free) = (self.pool.threads(), memory::available());
+        repack::repack(&mut self.part, self.isa, threads, reserve, free)
     }
 
     /// The same with keys and values in another form.

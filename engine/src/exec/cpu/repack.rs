@@ -1,17 +1,17 @@
 //! Weights in the order in which kernels read them.
 //!
-//! A copy in tiles (`integer::panel`) costs a moment at the start and as much memory as the mapped file
+//! A copy in tiles (`integer::order`) costs a moment at the start and as much memory as the mapped file
 //! would take, whose pages are given back; decoding then reads memory from one end to the other, as fast as
 //! a processor can. Results are the same to the last bit.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use memmap2::{Advice, MmapMut};
+use formats::units::Size;
+use memmap2::MmapMut;
 
 use super::integer;
 use super::isa::Isa;
-use crate::exec::memory;
 use crate::model::{ModelPart, Tensor, Tiles};
 
 /// Bytes of weights that a thread lays out at a time.
@@ -24,23 +24,28 @@ const LINE: usize = 64;
 const SKEW: usize = 16;
 
 /// Why weights stay as they are in the file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum RepackError {
     /// They could push out what else is in memory.
     #[error(
-        "a copy of the weights takes {needed} bytes and {available} are free; they are read where the file is mapped, which is slower"
+        "a copy of the weights in the order of the kernels takes {needed}, beside it {reserve} are kept for keys and values, \
+         and {available} are free: they are read where the file is mapped, which is slower; --no-repack asks for that, \
+         a shorter context or fewer layers make room"
     )]
     Memory {
         /// Bytes of the tiles.
-        needed: usize,
+        needed: Size,
+        /// Bytes that something else will want.
+        reserve: Size,
         /// Bytes that can be had without swapping.
-        available: usize,
+        available: Size,
     },
     /// The system gives no memory.
     #[error(
-        "no memory for a copy of the weights ({0}); they are read where the file is mapped, which is slower"
+        "no memory for a copy of the weights in the order of the kernels: they are read where the file is mapped, \
+         which is slower; --no-repack asks for that"
     )]
-    Map(String),
+    Map(#[source] std::io::Error),
 }
 
 /// Some rows of a matrix, and their place in tiles.
@@ -57,18 +62,24 @@ impl Piece<'_> {
         let rows = &w.data()[self.rows.start * bytes..self.rows.end * bytes];
         let tiles = self.to.chunks_exact_mut(lanes * bytes);
         for (rows, tile) in rows.chunks(lanes * bytes).zip(tiles) {
-            integer::repack(w.block_type, rows, bytes, lanes, tile);
+            integer::lay_tile(w.block_type, rows, bytes, lanes, tile);
         }
         w.release(self.rows.clone());
     }
 }
 
 /// Lays the matrices of `part` that have products in whole numbers out for the kernels of `isa`, with
-/// `threads` threads. Returns the bytes of the copy: none where there is no such matrix, or no vectors.
+/// `threads` threads, if that leaves `reserve` of the bytes `available` (nobody may know how many). Returns the bytes of the copy: none where there is no such matrix, or no vectors.
 ///
 /// # Errors
 /// Without the memory for it; `part` is as it was then.
-pub(super) fn repack(part: &mut ModelPart, isa: Isa, threads: usize) -> Result<usize, RepackError> {
+pub(super) fn repack(
+    part: &mut ModelPart,
+    isa: Isa,
+    threads: usize,
+    reserve: usize,
+    available: Option<usize>,
+) -> Result<usize, RepackError> {
     let Some(lanes) = isa.lanes() else {
         return Ok(0);
     };
@@ -79,15 +90,19 @@ pub(super) fn repack(part: &mut ModelPart, isa: Isa, threads: usize) -> Result<u
     if needed == 0 {
         return Ok(0);
     }
-    // Keys and values want some too, and pages of a file can be dropped where these cannot.
-    if let Some(available) = memory::available().filter(|free| free / 5 * 4 < needed) {
-        return Err(RepackError::Memory { needed, available });
+    // Pages of a file can be dropped where these cannot.
+    if let Some(free) = available.filter(|free| *free < needed.saturating_add(reserve)) {
+        let [needed, reserve, available] = [needed, reserve, free].map(|n| Size(n as u64));
+        return Err(RepackError::Memory {
+            needed,
+            reserve,
+            available,
+        });
     }
-    let mut memory =
-        MmapMut::map_anon(SKEW + needed).map_err(|e| RepackError::Map(e.to_string()))?;
+    let mut memory = MmapMut::map_anon(SKEW + needed).map_err(RepackError::Map)?;
     // Fewer faults and fewer misses; without them it is as right.
     #[cfg(target_os = "linux")]
-    let _ = memory.advise(Advice::HugePage);
+    let _ = memory.advise(memmap2::Advice::HugePage);
 
     let mut places = Vec::new();
     let mut pieces = Vec::new();
@@ -120,10 +135,7 @@ pub(super) fn repack(part: &mut ModelPart, isa: Isa, threads: usize) -> Result<u
         work();
     });
     drop(pieces);
-    let memory = memory
-        .make_read_only()
-        .map_err(|e| RepackError::Map(e.to_string()))?;
-    let memory = Arc::new(memory);
+    let memory = Arc::new(memory.make_read_only().map_err(RepackError::Map)?);
     for (w, place) in part.matrices_mut().filter(|w| fits(w)).zip(places) {
         w.lay(Tiles::new(lanes, &memory, place));
     }

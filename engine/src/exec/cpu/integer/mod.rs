@@ -56,7 +56,7 @@ use formats::blocks::BlockType;
 pub(super) use entries::{entries, entry};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use kv::{scores as kv_scores, sums as kv_sums};
-pub(super) use order::repack;
+pub(super) use order::lay_tile;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use vector::{Rows, Vector};
 pub(super) use weights::{Codes16, Factors, SPAN, soften};
@@ -114,7 +114,7 @@ pub(super) struct Matrix<'a> {
     pub(super) bytes: &'a [u8],
     /// Bytes of a row.
     pub(super) row_bytes: usize,
-    /// The rows of a tile, where they lie in tiles (`panel` says how); otherwise they lie one behind the other.
+    /// The rows of a tile, where they lie in tiles (`order` says how); otherwise they lie one behind the other.
     pub(super) tiled: Option<usize>,
 }
 

@@ -31,7 +31,7 @@ pub(super) const fn place(ty: BlockType, at: usize) -> usize {
 
 /// Lays `rows` of `row_bytes` each, whole blocks of type `ty` and no more than `lanes`, into `tile`, which is as
 /// large as `lanes` of them and zeros where it has no row.
-pub(in super::super) fn repack(
+pub(in super::super) fn lay_tile(
     ty: BlockType,
     rows: &[u8],
     row_bytes: usize,
@@ -68,8 +68,6 @@ fn piece<const N: usize>(rows: &[u8], row_bytes: usize, at: usize, to: &mut [u8]
         .iter_mut()
         .zip(rows.chunks_exact(row_bytes))
     {
-        if let Some(from) = row[at..].first_chunk() {
-            *to = *from;
-        }
+        to.copy_from_slice(&row[at..at + N]);
     }
 }

@@ -15,8 +15,7 @@ use super::vector::{Rows, Vector};
 /// # Safety
 /// All reads need the instruction set of `V`, and the bytes they name readable in each row.
 pub(in super::super) trait Panel<V: Vector>: Copy {
-    /// Whether rows lie in tiles. These are read in order, which processors foresee: nobody has to ask memory
-    /// for what comes next.
+    /// Whether rows lie in tiles, and so are read in order.
     const TILED: bool;
 
     /// The first panel of the rows at `first`, each of `row_bytes`.
@@ -25,7 +24,8 @@ pub(in super::super) trait Panel<V: Vector>: Copy {
     /// The panel `k` panels on, of which each has `bytes` of a row.
     fn nth(self, k: usize, bytes: usize) -> Self;
 
-    /// 16 bytes of each row, as their four 32-bit words.
+    /// 16 bytes of each row, as their four 32-bit words. They are read one after the other: none of those
+    /// that `order::place` has elsewhere begins among them.
     ///
     /// # Safety
     /// As said above.
@@ -171,7 +171,7 @@ impl<V: Vector, T: Blocks<V>> Panel<V> for Tile<T> {
     unsafe fn words(self, at: usize) -> [V; 4] {
         let (p, n) = (self.at::<V>(at), 4 * V::LANES);
         in_order();
-        // SAFETY: by the contract; four words that follow each other in the file do so in a tile.
+        // SAFETY: by the contract; words that are read one after the other lie so in a tile.
         unsafe {
             [
                 V::at(p),

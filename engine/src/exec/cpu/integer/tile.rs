@@ -192,10 +192,8 @@ unsafe fn panel_of_many<V, T, C, P, const NEAR: bool>(
                         T::quants(&head, &raw, u, r + 1),
                     ];
                     let b = u * T::UNIT + r;
-                    if !P::TILED {
-                        ahead.ask::<V, T, NEAR>(b);
-                        ahead.ask::<V, T, NEAR>(b + 1);
-                    }
+                    ahead.ask::<V, T, NEAR>(b);
+                    ahead.ask::<V, T, NEAR>(b + 1);
                     let x = [
                         Acts::of(x, T::OFFSET, from + b, acts),
                         Acts::of(x, T::OFFSET, from + b + 1, acts),
@@ -206,9 +204,7 @@ unsafe fn panel_of_many<V, T, C, P, const NEAR: bool>(
                 for r in 0..T::UNIT {
                     let q = T::quants(&head, &raw, u, r);
                     let b = u * T::UNIT + r;
-                    if !P::TILED {
-                        ahead.ask::<V, T, NEAR>(b);
-                    }
+                    ahead.ask::<V, T, NEAR>(b);
                     let x = Acts::of(x, T::OFFSET, from + b, acts);
                     C::many(p, &head, b, &[q], [x], sums);
                 }
@@ -217,9 +213,12 @@ unsafe fn panel_of_many<V, T, C, P, const NEAR: bool>(
     }
 }
 
-/// Adds to `sums` the products of the `V::LANES` weight rows from `first` on, of `stride` bytes each, and activation rows `acts`, which are `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next. They are asked for
-/// twice: whole tiles in order, [`FAR`] bytes before they are used, and each row's part of a panel into
-/// the first cache, which has no room for a tile, while the panel before is computed.
+/// Adds to `sums` the products of the `V::LANES` weight rows at `first`, of `stride` bytes each, and activation
+/// rows `acts`, which are `ONE` or many; `ahead` bytes on, `ahead` bytes of weights will be read next. They
+/// are asked for twice: whole tiles in order, [`FAR`] bytes before they are used, and each row's part of a
+/// panel into the first cache, which has no room for a tile, while the panel before is computed. Of rows that
+/// lie in tiles only the first, and for one activation row none: processors foresee what is read in order,
+/// as long as little is computed in between.
 ///
 /// # Safety
 /// `V`'s instruction set; `V::LANES` weight rows from `first` on, whole and of as many blocks as `x` has;
