@@ -67,14 +67,13 @@ mod tests {
             let text = match path.to_str()? {
                 "/sys/fs/cgroup/a/b/memory.max" => "1000\n",
                 "/sys/fs/cgroup/a/b/memory.current" => "700\n",
-                "/sys/fs/cgroup/a/b/memory.high" => "max\n",
                 "/sys/fs/cgroup/a/b/memory.stat" => {
                     "anon 1\nfile 700\nshmem 100\ninactive_file 400\nactive_file 200\n"
                 }
                 "/sys/fs/cgroup/a/memory.max" => "900\n",
                 "/sys/fs/cgroup/a/memory.high" => "800\n",
                 "/sys/fs/cgroup/a/memory.current" => "750\n",
-                "/sys/fs/cgroup/memory.max" => "max\n",
+                "/sys/fs/cgroup/a/b/memory.high" | "/sys/fs/cgroup/memory.max" => "max\n",
                 _ => return None,
             };
             Some(text.to_owned())
