@@ -19,8 +19,8 @@ const PIECE: usize = 1 << 20;
 /// Bytes of a line of the cache.
 const LINE: usize = 64;
 /// How far from the beginning of a line tiles begin: so every read of a whole line's length touches two, and asks
-/// for the second before it is needed. With Q6_K one core read 26 GB/s in this way and 20 where half of the reads
-/// were whole lines (Zen 4, nothing beside it).
+/// for the second before it is needed. With Q6_K one core read 30 GB/s in this way and 24 where half of the reads
+/// were whole lines (Zen 4, AVX-512, nothing beside it).
 const SKEW: usize = 16;
 
 /// Why weights stay as they are in the file.
