@@ -3,8 +3,12 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+use fixtures::LlamaShape;
+use formats::blocks::BlockType;
+use formats::gguf::GgufSet;
 
 /// The folder of the programs: that of the running test's own profile.
 fn bin_dir() -> PathBuf {
@@ -180,4 +184,22 @@ pub fn smollm2_pair() -> &'static Path {
         Box::leak(Box::new(dir))
     })
     .path()
+}
+
+/// A model of one layer, all matrices of type `ty`, in `dir`. Its head has three rows more than tiles of any
+/// processor, and K-quants want rows of 256.
+pub fn model_of(dir: &Path, ty: BlockType) -> Arc<GgufSet> {
+    let path = dir.join(format!("{ty}.gguf"));
+    let shape = LlamaShape {
+        n_layer: 1,
+        n_embd: 256,
+        n_head: 4,
+        n_head_kv: 2,
+        n_ff: 512,
+        n_vocab: 323,
+        matrix_type: ty,
+        ..LlamaShape::tiny()
+    };
+    shape.write(&path).unwrap();
+    Arc::new(GgufSet::open(&path).unwrap())
 }

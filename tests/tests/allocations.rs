@@ -2,17 +2,15 @@
 //! finds them. Counted for the whole process, kernels' threads included, so this file has one test.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use engine::cache::KvCache;
 use engine::exec::cpu::{Activations, CpuExecutor, Isa};
 use engine::exec::{Executor, Sequence};
 use engine::model::ModelPart;
-use fixtures::LlamaShape;
 use formats::blocks::BlockType;
-use formats::gguf::GgufSet;
 use formats::model::KvType;
+use integration::model_of;
 
 /// The system's allocator, and how often it was asked.
 struct Counting;
@@ -50,24 +48,6 @@ unsafe impl GlobalAlloc for Counting {
 
 /// Attention takes positions in spans of so many; a new one needs room for what it comes to.
 const SPAN: usize = 256;
-
-/// A model of one layer. Its head has three rows more than a tile of any processor, and K-quants
-/// want rows of 256.
-fn model(dir: &std::path::Path, ty: BlockType) -> Arc<GgufSet> {
-    let path = dir.join(format!("{ty}.gguf"));
-    let shape = LlamaShape {
-        n_layer: 1,
-        n_embd: 256,
-        n_head: 4,
-        n_head_kv: 2,
-        n_ff: 512,
-        n_vocab: 323,
-        matrix_type: ty,
-        ..LlamaShape::tiny()
-    };
-    shape.write(&path).unwrap();
-    Arc::new(GgufSet::open(&path).unwrap())
-}
 
 /// Allocations of `n` tokens, each of every sequence in `caches`.
 fn decode(
@@ -112,7 +92,7 @@ fn a_decoded_token_asks_for_no_memory() {
         BlockType::Q6_K,
         BlockType::F16,
     ] {
-        let set = model(dir.path(), ty);
+        let set = model_of(dir.path(), ty);
         for isa in Isa::available() {
             for activations in [Activations::Int8, Activations::F32] {
                 for kv_type in [KvType::F16, KvType::Q8_0, KvType::Q4_0] {

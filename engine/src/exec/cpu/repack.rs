@@ -30,7 +30,7 @@ pub enum RepackError {
     #[error(
         "a copy of the weights in the order of the kernels takes {needed}, beside it {reserve} are kept for keys and values, \
          and {available} are free: they are read where the file is mapped, which is slower; --no-repack asks for that, \
-         a shorter context or fewer layers make room"
+         fewer layers or bits make room"
     )]
     Memory {
         /// Bytes of the tiles.
@@ -69,7 +69,8 @@ impl Piece<'_> {
 }
 
 /// Lays the matrices of `part` that have products in whole numbers out for the kernels of `isa`, with
-/// `threads` threads, if that leaves `reserve` of the bytes `available` (nobody may know how many). Returns the bytes of the copy: none where there is no such matrix, or no vectors.
+/// `threads` threads, if that leaves `reserve` of the bytes `available` (nobody may know how many).
+/// Returns the bytes of the copy: none where there is no such matrix, or no vectors.
 ///
 /// # Errors
 /// Without the memory for it; `part` is as it was then.

@@ -386,15 +386,11 @@ where
         let n = V::LANES.min(rows.end - i);
         // Where the last rows do not fill the lanes, those before are multiplied once more; a tile has
         // zeros there.
-        let from = if P::TILED {
-            i
+        let (from, lanes) = if P::TILED {
+            (i, V::LANES)
         } else {
-            i.min(rows.end.saturating_sub(V::LANES))
-        };
-        let lanes = if P::TILED {
-            V::LANES
-        } else {
-            V::LANES.min(rows.end - from)
+            let from = i.min(rows.end.saturating_sub(V::LANES));
+            (from, V::LANES.min(rows.end - from))
         };
         let bytes = &part.w.bytes[from * row_bytes..(from + lanes) * row_bytes];
         let first = if lanes == V::LANES {
